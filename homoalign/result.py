@@ -5,8 +5,11 @@ B pairs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
+import torch
 from torch import Tensor
 
 from homoalign.status import Initialisation, Status, StopReason
@@ -69,3 +72,58 @@ class AlignResult:
     """(B,), largest of the four corners."""
     gt_reprojection_l1: Tensor
     """(B,), mean absolute difference of src warped by the estimate and by the truth."""
+
+    @classmethod
+    def blank(cls, status: Sequence[Status], status_detail: Sequence[str | None]) -> AlignResult:
+        """Return results of pairs that nothing was estimated for."""
+        batch = len(status)
+
+        def nan(*shape: int) -> Tensor:
+            return torch.full((batch, *shape), math.nan, dtype=torch.float64)
+
+        return cls(
+            status=list(status),
+            status_detail=list(status_detail),
+            dst_homo_src=nan(3, 3),
+            confidence=torch.zeros(batch, dtype=torch.float64),
+            corner_std_px=nan(),
+            corner_covariance=nan(4, 2, 2),
+            photometric_l1=nan(),
+            zncc=nan(),
+            overlap=nan(),
+            inlier_ratio=nan(),
+            forward_backward_px=nan(),
+            gain=nan(),
+            bias=nan(),
+            initialisation=[None] * batch,
+            stop_reason=[StopReason.NOT_STARTED] * batch,
+            num_iterations=torch.zeros(batch, dtype=torch.int32),
+            levels=[[] for _ in range(batch)],
+            gt_corner_error_px=nan(),
+            gt_corner_error_max_px=nan(),
+            gt_reprojection_l1=nan(),
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[AlignResult]) -> AlignResult:
+        """Return the results of several batches as one, in order."""
+        joined: dict[str, object] = {}
+        for field in fields(cls):
+            values = [getattr(part, field.name) for part in parts]
+            is_tensor = isinstance(values[0], Tensor)
+            joined[field.name] = torch.cat(values) if is_tensor else [entry for value in values for entry in value]
+        return cls(**joined)  # type: ignore[arg-type]
+
+    def put(self, index: Tensor, part: AlignResult) -> AlignResult:
+        """Return these results with the pairs that `index` (int64) names replaced by `part`."""
+        changed: dict[str, object] = {}
+        for field in fields(self):
+            mine, theirs = getattr(self, field.name), getattr(part, field.name)
+            if isinstance(mine, Tensor):
+                changed[field.name] = mine.index_copy(0, index, theirs)
+                continue
+            entries = list(mine)
+            for i, entry in zip(index.tolist(), theirs, strict=True):
+                entries[i] = entry
+            changed[field.name] = entries
+        return AlignResult(**changed)  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ class Status(ExplainedEnum):
     LOW_CONFIDENCE = "low_confidence", "there is a matrix, but it is not to be trusted"
     NO_OVERLAP = "no_overlap", "the images, or their masks, share too little of the frame"
     LOW_TEXTURE = "low_texture", "an image, or the overlap, has too little structure to align on"
-    NOT_CONVERGED = "not_converged", "the solver ran out of steps or of descent before it settled"
+    NOT_CONVERGED = "not_converged", "the solver ran out of steps, of descent or of overlap before it settled"
     UNREADABLE = "unreadable", "an image or a mask is missing, truncated or no supported format"
     TOO_SMALL = "too_small", "a side has fewer pixels than the solver needs"
     TOO_LARGE = "too_large", "an image has more pixels or bytes than the run allows"

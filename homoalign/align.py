@@ -1,0 +1,221 @@
+"""`align`: the library's one door. Batched over pairs, on whatever device they are on.
+
+    images -> intensities -> pyramids -> start -> solver, level by level -> metrics -> verdict
+
+B pairs, C channels, H W rows and columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from homoalign import homography, metrics, verdict
+from homoalign.arguments import Array, Pairs, check_pairs
+from homoalign.coarse_to_fine import Solved, Track, solve_gauss_newton, solve_tutorial
+from homoalign.config import AlignConfig
+from homoalign.homography import image_size
+from homoalign.initialise import Start, find_start
+from homoalign.intensity import to_gray, to_unit_range
+from homoalign.pyramid import Level, build_pyramid, num_levels
+from homoalign.residual import Alignment
+from homoalign.result import AlignResult
+from homoalign.status import Initialisation, Status
+
+PIXELS_AT_A_TIME = 2**20
+"""On a CPU pairs are solved in groups of about this many pixels of dst, so that a group's points stay in the cache."""
+
+
+def align(
+    src: Array,
+    dst: Array,
+    *,
+    src_mask: Array | None = None,
+    dst_mask: Array | None = None,
+    init: Array | None = None,
+    config: AlignConfig | None = None,
+    gt: Array | None = None,
+    trace: bool = False,
+) -> AlignResult:
+    """Find the homographies that lay source images onto destination images.
+
+    Args:
+        src: (B, C, H, W) tensor, or a (H, W[, C]) numpy array for one pair; unsigned integers of any depth, or
+            floats in [0, 1]. Floats beyond [0, 1] are scaled by their own range; NaN pixels count as masked.
+        dst: likewise; its size and channels may differ from src's. Both on one device.
+        src_mask: (B, H, W) tensor, or (H, W) array; nonzero pixels are used. None: all are.
+        dst_mask: likewise.
+        init: (B, 3, 3) priors of `dst_homo_src`, all NaN where a pair has none; or one (3, 3) matrix.
+        config: what changes the answer; the defaults where None.
+        gt: (B, 3, 3) or (3, 3) true matrices, for the `gt_` fields only; NaN where unknown.
+        trace: fill `levels`.
+
+    Returns:
+        One entry a pair. A pair's content never raises: it gets a status.
+
+    Raises:
+        ValueError: a shape is off, or batch sizes or devices differ.
+        TypeError: not a tensor or array, or a dtype that holds no image.
+    """
+    pairs = check_pairs(src, dst, src_mask=src_mask, dst_mask=dst_mask, init=init, gt=gt)
+    batch, pixels = len(pairs.dst), max(1, pairs.dst[0:1, 0].numel())
+    group = max(1, PIXELS_AT_A_TIME // pixels) if pairs.dst.device.type == "cpu" else max(1, batch)
+    with torch.no_grad():
+        parts = [
+            _align_group(pairs.slice(i, i + group), config or AlignConfig(), trace) for i in range(0, batch, group)
+        ]
+    return AlignResult.concatenate(parts) if parts else AlignResult.blank([], [])
+
+
+@dataclass(frozen=True, slots=True)
+class _Images:
+    """One side of the pairs: `gray` for the solver, `colour` (B, C, H, W) float32 for the tutorial and the truth."""
+
+    gray: Level
+    colour: Tensor
+
+    def select(self, index: Tensor) -> _Images:
+        """Return the pairs that `index` names."""
+        return _Images(self.gray.select(index), self.colour[index])
+
+
+def _read_images(image: Tensor, mask: Tensor | None) -> _Images:
+    colour, finite = to_unit_range(image)
+    if finite is not None:
+        mask = finite if mask is None else mask & finite
+    return _Images(Level(to_gray(colour), None if mask is None else mask.to(colour.dtype)), colour)
+
+
+def _align_group(pairs: Pairs, config: AlignConfig, trace: bool) -> AlignResult:
+    """Rule out the pairs that cannot be aligned, solve and judge the others."""
+    src, dst = _read_images(pairs.src, pairs.src_mask), _read_images(pairs.dst, pairs.dst_mask)
+    start = find_start(pairs.init, len(pairs.src), image_size(pairs.src), image_size(pairs.dst))
+    ruled_out = _rule_out(src.gray, dst.gray, start, config)
+    status, detail = zip(*ruled_out, strict=True)
+    result = AlignResult.blank(status, detail)
+    alive = torch.tensor([i for i, reason in enumerate(detail) if reason is None], dtype=torch.int64)
+    if len(alive) == 0:
+        return result
+    device = pairs.src.device
+    if len(alive) < len(status):
+        pairs = pairs.select(alive)
+        src, dst = src.select(alive.to(device)), dst.select(alive.to(device))
+    count = num_levels(
+        [image_size(src.colour), image_size(dst.colour)],
+        min_side_px=config.min_level_side_px,
+        max_levels=config.max_levels,
+    )
+    same_channels = src.colour.shape[1] == dst.colour.shape[1]
+    one = torch.ones(len(alive), dtype=torch.float64, device=device)
+    track = Track(
+        src=build_pyramid(src.gray.image, src.gray.mask, count),
+        dst=build_pyramid(dst.gray.image, dst.gray.mask, count),
+        colour=(src.colour, dst.colour) if same_channels else (src.gray.image, dst.gray.image),
+        start=Alignment(start.dst_homo_src[alive].to(device), one, torch.zeros_like(one)),
+        gt=None if pairs.gt is None else pairs.gt.to(device),
+        config=config,
+        trace=trace,
+    )
+    solved = solve_tutorial(track) if config.solver == "adam" else solve_gauss_newton(track)
+    part = _measure(track, src.colour, solved, [start.initialisation[i] for i in alive.tolist()])
+    return result.put(alive, part)
+
+
+def _rule_out(src: Level, dst: Level, start: Start, config: AlignConfig) -> list[tuple[Status, str | None]]:
+    """Return a status and its reason for every pair; OK and None for those that can be tried."""
+    for side, level in (("src", src), ("dst", dst)):
+        height, width = image_size(level.image)
+        if min(height, width) < config.min_side_px:
+            reason = f"{side} is {width} x {height} pixels, min_side_px={config.min_side_px}"
+            return [(Status.TOO_SMALL, reason)] * len(src.image)
+    sides = [("src", *_contrast(src)), ("dst", *_contrast(dst))]
+    return [_rule_out_pair(i, sides, start.fault[i], config) for i in range(len(src.image))]
+
+
+def _rule_out_pair(
+    i: int, sides: list[tuple[str, list[float], list[float]]], fault: str | None, config: AlignConfig
+) -> tuple[Status, str | None]:
+    if fault is not None:
+        return Status.INVALID_ROW, fault
+    for side, usable, _ in sides:
+        if not usable[i] >= config.min_overlap:
+            return Status.NO_OVERLAP, f"the mask leaves {usable[i]:.3f} of {side}, min_overlap={config.min_overlap}"
+    for side, _, contrast in sides:
+        if not contrast[i] >= config.min_contrast:
+            detail = f"{side} has a standard deviation of {contrast[i]:.5f}, min_contrast={config.min_contrast}"
+            return Status.LOW_TEXTURE, detail
+    return Status.OK, None
+
+
+def _contrast(level: Level) -> tuple[list[float], list[float]]:
+    """Return, for every pair, the share of usable pixels and their intensities' standard deviation."""
+    image = level.image.flatten(1)
+    if level.mask is None:
+        return [1.0] * len(image), image.double().std(-1, correction=0).tolist()
+    mask = level.mask.flatten(1).double()
+    count = mask.sum(-1).clamp_min(1)
+    mean = (image * mask).sum(-1) / count
+    variance = ((image - mean[:, None]).square() * mask).sum(-1) / count
+    return mask.mean(-1).tolist(), variance.sqrt().tolist()
+
+
+def _measure(
+    track: Track, src_colour: Tensor, solved: Solved, initialisation: list[Initialisation | None]
+) -> AlignResult:
+    """Measure what the solver found, and judge it."""
+    config, matrix = track.config, solved.alignment.dst_homo_src
+    finite = matrix.isfinite().flatten(1).all(-1)
+    matrix = torch.where(finite[:, None, None], matrix, torch.nan)
+    src_size, dst_size = image_size(track.src[0].image), image_size(track.dst[0].image)
+    scale = solved.scale
+    if config.solver == "adam":  # which estimates none
+        scale = metrics.residual_scale(track.src[0], track.dst[0], matrix)
+    fit = metrics.measure_fit(
+        track.src[0],
+        track.dst[0],
+        matrix,
+        gain=solved.alignment.gain,
+        bias=solved.alignment.bias,
+        loss_width=config.loss_width * scale,
+    )
+    level = verdict.evidence_level([src_size, dst_size], len(track.src))
+    src, dst = track.src[level], track.dst[level]
+    evidence = verdict.Evidence(
+        local_correlation=metrics.local_correlation(src, dst, homography.rescale(matrix, level)).cpu(),
+        overlap=fit.overlap.cpu(),
+        src_overlap=metrics.share_of_src_seen(src, dst, homography.rescale(matrix, level)).cpu(),
+        is_finite=finite.cpu(),
+    )
+    confidence = verdict.confidence(evidence)
+    status, detail = verdict.judge(evidence, confidence, solved.stop_reason, config)
+    covariance = metrics.corner_covariance(solved.covariance, matrix, *src_size)
+    nan = torch.full_like(fit.zncc, torch.nan)
+    errors, reprojection = nan[:, None].expand(-1, 4), nan
+    if track.gt is not None:
+        errors = homography.corner_errors(matrix, track.gt, *src_size)
+        reprojection = metrics.reprojection_l1(src_colour, matrix, track.gt, dst_size)
+    return AlignResult(
+        status=status,
+        status_detail=detail,
+        dst_homo_src=matrix.cpu(),
+        confidence=confidence,
+        # The four corners' error vectors: trace of a covariance is the mean square length.
+        corner_std_px=covariance.diagonal(dim1=-2, dim2=-1).sum(-1).mean(-1).sqrt().cpu(),
+        corner_covariance=covariance.cpu(),
+        photometric_l1=fit.photometric_l1.cpu(),
+        zncc=fit.zncc.cpu(),
+        overlap=fit.overlap.cpu(),
+        inlier_ratio=fit.inlier_ratio.cpu(),
+        forward_backward_px=nan.cpu(),
+        gain=torch.where(finite, solved.alignment.gain, torch.nan).cpu(),
+        bias=torch.where(finite, solved.alignment.bias, torch.nan).cpu(),
+        initialisation=initialisation,
+        stop_reason=solved.stop_reason,
+        num_iterations=solved.num_iterations.cpu(),
+        levels=solved.levels,
+        gt_corner_error_px=errors.mean(-1).cpu(),
+        gt_corner_error_max_px=errors.amax(-1).cpu(),
+        gt_reprojection_l1=reprojection.cpu(),
+    )

@@ -1,0 +1,201 @@
+"""The two solvers' ways down a pyramid, from a start to an alignment.
+
+B pairs, C channels, H W rows and columns.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from homoalign import homography, metrics, tutorial
+from homoalign.config import AlignConfig
+from homoalign.homography import image_size
+from homoalign.pyramid import Level
+from homoalign.residual import Alignment, build_problem
+from homoalign.result import LevelTrace
+from homoalign.sampling import Interpolation
+from homoalign.solver import REASONS, solve
+from homoalign.status import StopReason
+
+SMALLEST_PROBLEM = 20
+"""Twice the unknowns: with fewer residuals a robust fit says nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """Pairs on their way through the solver.
+
+    Attributes:
+        src: pyramid of the gray source images, full size first.
+        dst: pyramid of the gray destination images, as many levels.
+        colour: (B, C, H, W) float32 source and destination images where they have as many channels, else gray.
+        start: where the solver starts.
+        gt: (B, 3, 3) truth for the trace, or None.
+        config: what changes the answer.
+        trace: whether `levels` is wanted.
+    """
+
+    src: list[Level]
+    dst: list[Level]
+    colour: tuple[Tensor, Tensor]
+    start: Alignment
+    gt: Tensor | None
+    config: AlignConfig
+    trace: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """What a solver hands to the metrics.
+
+    Attributes:
+        alignment: the answers.
+        stop_reason: why each pair stopped at its last level.
+        num_iterations: (B,) int32, over all levels.
+        scale: (B,) robust standard deviation of the residual, intensities in [0, 1]; NaN where not estimated.
+        covariance: (B, P, P) of the parameters, the first eight those of sl(3); NaN where not estimated.
+        levels: the traces, coarse to fine; empty unless asked for.
+    """
+
+    alignment: Alignment
+    stop_reason: list[StopReason]
+    num_iterations: Tensor
+    scale: Tensor
+    covariance: Tensor
+    levels: list[list[LevelTrace]]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One run of the solver: a level, on how many pixels, how precisely."""
+
+    level: int
+    max_points: int
+    step_tol_px: float
+    interpolation: Interpolation
+
+
+def plan_stages(track: Track) -> list[Stage]:
+    """Return the stages, coarse to fine.
+
+    The full-size image is solved on few pixels first where it has many, so that the precise last stage, on many
+    pixels, starts a hair from its end.
+    """
+    config = track.config
+    stages = [
+        Stage(level, config.points_per_level, config.coarse_step_tol_px, "bilinear")
+        for level in range(len(track.src) - 1, 0, -1)
+    ]
+    height, width = image_size(track.src[0].image)
+    if min(height * width, config.final_points) > 2 * config.points_per_level:
+        stages.append(Stage(0, config.points_per_level, config.coarse_step_tol_px, "bicubic"))
+    return [*stages, Stage(0, config.final_points, config.step_tol_px, "bicubic")]
+
+
+def solve_gauss_newton(track: Track) -> Solved:
+    """Solve level by level on gray intensities, coarse to fine."""
+    config, state = track.config, track.start
+    total = torch.zeros(len(state.gain), dtype=torch.int32, device=state.gain.device)
+    levels: list[list[LevelTrace]] = [[] for _ in range(len(total))]
+    before_level = total
+    stages = plan_stages(track)
+    for i, stage in enumerate(stages):
+        problem = build_problem(
+            track.src[stage.level],
+            track.dst[stage.level],
+            level=stage.level,
+            max_points=stage.max_points,
+            fit_photometric=config.photometric == "gain_bias",
+            interpolation=stage.interpolation,
+        )
+        if i == 0 and config.photometric == "gain_bias":
+            state = Alignment(state.dst_homo_src, *problem.matched_moments(state.dst_homo_src))
+        solution = solve(
+            problem,
+            state,
+            max_iterations=config.max_iterations,
+            step_tol_px=stage.step_tol_px,
+            loss_width=config.loss_width,
+            # A tenth of what `min_overlap` asks for in the end: on the way a pair may see less.
+            min_seen=(0.1 * config.min_overlap * problem.usable.sum(-1)).clamp_min(SMALLEST_PROBLEM),
+        )
+        state = solution.state
+        total = total + solution.num_iterations
+        is_last_of_level = stage is stages[-1] or stages[i + 1].level != stage.level
+        if track.trace and is_last_of_level:
+            truth = None if track.gt is None else homography.rescale(track.gt, stage.level)
+            matrix = homography.rescale(state.dst_homo_src, stage.level)
+            pair = track.src[stage.level], track.dst[stage.level]
+            _append_trace(levels, stage.level, *pair, matrix, truth, total - before_level)
+            before_level = total
+    stop = [REASONS[reason] for reason in solution.stop.tolist()]
+    return Solved(state, stop, total, solution.scale, solution.covariance, levels)
+
+
+def solve_tutorial(track: Track) -> Solved:
+    """Run kornia's tutorial on all channels; masks are not used, as it knows none."""
+    config = track.config
+    src, dst = track.colour
+    batch = len(src)
+    levels: list[list[LevelTrace]] = [[] for _ in range(batch)]
+    total = torch.zeros(batch, dtype=torch.int32, device=src.device)
+    dst_homo_src = track.start.dst_homo_src
+    for done in tutorial.adam_levels(
+        src,
+        dst,
+        dst_homo_src,
+        levels=config.adam_levels,
+        steps=config.adam_steps,
+        learning_rate=config.adam_learning_rate,
+    ):
+        dst_homo_src = done.dst_homo_src
+        total += done.num_iterations
+        if track.trace:
+            full_src = torch.linalg.inv(done.level_homo_full_src)
+            matrix = done.level_homo_full_dst @ dst_homo_src @ full_src
+            truth = None if track.gt is None else done.level_homo_full_dst @ track.gt @ full_src
+            taken = torch.full_like(total, done.num_iterations)
+            _append_trace(levels, done.level, Level(done.src, None), Level(done.dst, None), matrix, truth, taken)
+    nan = torch.full((batch,), math.nan, dtype=torch.float64, device=src.device)
+    return Solved(
+        alignment=Alignment(dst_homo_src, torch.ones_like(nan), torch.zeros_like(nan)),
+        stop_reason=[StopReason.MAX_ITERATIONS] * batch,
+        num_iterations=total,
+        scale=nan,
+        covariance=nan[:, None, None].expand(-1, 8, 8),
+        levels=levels,
+    )
+
+
+def _append_trace(
+    levels: list[list[LevelTrace]],
+    level: int,
+    src: Level,
+    dst: Level,
+    dst_homo_src: Tensor,
+    dst_homo_src_gt: Tensor | None,
+    num_iterations: Tensor,
+) -> None:
+    """Add a finished level to every pair's trace; the matrices are in that level's pixels."""
+    size = image_size(dst.image)
+    if dst_homo_src_gt is None:
+        reprojection = [math.nan] * len(levels)
+    else:
+        reprojection = metrics.reprojection_l1(src.image, dst_homo_src, dst_homo_src_gt, size).tolist()
+    photometric = metrics.photometric_l1(src, dst, dst_homo_src).tolist()
+    height, width = image_size(src.image)
+    for i, pair in enumerate(levels):
+        pair.append(
+            LevelTrace(
+                level=level,
+                height=height,
+                width=width,
+                num_iterations=int(num_iterations[i]),
+                photometric_l1=photometric[i],
+                gt_reprojection_l1=reprojection[i],
+            )
+        )

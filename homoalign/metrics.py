@@ -1,0 +1,193 @@
+"""How well a pair lies on each other, measured over the overlap.
+
+B pairs, H W rows and columns (of dst unless said otherwise).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from homoalign import homography
+from homoalign.homography import image_size
+from homoalign.pyramid import Level
+from homoalign.sampling import is_inside, warp_with_coverage
+
+WINDOW = 9
+"""Side of the windows of `local_correlation`, pixels of the level it is measured on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Per-pair figures, (B,) float64; NaN where there is no overlap.
+
+    Attributes:
+        photometric_l1: mean absolute difference of the warped source and dst, intensities in [0, 1].
+        zncc: zero-mean normalised cross-correlation.
+        overlap: share of dst's usable pixels that the warped source covers.
+        inlier_ratio: share of the overlap's pixels within the loss's width.
+    """
+
+    photometric_l1: Tensor
+    zncc: Tensor
+    overlap: Tensor
+    inlier_ratio: Tensor
+
+
+def warp_level(src: Level, dst: Level, dst_homo_src: Tensor) -> tuple[Tensor, Tensor]:
+    """Warp a level of src onto the same level of dst: (B, H, W) values, and (B, H, W) bool where both count."""
+    size = image_size(dst.image)
+    warped, covered = warp_with_coverage(src.image, dst_homo_src, size)
+    if src.mask is not None:
+        mask, _ = warp_with_coverage(src.mask, dst_homo_src, size)
+        covered = covered & (mask[:, 0] > 0.999)
+    if dst.mask is not None:
+        covered = covered & (dst.mask[:, 0] > 0.5)
+    return torch.where(covered, warped[:, 0], 0.0), covered
+
+
+def measure_fit(src: Level, dst: Level, dst_homo_src: Tensor, *, gain: Tensor, bias: Tensor, loss_width: Tensor) -> Fit:
+    """Measure the full-size images.
+
+    Args:
+        src: source images.
+        dst: destination images.
+        dst_homo_src: (B, 3, 3).
+        gain: (B,) of the photometric model.
+        bias: (B,) likewise.
+        loss_width: (B,) residuals beyond it are outliers, intensities in [0, 1].
+    """
+    warped, covered = warp_level(src, dst, dst_homo_src)
+    value = torch.where(covered, dst.image[:, 0], 0.0)
+    count = covered.sum((-2, -1)).double()
+    usable = dst.image[0].numel() if dst.mask is None else dst.mask.sum((-3, -2, -1)).double()
+
+    def mean(values: Tensor) -> Tensor:
+        return values.sum((-2, -1), dtype=torch.float64) / count
+
+    def centred(values: Tensor) -> Tensor:
+        return torch.where(covered, values - mean(values)[:, None, None].to(values), 0.0)
+
+    a, b = centred(warped), centred(value)
+    zncc = mean(a * b) / (mean(a * a) * mean(b * b)).sqrt()
+    residual = value - gain[:, None, None].to(value) * warped - bias[:, None, None].to(value)
+    inlier = covered & (residual.abs() <= loss_width[:, None, None].to(value))
+    return Fit(
+        photometric_l1=mean((warped - value).abs()),
+        zncc=zncc.clamp(-1, 1),
+        overlap=count / usable,
+        inlier_ratio=inlier.sum((-2, -1)) / count,
+    )
+
+
+def residual_scale(src: Level, dst: Level, dst_homo_src: Tensor) -> Tensor:
+    """Return (B,) 1.4826 times the median absolute difference of warped src and dst; NaN without overlap."""
+    warped, covered = warp_level(src, dst, dst_homo_src)
+    difference = torch.where(covered, (warped - dst.image[:, 0]).abs(), torch.nan)
+    return 1.4826 * torch.nanmedian(difference.flatten(1), dim=-1).values.double()
+
+
+def photometric_l1(src: Level, dst: Level, dst_homo_src: Tensor) -> Tensor:
+    """Return (B,) float64 mean absolute difference of warped src and dst over the overlap; NaN where there is none."""
+    warped, covered = warp_level(src, dst, dst_homo_src)
+    difference = torch.where(covered, (warped - dst.image[:, 0]).abs(), 0.0)
+    return difference.sum((-2, -1), dtype=torch.float64) / covered.sum((-2, -1))
+
+
+def local_correlation(src: Level, dst: Level, dst_homo_src: Tensor) -> Tensor:
+    """Correlation of what is left when every pixel's neighbourhood mean is taken away.
+
+    Brightness, vignetting and large-scale contrast, which unrelated photographs share easily, do not count.
+
+    Args:
+        src: source images of a level.
+        dst: destination images of the same level.
+        dst_homo_src: (B, 3, 3), of that level's pixels.
+
+    Returns:
+        (B,) in [-1, 1]; NaN where no window lies in the overlap or all are flat.
+    """
+    warped, covered = warp_level(src, dst, dst_homo_src)
+    value = torch.where(covered, dst.image[:, 0], 0.0)
+
+    def smooth(values: Tensor) -> Tensor:
+        return avg_pool2d(values[:, None], WINDOW, stride=1, padding=WINDOW // 2)[:, 0]
+
+    share = smooth(covered.to(value))
+    counted = covered & (share > 0.5)
+
+    def high_pass(values: Tensor) -> Tensor:
+        return torch.where(counted, values - smooth(values) / share.clamp_min(1e-6), 0.0)
+
+    a, b = high_pass(warped), high_pass(value)
+    # Each window has a like say, whatever its contrast; the floor keeps flat windows from echoing noise.
+    energy_a, energy_b = smooth(a * a), smooth(b * b)
+    floor_a, floor_b = 0.05 * _mean(energy_a, counted), 0.05 * _mean(energy_b, counted)
+    weight = 1 / ((energy_a + floor_a).sqrt() * (energy_b + floor_b).sqrt())
+    weight = torch.where(counted, weight, 0.0)
+    covariance = (weight * a * b).sum((-2, -1), dtype=torch.float64)
+    norm = (weight * a * a).sum((-2, -1), dtype=torch.float64) * (weight * b * b).sum((-2, -1), dtype=torch.float64)
+    return (covariance / norm.sqrt()).clamp(-1, 1)
+
+
+def _mean(values: Tensor, counted: Tensor) -> Tensor:
+    total = torch.where(counted, values, 0.0).sum((-2, -1), keepdim=True)
+    return total / counted.sum((-2, -1), keepdim=True).clamp_min(1) + 1e-12
+
+
+def share_of_src_seen(src: Level, dst: Level, dst_homo_src: Tensor) -> Tensor:
+    """Return (B,) share of src's pixels that land on dst; masks do not count."""
+    height, width = src.image.shape[-2:]
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    xy = torch.stack([x, y], dim=-1).reshape(1, -1, 2).to(dst_homo_src)
+    warped = homography.warp_points(dst_homo_src, xy.expand(len(dst_homo_src), -1, -1))
+    return is_inside(warped, image_size(dst.image)).double().mean(-1)
+
+
+def reprojection_l1(src: Tensor, dst_homo_src: Tensor, dst_homo_src_gt: Tensor, size: tuple[int, int]) -> Tensor:
+    """Mean absolute difference of src warped by the estimate and by the truth, where both cover dst.
+
+    kornia's tutorial calls it the reprojection error.
+
+    Args:
+        src: (B, C, h, w) float32, intensities in [0, 1].
+        dst_homo_src: (B, 3, 3) estimate.
+        dst_homo_src_gt: (B, 3, 3) truth.
+        size: (height, width) of dst, pixels.
+
+    Returns:
+        (B,) float64; NaN where the two share no pixel of dst, or a matrix is NaN.
+    """
+    warped, covered = warp_with_coverage(src, dst_homo_src, size)
+    truth, covered_by_truth = warp_with_coverage(src, dst_homo_src_gt, size)
+    both = (covered & covered_by_truth)[:, None]
+    difference = torch.where(both, (warped - truth).abs(), 0.0).mean(1)
+    return difference.sum((-2, -1), dtype=torch.float64) / both[:, 0].sum((-2, -1))
+
+
+def corner_covariance(parameter_covariance: Tensor, dst_homo_src: Tensor, height: int, width: int) -> Tensor:
+    """Propagate the covariance of the eight parameters to the source's corners, in destination pixels.
+
+    Args:
+        parameter_covariance: (B, P, P), the first eight being those of sl(3).
+        dst_homo_src: (B, 3, 3).
+        height: of src, pixels.
+        width: of src, pixels.
+
+    Returns:
+        (B, 4, 2, 2) pixels squared.
+    """
+    to_pixels = homography.pixels_from_centred(height, width, device=dst_homo_src.device)
+    corners = homography.image_corners(height, width, device=dst_homo_src.device)
+    u = (corners - to_pixels[:2, 2]) / to_pixels[0, 0]
+    matrix = dst_homo_src @ to_pixels
+    homogeneous = torch.cat([u, torch.ones_like(u[:, :1])], dim=-1) @ matrix.mT  # (B, 4, 3)
+    w = homogeneous[..., 2:, None]
+    xy = homogeneous[..., :2, None] / w
+    d_xy_d_u = (matrix[:, None, :2, :2] - xy * matrix[:, None, 2:, :2]) / w  # (B, 4, 2, 2)
+    motion = torch.stack([torch.stack(pair, dim=-1) for pair in homography.velocities(*u.unbind(-1))], dim=-1)
+    jacobian = d_xy_d_u @ motion  # (B, 4, 2, 8)
+    return jacobian @ parameter_covariance[:, None, :8, :8] @ jacobian.mT

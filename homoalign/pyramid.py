@@ -1,0 +1,91 @@
+"""Gaussian pyramids: blur with [1, 4, 6, 4, 1] / 16, keep every second pixel.
+
+Every level keeps the centre of the top-left pixel at (0, 0), so a point x of the image is x / 2^level of the level
+(`homography.rescale`). Masked pixels do not leak: levels are normalised convolutions (Knutsson and Westin, CVPR 1993).
+
+B pairs, H W rows and columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One level of a batch of images.
+
+    Attributes:
+        image: (B, 1, H, W) float32, intensities in [0, 1].
+        mask: (B, 1, H, W) float32, 1 where the pixel is used and 0 where not; None where all are.
+    """
+
+    image: Tensor
+    mask: Tensor | None
+
+    def select(self, index: Tensor) -> Level:
+        """Return the pairs that `index` (int64) names."""
+        return Level(self.image[index], None if self.mask is None else self.mask[index])
+
+
+def halve(image: Tensor) -> Tensor:
+    """Blur and keep every second pixel: (B, C, H, W) to (B, C, ceil(H / 2), ceil(W / 2))."""
+    for dim in (-2, -1):
+        # Mirrored at the border pixel, so that a slope stays a slope.
+        ends = (2, 2, 0, 0) if dim == -1 else (0, 0, 2, 2)
+        padded = pad(image, ends, mode="reflect")
+        size = (image.shape[dim] + 1) // 2
+        tap = [padded.narrow(dim, shift, padded.shape[dim] - shift) for shift in range(5)]
+        tap = [t[..., ::2, :] if dim == -2 else t[..., ::2] for t in tap]
+        tap = [t.narrow(dim, 0, size) for t in tap]
+        image = ((tap[0] + tap[4]) + 4 * (tap[1] + tap[3]) + 6 * tap[2]) / 16
+    return image
+
+
+def num_levels(sizes: list[tuple[int, int]], *, min_side_px: int, max_levels: int) -> int:
+    """Return how many levels fit until the shortest side of any image would fall below `min_side_px`."""
+    side = min(min(size) for size in sizes)
+    count = 1
+    while count < max_levels and (side + 1) // 2 >= min_side_px:
+        side = (side + 1) // 2
+        count += 1
+    return count
+
+
+def build_pyramid(image: Tensor, mask: Tensor | None, count: int) -> list[Level]:
+    """Build `count` levels, the image itself first.
+
+    Args:
+        image: (B, 1, H, W) float32; sides of at least 3 pixels at every level.
+        mask: (B, 1, H, W) float32 of zeros and ones, or None.
+        count: number of levels, at least 1.
+    """
+    levels = [Level(image, mask)]
+    for _ in range(count - 1):
+        image, mask = levels[-1].image, levels[-1].mask
+        if mask is None:
+            levels.append(Level(halve(image), None))
+            continue
+        share = halve(mask)
+        image = halve(image * mask) / share.clamp_min(1e-6)
+        levels.append(Level(image, (share >= 0.5).to(image.dtype)))
+    return levels
+
+
+def gradient(image: Tensor) -> Tensor:
+    """Central differences.
+
+    Args:
+        image: (B, 1, H, W).
+
+    Returns:
+        (B, 2, H, W): d/dx and d/dy, per pixel; zero on the image's outermost pixels.
+    """
+    result = torch.zeros_like(image).expand(-1, 2, -1, -1).clone()
+    result[:, 0, 1:-1, 1:-1] = (image[:, 0, 1:-1, 2:] - image[:, 0, 1:-1, :-2]) / 2
+    result[:, 1, 1:-1, 1:-1] = (image[:, 0, 2:, 1:-1] - image[:, 0, :-2, 1:-1]) / 2
+    return result

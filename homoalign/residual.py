@@ -1,0 +1,258 @@
+"""From two images of a pyramid level to residuals and normal equations: inverse compositional, on chosen pixels.
+
+The source is the template (Baker and Matthews, "Lucas-Kanade 20 years on", IJCV 2004): its gradients and their motion
+under the eight parameters are computed once a level; each iteration only reads the destination at the warped points.
+The residual is dst(H x) - (gain * src(x) + bias); gain and bias are parameters nine and ten.
+
+B pairs, H W rows and columns, N points, P = 8 + 2 parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from homoalign import homography, sampling
+from homoalign.homography import image_size
+from homoalign.pyramid import Level, gradient
+from homoalign.sampling import Interpolation
+
+BORDER_PX = 1.0
+"""Pixels this close to dst's border are not compared: cubic interpolation and blurring see beyond it."""
+
+LEAST_DEPTH_RATIO = 0.02
+"""A matrix under which src's nearest corner is 50 times nearer than its furthest is a wreck, not a view."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """What is solved for.
+
+    Attributes:
+        dst_homo_src: (B, 3, 3) float64, of the full-size images.
+        gain: (B,) float64.
+        bias: (B,) float64, intensities in [0, 1].
+    """
+
+    dst_homo_src: Tensor
+    gain: Tensor
+    bias: Tensor
+
+    def where(self, chosen: Tensor, other: Alignment) -> Alignment:
+        """Return this state for the pairs where `chosen` (B,) holds, `other` elsewhere."""
+        return Alignment(
+            torch.where(chosen[:, None, None], self.dst_homo_src, other.dst_homo_src),
+            torch.where(chosen, self.gain, other.gain),
+            torch.where(chosen, self.bias, other.bias),
+        )
+
+    def select(self, index: Tensor) -> Alignment:
+        """Return the pairs that `index` (int64) names."""
+        return Alignment(self.dst_homo_src[index], self.gain[index], self.bias[index])
+
+    def put(self, index: Tensor, part: Alignment) -> Alignment:
+        """Return this state with the pairs that `index` names replaced by `part`."""
+        return Alignment(
+            self.dst_homo_src.index_copy(0, index, part.dst_homo_src),
+            self.gain.index_copy(0, index, part.gain),
+            self.bias.index_copy(0, index, part.bias),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DirectProblem:
+    """The pairs of one pyramid level; a `solver.Problem` whose state is an `Alignment`.
+
+    Attributes:
+        dst: the destination images of this level.
+        level: 0 is full size.
+        src_size: (height, width) of src at this level, pixels.
+        u: (B, 2, N) float32, chosen pixels of src, centred coordinates.
+        jacobian: (B, 10, N) float32: d(gain * src + bias) / d parameters at gain = 1.
+        usable: (B, N) bool, False for points under a mask or on the border of src.
+        scale_floor: (B,) float64.
+        fit_photometric: whether gain and bias are free.
+        interpolation: of dst.
+    """
+
+    dst: Level
+    level: int
+    src_size: tuple[int, int]
+    u: Tensor
+    jacobian: Tensor
+    usable: Tensor
+    scale_floor: Tensor
+    fit_photometric: bool
+    interpolation: Interpolation
+
+    @property
+    def src_value(self) -> Tensor:
+        """(B, N) intensities of src at the points."""
+        return self.jacobian[:, 8]
+
+    def select(self, index: Tensor) -> DirectProblem:
+        """Return the pairs that `index` (int64) names."""
+        return DirectProblem(
+            dst=self.dst.select(index),
+            level=self.level,
+            src_size=self.src_size,
+            u=self.u[index],
+            jacobian=self.jacobian[index],
+            usable=self.usable[index],
+            scale_floor=self.scale_floor[index],
+            fit_photometric=self.fit_photometric,
+            interpolation=self.interpolation,
+        )
+
+    def read_dst(self, dst_homo_src: Tensor) -> tuple[Tensor, Tensor]:
+        """Read dst at the warped points: values (B, N) and seen (B, N) bool."""
+        height, width = image_size(self.dst.image)
+        to_pixels = homography.pixels_from_centred(*self.src_size, device=self.u.device)
+        matrix = homography.rescale(dst_homo_src, self.level) @ to_pixels
+        # Everything up to grid_sample's own coordinates goes into one matrix: a pass over the points saved.
+        matrix = (sampling.unit_from_pixels(height, width, device=self.u.device) @ matrix).to(self.u.dtype)
+        xyw = torch.baddbmm(matrix[:, :, 2:], matrix[:, :, :2], self.u)  # (B, 3, N)
+        unit = xyw[:, :2] / xyw[:, 2:]
+        limit = 1 - 2 * BORDER_PX / unit.new_tensor([[width - 1], [height - 1]])
+        seen = (unit.abs() <= limit).all(1) & self.usable & self._is_plausible(dst_homo_src)[:, None]
+        if self.dst.mask is not None:
+            seen &= sampling.sample_unit(self.dst.mask, unit)[:, 0] > 0.999  # all four neighbours are used
+        return sampling.sample_unit(self.dst.image, unit, self.interpolation)[:, 0], seen
+
+    def _is_plausible(self, dst_homo_src: Tensor) -> Tensor:
+        """Say whether src, seen in dst, stays well in front of the horizon: (B,) bool; False for NaN."""
+        corners = 2**self.level * homography.image_corners(*self.src_size, device=self.u.device)
+        bottom = dst_homo_src[:, 2]
+        w = bottom[:, :2] @ corners.mT + bottom[:, 2:]  # (B, 4)
+        plausible: Tensor = w.amin(-1) > LEAST_DEPTH_RATIO * w.amax(-1)
+        return plausible & (w.amin(-1) > 0)
+
+    def evaluate(self, state: Alignment) -> tuple[Tensor, Tensor]:
+        """Return residual (B, N) and seen (B, N) bool."""
+        value, seen = self.read_dst(state.dst_homo_src)
+        residual = value - (state.gain[:, None].to(value) * self.src_value + state.bias[:, None].to(value))
+        return torch.where(seen, residual, 0.0), seen
+
+    def normal_equations(self, state: Alignment, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return JtJ (B, 10, 10) and Jtr (B, 10), float64.
+
+        The residual's Jacobian is minus `jacobian`, its first eight columns times the gain. Where the photometric
+        model is fixed, its two rows are those of an identity matrix.
+        """
+        weighted = self.jacobian * weight[:, None]
+        JtJ = (weighted @ self.jacobian.mT).double()
+        Jtr = -(weighted @ residual[..., None])[..., 0].double()
+        gain = torch.ones_like(Jtr)
+        gain[:, :8] = state.gain[:, None]
+        JtJ, Jtr = JtJ * gain[:, :, None] * gain[:, None, :], Jtr * gain
+        if not self.fit_photometric:
+            JtJ[:, 8:, :], JtJ[:, :, 8:], Jtr[:, 8:] = 0, 0, 0
+            JtJ[:, 8, 8] = JtJ[:, 9, 9] = 1
+        return JtJ, Jtr
+
+    def step(self, state: Alignment, step: Tensor) -> tuple[Alignment, Tensor]:
+        """Return the state after `step` (B, 10), and (B,) the furthest corner's motion, pixels of src's level."""
+        to_pixels = homography.pixels_from_centred(*self.src_size, device=step.device)
+        motion = to_pixels @ homography.sl3_exp(-step[:, :8]) @ torch.linalg.inv(to_pixels)
+        corners = homography.image_corners(*self.src_size, device=step.device).expand(len(step), 4, 2)
+        moved_px = (homography.warp_points(motion, corners) - corners).norm(dim=-1).amax(-1)
+        dst_homo_src = homography.normalise(state.dst_homo_src @ homography.rescale(motion, -self.level))
+        return Alignment(dst_homo_src, state.gain + step[:, 8], state.bias + step[:, 9]), moved_px
+
+    def matched_moments(self, dst_homo_src: Tensor) -> tuple[Tensor, Tensor]:
+        """Return gain and bias, (B,) each, that give src the mean and standard deviation of dst where both are seen."""
+        value, seen = self.read_dst(dst_homo_src)
+        count = seen.sum(-1).clamp_min(2)
+
+        def moments(values: Tensor) -> tuple[Tensor, Tensor]:
+            mean = torch.where(seen, values, 0.0).sum(-1, dtype=torch.float64) / count
+            centred = torch.where(seen, values - mean[:, None].to(values), 0.0)
+            return mean, (centred.square().sum(-1, dtype=torch.float64) / count).sqrt()
+
+        (dst_mean, dst_std), (src_mean, src_std) = moments(value), moments(self.src_value)
+        gain = (dst_std / src_std.clamp_min(1e-6)).clamp(1e-2, 1e2)
+        return gain, dst_mean - gain * src_mean
+
+
+def build_problem(
+    src: Level, dst: Level, *, level: int, max_points: int, fit_photometric: bool, interpolation: Interpolation
+) -> DirectProblem:
+    """Choose the points of a level and precompute their Jacobian.
+
+    Args:
+        src: source images of this level.
+        dst: destination images of this level.
+        level: 0 is full size.
+        max_points: about how many points; all pixels where there are no more.
+        fit_photometric: whether gain and bias are free.
+        interpolation: of dst.
+    """
+    height, width = src.image.shape[-2:]
+    slope = gradient(src.image)
+    chosen, usable = _steepest_of_cells(slope, src.mask, cell_side=_cell_side(height, width, max_points))
+
+    half_side = max(height, width) / 2
+    x = ((chosen % width).float() - (width - 1) / 2) / half_side
+    y = (torch.div(chosen, width, rounding_mode="floor").float() - (height - 1) / 2) / half_side
+
+    at_points = chosen[:, None].expand(-1, 2, -1)
+    slope_u = half_side * slope.flatten(2).gather(2, at_points)  # (B, 2, N)
+    jacobian = torch.empty(len(x), 10, x.shape[-1], dtype=x.dtype, device=x.device)
+    for i, (along_x, along_y) in enumerate(homography.velocities(x, y)):
+        jacobian[:, i] = slope_u[:, 0] * along_x + slope_u[:, 1] * along_y
+    jacobian[:, 8] = src.image.flatten(1).gather(1, chosen)
+    jacobian[:, 9] = 1.0
+
+    contrast = dst.image.flatten(1).std(-1).double()
+    return DirectProblem(
+        dst=dst,
+        level=level,
+        src_size=(height, width),
+        u=torch.stack([x, y], dim=1),
+        jacobian=jacobian,
+        usable=usable,
+        # Half a percent of the contrast is about the interpolation error of a sharp noise-free photograph.
+        scale_floor=(0.005 * contrast).clamp_min(1e-7),
+        fit_photometric=fit_photometric,
+        interpolation=interpolation,
+    )
+
+
+def _cell_side(height: int, width: int, max_points: int) -> int:
+    """Smallest side of square cells such that at most about `max_points` of them cover the image."""
+    return max(1, math.ceil(math.sqrt(height * width / max_points) - 0.05))
+
+
+def _steepest_of_cells(slope: Tensor, mask: Tensor | None, *, cell_side: int) -> tuple[Tensor, Tensor]:
+    """Pick the steepest usable pixel of every square cell.
+
+    Args:
+        slope: (B, 2, H, W).
+        mask: (B, 1, H, W) float32 or None.
+        cell_side: pixels; the ragged rows and columns at the far ends belong to no cell.
+
+    Returns:
+        chosen: (B, N) int64, flat pixel indices.
+        usable: (B, N) bool.
+    """
+    height, width = slope.shape[-2:]
+    steepness = slope.square().sum(1)  # (B, H, W)
+    usable = torch.zeros_like(steepness, dtype=torch.bool)
+    usable[:, 1:-1, 1:-1] = True
+    if mask is not None:
+        # A pixel's gradient reads its neighbours.
+        usable &= -torch.nn.functional.max_pool2d(-mask, 3, stride=1, padding=1)[:, 0] > 0.5
+    index = torch.arange(height * width, device=slope.device).view(height, width)
+    if cell_side == 1:
+        return index.flatten().expand(len(slope), -1), usable.flatten(1)
+    steepness = torch.where(usable, steepness, -1.0)
+
+    rows, columns = height // cell_side, width // cell_side
+    index = index[: rows * cell_side, : columns * cell_side]
+    cells = index.view(rows, cell_side, columns, cell_side).permute(0, 2, 1, 3).reshape(rows * columns, -1)
+    best = steepness.flatten(1)[:, cells].argmax(-1, keepdim=True)  # (B, N, 1)
+    chosen = cells.expand(len(slope), -1, -1).gather(2, best)[..., 0]
+    return chosen, usable.flatten(1).gather(1, chosen)

@@ -1,0 +1,116 @@
+"""Reading images at points between pixels, and warping them.
+
+B pairs, C channels, H W rows and columns, N points.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+from homoalign.homography import check_shape, image_size
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+
+def sample(image: Tensor, xy: Tensor, interpolation: Interpolation = "bilinear") -> Tensor:
+    """Read an image at points; beyond its border the border's value.
+
+    Args:
+        image: (B, C, H, W) float.
+        xy: (B, N, 2) pixels, same dtype. Points that are not finite give NaN or a border value.
+        interpolation: `bicubic` is Keys' kernel with a = -0.75, as in OpenCV.
+
+    Returns:
+        (B, C, N).
+    """
+    to_unit = unit_from_pixels(*image_size(image), device=xy.device).to(xy.dtype)
+    return sample_unit(image, (xy * to_unit.diagonal()[:2] - 1).mT, interpolation)
+
+
+def sample_unit(image: Tensor, unit: Tensor, interpolation: Interpolation = "bilinear") -> Tensor:
+    """Read an image at points (B, 2, N) in unit coordinates; see `sample` and `unit_from_pixels`."""
+    grid = unit.mT[:, None]  # (B, 1, N, 2)
+    return grid_sample(image, grid, mode=interpolation, padding_mode="border", align_corners=True)[:, :, 0]
+
+
+def unit_from_pixels(height: int, width: int, *, device: torch.device) -> Tensor:
+    """Return (3, 3) float64: pixels to [-1, 1] from the first pixel's centre to the last's."""
+    return torch.tensor(
+        [[2 / max(width - 1, 1), 0, -1], [0, 2 / max(height - 1, 1), -1], [0, 0, 1]],
+        dtype=torch.float64,
+        device=device,
+    )
+
+
+def is_inside(xy: Tensor, size: tuple[int, int], margin: float = 0.0) -> Tensor:
+    """Say which points lie on the image, `margin` pixels off its outermost pixel centres. NaN does not.
+
+    Args:
+        xy: (..., 2) pixels.
+        size: (height, width) of the image, pixels.
+        margin: pixels.
+
+    Returns:
+        (...) bool.
+    """
+    height, width = size
+    x, y = xy.unbind(-1)
+    return (x >= margin) & (x <= width - 1 - margin) & (y >= margin) & (y <= height - 1 - margin)
+
+
+def warp_grid(src_homo_dst: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """Source coordinates of every destination pixel.
+
+    Args:
+        src_homo_dst: (B, 3, 3).
+        size: (height, width) of the destination, pixels.
+        dtype: of the answer.
+
+    Returns:
+        (B, height * width, 2) pixels of the source; NaN on and behind the horizon.
+    """
+    height, width = size
+    matrix = src_homo_dst.to(dtype)
+    x = torch.arange(width, dtype=dtype, device=matrix.device)
+    y = torch.arange(height, dtype=dtype, device=matrix.device)
+    rows = matrix[:, :, 0, None, None] * x + (matrix[:, :, 1, None] * y + matrix[:, :, 2, None])[..., None]
+    xy = rows[:, :2] / torch.where(rows[:, 2:] > 0, rows[:, 2:], torch.nan)  # (B, 2, H, W)
+    return xy.flatten(2).mT
+
+
+def warp(image: Tensor, dst_homo_src: Tensor, size: tuple[int, int]) -> Tensor:
+    """Warp source images onto the destination frame, bilinearly.
+
+    Args:
+        image: (B, C, H, W) float.
+        dst_homo_src: (B, 3, 3), source to destination pixels.
+        size: (height, width) of the destination, pixels.
+
+    Returns:
+        (B, C, height, width); zero where the source has no pixel.
+
+    Raises:
+        ValueError: a shape is off.
+    """
+    check_shape("image", image, "B C H W")
+    check_shape("dst_homo_src", dst_homo_src, "B 3 3")
+    warped, covered = warp_with_coverage(image, dst_homo_src, size)
+    return torch.where(covered[:, None], warped, 0.0)
+
+
+def warp_with_coverage(image: Tensor, dst_homo_src: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Warp as `warp` does, and say which destination pixels the source covers.
+
+    Returns:
+        warped: (B, C, height, width), of no meaning where not covered.
+        covered: (B, height, width) bool; False everywhere for a matrix that is NaN or singular.
+    """
+    src_homo_dst, info = torch.linalg.inv_ex(dst_homo_src.double())
+    src_homo_dst = torch.where((info == 0)[:, None, None], src_homo_dst, torch.nan)
+    xy = warp_grid(src_homo_dst, size, image.dtype)
+    covered = is_inside(xy, image_size(image))
+    return sample(image, xy).view(*image.shape[:2], *size), covered.view(len(image), *size)

@@ -1,0 +1,252 @@
+"""Levenberg-Marquardt for a batch of small robust least-squares problems. It never sees an image.
+
+A `Problem` turns a state into residuals and normal equations, and a step into a new state; `solve` proposes a step,
+evaluates it, keeps it where the cost falls, else throws it away and damps more, each pair on its own.
+
+B pairs, N residuals a pair, P parameters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from homoalign.status import StopReason
+
+StateT = TypeVar("StateT", bound="BatchState")
+
+INITIAL_DAMPING = 1e-4
+LARGEST_DAMPING = 1e6
+LONGEST_EXTRAPOLATION = 10.0
+FLAT_COST = 1e-5  # relative change of cost that says nothing; 0.01 px changes it by more on any textured pair
+SCALE_SAMPLES = 8192  # residuals that the robust scale is read from; its own error is then about 1 %
+
+RUNNING = -1
+REASONS = (StopReason.CONVERGED, StopReason.MAX_ITERATIONS, StopReason.NO_DESCENT, StopReason.OVERLAP_LOST)
+CONVERGED, MAX_ITERATIONS, NO_DESCENT, OVERLAP_LOST = range(4)
+
+
+class BatchState(Protocol):
+    """What is being solved for: a frozen bundle of tensors whose first dimension is B."""
+
+    def where(self: StateT, chosen: Tensor, other: StateT) -> StateT:
+        """Return this state for the pairs where `chosen` (B,) holds, `other` elsewhere."""
+
+    def select(self: StateT, index: Tensor) -> StateT:
+        """Return the pairs that `index` (int64) names."""
+
+    def put(self: StateT, index: Tensor, part: StateT) -> StateT:
+        """Return this state with the pairs that `index` names replaced by `part`."""
+
+
+class Problem(Protocol[StateT]):
+    """Residuals of a batch of pairs as a function of their state."""
+
+    @property
+    def scale_floor(self) -> Tensor:
+        """(B,) least scale of the robust loss: what interpolation and rounding leave of a perfect match."""
+
+    def evaluate(self, state: StateT) -> tuple[Tensor, Tensor]:
+        """Return seen (B, N) bool, whether both images have that pixel, after residual (B, N), 0 where not seen."""
+
+    def normal_equations(self, state: StateT, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return JtJ (B, P, P) and Jtr (B, P), float64, weighted by `weight` (B, N)."""
+
+    def step(self, state: StateT, step: Tensor) -> tuple[StateT, Tensor]:
+        """Return the state after `step` (B, P), and (B,) how far it moved the furthest corner, in pixels."""
+
+    def select(self, index: Tensor) -> Problem[StateT]:
+        """Return the pairs that `index` (int64) names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Solution(Generic[StateT]):
+    """Where each pair ended.
+
+    Attributes:
+        state: the last accepted state.
+        stop: (B,) int64, index into `REASONS`.
+        num_iterations: (B,) int32.
+        scale: (B,) robust standard deviation of the residual.
+        covariance: (B, P, P) of the parameters, from the normal equations; NaN where they are singular.
+    """
+
+    state: StateT
+    stop: Tensor
+    num_iterations: Tensor
+    scale: Tensor
+    covariance: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The step before, for Anderson acceleration of depth one (Walker and Ni, SIAM J. Numer. Anal. 2011).
+
+    An inverse compositional step whose gradients are those of a sharper or noisier image is too short by the same
+    factor each time; two steps show the factor.
+
+    Attributes:
+        plain_step: (B, P) what the normal equations said.
+        step: (B, P) what was taken.
+        accepted: (B,) bool, whether it was kept.
+    """
+
+    plain_step: Tensor
+    step: Tensor
+    accepted: Tensor
+
+    def select(self, index: Tensor) -> Memory:
+        """Return the pairs that `index` (int64) names."""
+        return Memory(self.plain_step[index], self.step[index], self.accepted[index])
+
+    def extrapolate(self, plain_step: Tensor, JtJ: Tensor) -> Tensor:
+        """Return (B, P) the step to take instead of `plain_step`; itself where the step before was thrown away."""
+        change = plain_step - self.plain_step
+        metric_change = (JtJ @ change[..., None])[..., 0]
+        mixing = (plain_step * metric_change).sum(-1) / (change * metric_change).sum(-1)
+        mixing = mixing.nan_to_num(0.0, 0.0, 0.0).clamp(-LONGEST_EXTRAPOLATION, LONGEST_EXTRAPOLATION)
+        mixing = torch.where(self.accepted, mixing, 0.0)
+        return plain_step - mixing[:, None] * (self.step + change)
+
+
+def robust_scale(residual: Tensor, seen: Tensor, floor: Tensor) -> Tensor:
+    """Return (B,) 1.4826 times the median absolute residual, at least `floor`; `floor` where nothing is seen."""
+    stride = max(1, residual.shape[-1] // SCALE_SAMPLES)
+    # An odd stride does not fall in step with the rows of an image.
+    stride += stride % 2 == 0
+    magnitude = torch.where(seen, residual.abs(), torch.nan)[:, ::stride]
+    median = torch.nanmedian(magnitude, dim=-1).values.double()
+    return torch.fmax(1.4826 * median, floor)
+
+
+def cauchy_cost(residual: Tensor, scale: Tensor) -> Tensor:
+    """Cauchy (Lorentzian) loss, log(1 + (r / s)^2), of residual (B, N) with scale (B,)."""
+    return torch.log1p((residual / scale[:, None].to(residual)).square())
+
+
+def cauchy_weight(residual: Tensor, scale: Tensor) -> Tensor:
+    """Weight of iteratively reweighted least squares for `cauchy_cost`: 1 / (1 + (r / s)^2)."""
+    return 1 / (1 + (residual / scale[:, None].to(residual)).square())
+
+
+def damped_step(JtJ: Tensor, Jtr: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
+    """Solve (JtJ + damping * diag(JtJ)) step = -Jtr, each pair on its own.
+
+    Args:
+        JtJ: (B, P, P) float64.
+        Jtr: (B, P) float64.
+        damping: (B,) float64, dimensionless.
+
+    Returns:
+        step: (B, P), zero where `solved` is False.
+        solved: (B,) bool, False where the damped matrix is not positive definite.
+    """
+    # Scaled to a unit diagonal first: parameters of unlike size do not cost digits.
+    size = JtJ.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+    inverse_size = torch.where(size > 0, 1 / size, 0.0)
+    scaled = JtJ * inverse_size[:, :, None] * inverse_size[:, None, :]
+    identity = torch.eye(JtJ.shape[-1], dtype=JtJ.dtype, device=JtJ.device)
+    factor, info = torch.linalg.cholesky_ex(scaled + damping[:, None, None] * identity)
+    step = -torch.cholesky_solve((Jtr * inverse_size)[..., None], factor)[..., 0] * inverse_size
+    solved = (info == 0) & step.isfinite().all(-1) & (size > 0).all(-1)
+    return torch.where(solved[:, None], step, 0.0), solved
+
+
+def solve(
+    problem: Problem[StateT],
+    start: StateT,
+    *,
+    max_iterations: int,
+    step_tol_px: float,
+    loss_width: float,
+    min_seen: Tensor,
+) -> Solution[StateT]:
+    """Minimise the mean Cauchy loss of every pair from its start.
+
+    The cost of a step is compared over the pixels that both the old and the new state see: a shrinking overlap must
+    not look like progress.
+
+    Args:
+        problem: the pairs.
+        start: their states.
+        max_iterations: most steps tried.
+        step_tol_px: a pair has converged when a step moves no corner further than this.
+        loss_width: width of the loss in robust standard deviations of the residual.
+        min_seen: (B,) least number of residuals a state must see; below it the overlap is lost.
+    """
+    everyone = torch.arange(len(min_seen), device=min_seen.device)
+    stop = torch.full_like(everyone, MAX_ITERATIONS)
+    num_iterations = torch.zeros_like(everyone, dtype=torch.int32)
+    state, pairs, part = start, everyone, problem
+    whole = start
+
+    residual, seen = part.evaluate(state)
+    reason = torch.where(seen.sum(-1) >= min_seen, RUNNING, OVERLAP_LOST)
+    damping = torch.full(everyone.shape, INITIAL_DAMPING, dtype=torch.float64, device=everyone.device)
+    memory: Memory | None = None
+    for _ in range(max_iterations):
+        if not (reason == RUNNING).all():
+            whole = whole.put(pairs, state)
+            stop[pairs] = torch.where(reason == RUNNING, MAX_ITERATIONS, reason)
+            keep = torch.nonzero(reason == RUNNING)[:, 0]
+            if len(keep) == 0:
+                break
+            pairs, reason, damping = pairs[keep], reason[keep], damping[keep]
+            state, part, residual, seen = state.select(keep), part.select(keep), residual[keep], seen[keep]
+            memory = memory.select(keep) if memory else None
+
+        width = loss_width * robust_scale(residual, seen, part.scale_floor)
+        weight = cauchy_weight(residual, width) * seen
+        JtJ, Jtr = part.normal_equations(state, residual, weight)
+        plain_step, solved = damped_step(JtJ, Jtr, damping)
+        step = memory.extrapolate(plain_step, JtJ) if memory else plain_step
+        candidate, moved_px = part.step(state, step)
+        extrapolated = (step != plain_step).any(-1)
+        plain_px = part.step(state, plain_step)[1] if extrapolated.any() else moved_px
+        new_residual, new_seen = part.evaluate(candidate)
+        num_iterations[pairs] += 1
+
+        both = seen & new_seen
+        old_cost = (cauchy_cost(residual, width) * both).sum(-1).double()
+        new_cost = (cauchy_cost(new_residual, width) * both).sum(-1).double()
+        enough = new_seen.sum(-1) >= min_seen[pairs]
+        accepted = solved & enough & (new_cost < old_cost)
+        state = candidate.where(accepted, state)
+        memory = Memory(plain_step, step, accepted)
+        residual = torch.where(accepted[:, None], new_residual, residual)
+        seen = torch.where(accepted[:, None], new_seen, seen)
+
+        # Inverse compositional steps head for a point a hair off the cost's minimum (the gradients are the
+        # template's), so close to it a good step need not be downhill: it has converged as far as the cost can tell.
+        flat = ~extrapolated & enough & ((new_cost - old_cost).abs() <= FLAT_COST * old_cost)
+        small = torch.fmin(moved_px, plain_px) <= step_tol_px
+        reason = torch.where(solved & (small | (flat & ~accepted)), CONVERGED, reason)
+        # A rejected extrapolation says nothing against the plain step.
+        more_damping = torch.where(extrapolated, damping, (damping * 10).clamp_min(1e-3))
+        damping = torch.where(accepted, (damping / 10).clamp_min(1e-9), more_damping)
+        reason = torch.where((reason == RUNNING) & (damping > LARGEST_DAMPING), NO_DESCENT, reason)
+    else:
+        whole = whole.put(pairs, state)
+        stop[pairs] = torch.where(reason == RUNNING, MAX_ITERATIONS, reason)
+    return _finish(problem, whole, stop, num_iterations, loss_width)
+
+
+def _finish(
+    problem: Problem[StateT], state: StateT, stop: Tensor, num_iterations: Tensor, loss_width: float
+) -> Solution[StateT]:
+    """Measure scale and covariance at the final states.
+
+    The covariance is that of an M-estimator, s^2 (sum w J J^T)^-1 with s^2 the weighted mean square of the residual
+    (Huber and Ronchetti, "Robust Statistics", section 7.6, with the usual IRLS approximation).
+    """
+    residual, seen = problem.evaluate(state)
+    scale = robust_scale(residual, seen, problem.scale_floor)
+    weight = cauchy_weight(residual, loss_width * scale) * seen
+    JtJ, _ = problem.normal_equations(state, residual, weight)
+    variance = (weight * residual.square()).sum(-1, dtype=torch.float64) / weight.sum(-1, dtype=torch.float64)
+    inverse, info = torch.linalg.inv_ex(JtJ)
+    covariance = torch.where((info == 0)[:, None, None], variance[:, None, None] * inverse, torch.nan)
+    return Solution(state, stop, num_iterations, scale, covariance)

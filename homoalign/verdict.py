@@ -1,0 +1,103 @@
+"""From measurements to `confidence`, `status` and `status_detail`.
+
+The confidence is a logistic function of the local correlation (`metrics.local_correlation`), lowered where little
+of the frame supports it. Its two coefficients separate right from wrong on the pairs of `homoalign demo` and on real
+pairs; they are not calibrated to a tenth yet, but chosen such that wrong answers are not `ok`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from homoalign.config import AlignConfig
+from homoalign.status import Status, StopReason
+
+CORRELATION_AT_EVEN_ODDS = 0.45
+CORRELATION_SLOPE = 25.0
+LOCAL_LEVEL_SIDE_PX = 160
+"""The local correlation is measured on the level whose shorter side is nearest below this: noise averages out there,
+and 5 px at 480 are still more than one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What the verdict is drawn from, (B,) float64 each.
+
+    Attributes:
+        local_correlation: see `metrics.local_correlation`; NaN counts as none.
+        overlap: share of dst that is covered.
+        src_overlap: share of src that lands on dst.
+        is_finite: (B,) bool, whether there is a matrix at all.
+    """
+
+    local_correlation: Tensor
+    overlap: Tensor
+    src_overlap: Tensor
+    is_finite: Tensor
+
+
+def evidence_level(sizes: list[tuple[int, int]], count: int) -> int:
+    """Return which of `count` levels to measure the local correlation on, for images of these (height, width)."""
+    side = min(min(size) for size in sizes)
+    level = 0
+    while level < count - 1 and side >> level > LOCAL_LEVEL_SIDE_PX:
+        level += 1
+    return level
+
+
+def confidence(evidence: Evidence) -> Tensor:
+    """Return (B,) in [0, 1]; 0 where there is no matrix."""
+    correlation = evidence.local_correlation.nan_to_num(-1.0)
+    # A small overlap has fewer independent windows to agree by chance.
+    overlap = torch.fmax(evidence.overlap, evidence.src_overlap).nan_to_num(0.0)
+    even = CORRELATION_AT_EVEN_ODDS + 0.2 * (0.5 - overlap).clamp(0, 0.5)
+    odds = CORRELATION_SLOPE * (correlation - even)
+    return torch.where(evidence.is_finite, torch.sigmoid(odds), 0.0)
+
+
+def judge(
+    evidence: Evidence, confidence: Tensor, stop_reason: list[StopReason], config: AlignConfig
+) -> tuple[list[Status], list[str | None]]:
+    """Return the status of every pair and what went wrong, None where `ok`."""
+    verdicts = [
+        _judge_pair(
+            confidence=float(confidence[i]),
+            correlation=float(evidence.local_correlation[i]),
+            overlap=float(evidence.overlap[i]),
+            src_overlap=float(evidence.src_overlap[i]),
+            is_finite=bool(evidence.is_finite[i]),
+            stop_reason=stop_reason[i],
+            config=config,
+        )
+        for i in range(len(stop_reason))
+    ]
+    return [status for status, _ in verdicts], [detail for _, detail in verdicts]
+
+
+def _judge_pair(
+    *,
+    confidence: float,
+    correlation: float,
+    overlap: float,
+    src_overlap: float,
+    is_finite: bool,
+    stop_reason: StopReason,
+    config: AlignConfig,
+) -> tuple[Status, str | None]:
+    if not is_finite:
+        return Status.NOT_CONVERGED, f"no finite matrix was found; stop_reason={stop_reason}"
+    if not max(overlap, src_overlap) >= config.min_overlap:
+        return Status.NO_OVERLAP, (
+            f"the warped source covers {overlap:.3f} of dst and {src_overlap:.3f} of src is seen, "
+            f"min_overlap={config.min_overlap}"
+        )
+    if confidence >= config.confidence_threshold:
+        return Status.OK, None
+    doubt = f"confidence={confidence:.3f} is below {config.confidence_threshold}: local correlation {correlation:.3f}"
+    unsettled = (StopReason.MAX_ITERATIONS, StopReason.NO_DESCENT, StopReason.OVERLAP_LOST)
+    if stop_reason in unsettled and config.solver != "adam":
+        return Status.NOT_CONVERGED, f"stop_reason={stop_reason}; {doubt}"
+    return Status.LOW_CONFIDENCE, f"{doubt}, overlap {overlap:.3f}"
