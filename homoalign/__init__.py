@@ -5,7 +5,7 @@
 >>> warped = homoalign.warp(src, result.dst_homo_src, (height, width))     # doctest: +SKIP
 """
 
-from homoalign.align import align
+from homoalign.aligner import align
 from homoalign.config import AlignConfig
 from homoalign.errors import HomoalignError, PairError
 from homoalign.result import AlignResult, LevelTrace

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from homoalign import homography, metrics, tutorial
+from homoalign.arguments import Pairs
 from homoalign.config import AlignConfig
 from homoalign.homography import image_size
+from homoalign.intensity import to_unit_range
 from homoalign.pyramid import Level
 from homoalign.residual import Alignment, build_problem
 from homoalign.result import LevelTrace
 from homoalign.sampling import Interpolation
-from homoalign.solver import REASONS, solve
+from homoalign.solver import REASONS, measure_precision, solve
 from homoalign.status import StopReason
 
 SMALLEST_PROBLEM = 20
@@ -32,20 +34,23 @@ class Track:
     Attributes:
         src: pyramid of the gray source images, full size first.
         dst: pyramid of the gray destination images, as many levels.
-        colour: (B, C, H, W) float32 source and destination images where they have as many channels, else gray.
+        pairs: the images and the truth as they came.
         start: where the solver starts.
-        gt: (B, 3, 3) truth for the trace, or None.
         config: what changes the answer.
         trace: whether `levels` is wanted.
     """
 
     src: list[Level]
     dst: list[Level]
-    colour: tuple[Tensor, Tensor]
+    pairs: Pairs
     start: Alignment
-    gt: Tensor | None
     config: AlignConfig
     trace: bool
+
+    @property
+    def gt(self) -> Tensor | None:
+        """(B, 3, 3) truth on the images' device, or None."""
+        return None if self.pairs.gt is None else self.pairs.gt.to(self.pairs.src.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +138,16 @@ def solve_gauss_newton(track: Track) -> Solved:
             _append_trace(levels, stage.level, *pair, matrix, truth, total - before_level)
             before_level = total
     stop = [REASONS[reason] for reason in solution.stop.tolist()]
-    return Solved(state, stop, total, solution.scale, solution.covariance, levels)
+    scale, covariance = measure_precision(problem, state, config.loss_width)
+    return Solved(state, stop, total, scale, covariance, levels)
 
 
 def solve_tutorial(track: Track) -> Solved:
     """Run kornia's tutorial on all channels; masks are not used, as it knows none."""
     config = track.config
-    src, dst = track.colour
+    src, dst = track.src[0].image, track.dst[0].image
+    if track.pairs.src.shape[1] == track.pairs.dst.shape[1]:
+        src, dst = to_unit_range(track.pairs.src)[0], to_unit_range(track.pairs.dst)[0]
     batch = len(src)
     levels: list[list[LevelTrace]] = [[] for _ in range(batch)]
     total = torch.zeros(batch, dtype=torch.int32, device=src.device)

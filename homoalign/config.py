@@ -31,16 +31,16 @@ class AlignConfig:
     max_iterations: int = 40
     """Most steps the solver takes at one level."""
 
-    step_tol_px: float = 0.001
+    step_tol_px: float = 0.002
     """The finest level ends when no corner moves further than this, in its pixels."""
 
     coarse_step_tol_px: float = 0.02
     """Every coarser level ends when no corner moves further than this, in pixels of that level."""
 
-    points_per_level: int = 32_768
+    points_per_level: int = 16_384
     """About how many pixels a coarse level is solved on, well spread and the steepest of their neighbourhood."""
 
-    final_points: int = 262_144
+    final_points: int = 65_536
     """About how many pixels the finest level is solved on."""
 
     loss_width: float = 2.385

@@ -51,16 +51,30 @@ def to_unit_range(image: Tensor) -> tuple[Tensor, Tensor | None]:
     return image, None if all_finite else finite.all(1, keepdim=True)
 
 
-def to_gray(image: Tensor) -> Tensor:
-    """Reduce to one channel: luma of red, green, blue for three or more, the mean for two.
+def to_gray(image: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Reduce to one channel in [0, 1]: luma of red, green, blue for three or more channels, the mean for two.
 
     Args:
-        image: (B, C, H, W) float32; a fourth and further channels are ignored.
+        image: (B, C, H, W), as for `to_unit_range`; a fourth and further channels are ignored.
+
+    Returns:
+        gray: (B, 1, H, W) float32.
+        finite: as from `to_unit_range`.
+
+    Raises:
+        TypeError: as `to_unit_range`.
     """
     channels = image.shape[1]
+    finite = None
+    full_scale = FULL_SCALE.get(image.dtype)
+    if full_scale is None or channels == 1:
+        image, finite = to_unit_range(image)
+        full_scale = 1
     if channels == 1:
-        return image
-    if channels == 2:
-        return image.mean(1, keepdim=True)
-    red, green, blue = image[:, 0:1], image[:, 1:2], image[:, 2:3]
-    return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
+        return image, finite
+    weights = LUMA if channels >= 3 else (0.5, 0.5)
+    # Integers are weighted as they are: a pass over the colours saved.
+    gray = image[:, 0:1].float() * (weights[0] / full_scale)
+    for channel, weight in enumerate(weights[1:], start=1):
+        gray.add_(image[:, channel : channel + 1].float(), alpha=weight / full_scale)
+    return gray, finite

@@ -61,26 +61,29 @@ def measure_fit(src: Level, dst: Level, dst_homo_src: Tensor, *, gain: Tensor, b
         loss_width: (B,) residuals beyond it are outliers, intensities in [0, 1].
     """
     warped, covered = warp_level(src, dst, dst_homo_src)
-    value = torch.where(covered, dst.image[:, 0], 0.0)
-    count = covered.sum((-2, -1)).double()
-    usable = dst.image[0].numel() if dst.mask is None else dst.mask.sum((-3, -2, -1)).double()
+    value, inside = dst.image[:, 0], covered.to(warped)
+    count = total(inside)
+    usable = dst.image[0].numel() if dst.mask is None else total(dst.mask[:, 0])
 
-    def mean(values: Tensor) -> Tensor:
-        return values.sum((-2, -1), dtype=torch.float64) / count
+    def column(values: Tensor) -> Tensor:
+        return values[:, None, None].to(value)
 
-    def centred(values: Tensor) -> Tensor:
-        return torch.where(covered, values - mean(values)[:, None, None].to(values), 0.0)
-
-    a, b = centred(warped), centred(value)
-    zncc = mean(a * b) / (mean(a * a) * mean(b * b)).sqrt()
-    residual = value - gain[:, None, None].to(value) * warped - bias[:, None, None].to(value)
-    inlier = covered & (residual.abs() <= loss_width[:, None, None].to(value))
+    a = (warped - column(total(warped) / count)) * inside
+    b = (value - column(total(value * inside) / count)) * inside
+    zncc = total(a * b) / (total(a * a) * total(b * b)).sqrt()
+    residual = value - column(gain) * warped - column(bias)
+    inlier = (residual.abs() <= column(loss_width)) * inside
     return Fit(
-        photometric_l1=mean((warped - value).abs()),
+        photometric_l1=total((warped - value).abs() * inside) / count,
         zncc=zncc.clamp(-1, 1),
         overlap=count / usable,
-        inlier_ratio=inlier.sum((-2, -1)) / count,
+        inlier_ratio=total(inlier) / count,
     )
+
+
+def total(values: Tensor) -> Tensor:
+    """Sum (B, H, W) over each image: (B,) float64, rows in float32 and their sums in float64."""
+    return values.sum(-1).sum(-1, dtype=torch.float64)
 
 
 def residual_scale(src: Level, dst: Level, dst_homo_src: Tensor) -> Tensor:
@@ -94,7 +97,7 @@ def photometric_l1(src: Level, dst: Level, dst_homo_src: Tensor) -> Tensor:
     """Return (B,) float64 mean absolute difference of warped src and dst over the overlap; NaN where there is none."""
     warped, covered = warp_level(src, dst, dst_homo_src)
     difference = torch.where(covered, (warped - dst.image[:, 0]).abs(), 0.0)
-    return difference.sum((-2, -1), dtype=torch.float64) / covered.sum((-2, -1))
+    return total(difference) / covered.sum((-2, -1))
 
 
 def local_correlation(src: Level, dst: Level, dst_homo_src: Tensor) -> Tensor:
@@ -128,14 +131,13 @@ def local_correlation(src: Level, dst: Level, dst_homo_src: Tensor) -> Tensor:
     floor_a, floor_b = 0.05 * _mean(energy_a, counted), 0.05 * _mean(energy_b, counted)
     weight = 1 / ((energy_a + floor_a).sqrt() * (energy_b + floor_b).sqrt())
     weight = torch.where(counted, weight, 0.0)
-    covariance = (weight * a * b).sum((-2, -1), dtype=torch.float64)
-    norm = (weight * a * a).sum((-2, -1), dtype=torch.float64) * (weight * b * b).sum((-2, -1), dtype=torch.float64)
-    return (covariance / norm.sqrt()).clamp(-1, 1)
+    norm = total(weight * a * a) * total(weight * b * b)
+    return (total(weight * a * b) / norm.sqrt()).clamp(-1, 1)
 
 
 def _mean(values: Tensor, counted: Tensor) -> Tensor:
-    total = torch.where(counted, values, 0.0).sum((-2, -1), keepdim=True)
-    return total / counted.sum((-2, -1), keepdim=True).clamp_min(1) + 1e-12
+    summed = torch.where(counted, values, 0.0).sum((-2, -1), keepdim=True)
+    return summed / counted.sum((-2, -1), keepdim=True).clamp_min(1) + 1e-12
 
 
 def share_of_src_seen(src: Level, dst: Level, dst_homo_src: Tensor) -> Tensor:
@@ -165,7 +167,7 @@ def reprojection_l1(src: Tensor, dst_homo_src: Tensor, dst_homo_src_gt: Tensor, 
     truth, covered_by_truth = warp_with_coverage(src, dst_homo_src_gt, size)
     both = (covered & covered_by_truth)[:, None]
     difference = torch.where(both, (warped - truth).abs(), 0.0).mean(1)
-    return difference.sum((-2, -1), dtype=torch.float64) / both[:, 0].sum((-2, -1))
+    return total(difference) / both[:, 0].sum((-2, -1))
 
 
 def corner_covariance(parameter_covariance: Tensor, dst_homo_src: Tensor, height: int, width: int) -> Tensor:

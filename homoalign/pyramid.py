@@ -9,13 +9,14 @@ B pairs, H W rows and columns.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Level:
     """One level of a batch of images.
 
@@ -26,6 +27,15 @@ class Level:
 
     image: Tensor
     mask: Tensor | None
+
+    @cached_property
+    def slope(self) -> Tensor:
+        """(B, 2, H, W) d/dx and d/dy by central differences, per pixel; zero on the outermost pixels."""
+        image = self.image[:, 0]
+        slope = image.new_zeros(len(image), 2, *image.shape[-2:])
+        torch.sub(image[:, 1:-1, 2:], image[:, 1:-1, :-2], out=slope[:, 0, 1:-1, 1:-1])
+        torch.sub(image[:, 2:, 1:-1], image[:, :-2, 1:-1], out=slope[:, 1, 1:-1, 1:-1])
+        return slope.mul_(0.5)
 
     def select(self, index: Tensor) -> Level:
         """Return the pairs that `index` (int64) names."""
@@ -74,18 +84,3 @@ def build_pyramid(image: Tensor, mask: Tensor | None, count: int) -> list[Level]
         image = halve(image * mask) / share.clamp_min(1e-6)
         levels.append(Level(image, (share >= 0.5).to(image.dtype)))
     return levels
-
-
-def gradient(image: Tensor) -> Tensor:
-    """Central differences.
-
-    Args:
-        image: (B, 1, H, W).
-
-    Returns:
-        (B, 2, H, W): d/dx and d/dy, per pixel; zero on the image's outermost pixels.
-    """
-    result = torch.zeros_like(image).expand(-1, 2, -1, -1).clone()
-    result[:, 0, 1:-1, 1:-1] = (image[:, 0, 1:-1, 2:] - image[:, 0, 1:-1, :-2]) / 2
-    result[:, 1, 1:-1, 1:-1] = (image[:, 0, 2:, 1:-1] - image[:, 0, :-2, 1:-1]) / 2
-    return result

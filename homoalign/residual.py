@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 
 from homoalign import homography, sampling
 from homoalign.homography import image_size
-from homoalign.pyramid import Level, gradient
+from homoalign.pyramid import Level
 from homoalign.sampling import Interpolation
 
 BORDER_PX = 1.0
@@ -117,7 +118,8 @@ class DirectProblem:
         xyw = torch.baddbmm(matrix[:, :, 2:], matrix[:, :, :2], self.u)  # (B, 3, N)
         unit = xyw[:, :2] / xyw[:, 2:]
         limit = 1 - 2 * BORDER_PX / unit.new_tensor([[width - 1], [height - 1]])
-        seen = (unit.abs() <= limit).all(1) & self.usable & self._is_plausible(dst_homo_src)[:, None]
+        inside = unit.abs() <= limit
+        seen = inside[:, 0] & inside[:, 1] & self.usable & self._is_plausible(dst_homo_src)[:, None]
         if self.dst.mask is not None:
             seen &= sampling.sample_unit(self.dst.mask, unit)[:, 0] > 0.999  # all four neighbours are used
         return sampling.sample_unit(self.dst.image, unit, self.interpolation)[:, 0], seen
@@ -127,8 +129,9 @@ class DirectProblem:
         corners = 2**self.level * homography.image_corners(*self.src_size, device=self.u.device)
         bottom = dst_homo_src[:, 2]
         w = bottom[:, :2] @ corners.mT + bottom[:, 2:]  # (B, 4)
-        plausible: Tensor = w.amin(-1) > LEAST_DEPTH_RATIO * w.amax(-1)
-        return plausible & (w.amin(-1) > 0)
+        nearest, furthest = w.amin(-1), w.amax(-1)
+        plausible: Tensor = (nearest > 0) & (nearest > LEAST_DEPTH_RATIO * furthest)
+        return plausible
 
     def evaluate(self, state: Alignment) -> tuple[Tensor, Tensor]:
         """Return residual (B, N) and seen (B, N) bool."""
@@ -156,7 +159,7 @@ class DirectProblem:
     def step(self, state: Alignment, step: Tensor) -> tuple[Alignment, Tensor]:
         """Return the state after `step` (B, 10), and (B,) the furthest corner's motion, pixels of src's level."""
         to_pixels = homography.pixels_from_centred(*self.src_size, device=step.device)
-        motion = to_pixels @ homography.sl3_exp(-step[:, :8]) @ torch.linalg.inv(to_pixels)
+        motion = to_pixels @ homography.motion_of_step(-step[:, :8]) @ torch.linalg.inv(to_pixels)
         corners = homography.image_corners(*self.src_size, device=step.device).expand(len(step), 4, 2)
         moved_px = (homography.warp_points(motion, corners) - corners).norm(dim=-1).amax(-1)
         dst_homo_src = homography.normalise(state.dst_homo_src @ homography.rescale(motion, -self.level))
@@ -191,7 +194,7 @@ def build_problem(
         interpolation: of dst.
     """
     height, width = src.image.shape[-2:]
-    slope = gradient(src.image)
+    slope = src.slope
     chosen, usable = _steepest_of_cells(slope, src.mask, cell_side=_cell_side(height, width, max_points))
 
     half_side = max(height, width) / 2
@@ -239,20 +242,16 @@ def _steepest_of_cells(slope: Tensor, mask: Tensor | None, *, cell_side: int) ->
         usable: (B, N) bool.
     """
     height, width = slope.shape[-2:]
-    steepness = slope.square().sum(1)  # (B, H, W)
-    usable = torch.zeros_like(steepness, dtype=torch.bool)
-    usable[:, 1:-1, 1:-1] = True
+    batch, _, height, width = slope.shape
+    usable = torch.zeros(batch, 1, height, width, dtype=torch.bool, device=slope.device)
+    usable[..., 1:-1, 1:-1] = True
     if mask is not None:
         # A pixel's gradient reads its neighbours.
-        usable &= -torch.nn.functional.max_pool2d(-mask, 3, stride=1, padding=1)[:, 0] > 0.5
-    index = torch.arange(height * width, device=slope.device).view(height, width)
+        usable &= -max_pool2d(-mask, 3, stride=1, padding=1) > 0.5
     if cell_side == 1:
-        return index.flatten().expand(len(slope), -1), usable.flatten(1)
-    steepness = torch.where(usable, steepness, -1.0)
-
-    rows, columns = height // cell_side, width // cell_side
-    index = index[: rows * cell_side, : columns * cell_side]
-    cells = index.view(rows, cell_side, columns, cell_side).permute(0, 2, 1, 3).reshape(rows * columns, -1)
-    best = steepness.flatten(1)[:, cells].argmax(-1, keepdim=True)  # (B, N, 1)
-    chosen = cells.expand(len(slope), -1, -1).gather(2, best)[..., 0]
+        everything = torch.arange(height * width, device=slope.device)
+        return everything.expand(batch, -1), usable.flatten(1)
+    steepness = torch.where(usable, slope.square().sum(1, keepdim=True), -1.0)
+    _, chosen = max_pool2d(steepness, cell_side, return_indices=True)
+    chosen = chosen.flatten(1)
     return chosen, usable.flatten(1).gather(1, chosen)

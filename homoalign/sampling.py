@@ -5,6 +5,7 @@ B pairs, C channels, H W rows and columns, N points.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -37,6 +38,7 @@ def sample_unit(image: Tensor, unit: Tensor, interpolation: Interpolation = "bil
     return grid_sample(image, grid, mode=interpolation, padding_mode="border", align_corners=True)[:, :, 0]
 
 
+@lru_cache(maxsize=256)
 def unit_from_pixels(height: int, width: int, *, device: torch.device) -> Tensor:
     """Return (3, 3) float64: pixels to [-1, 1] from the first pixel's centre to the last's."""
     return torch.tensor(
@@ -60,26 +62,6 @@ def is_inside(xy: Tensor, size: tuple[int, int], margin: float = 0.0) -> Tensor:
     height, width = size
     x, y = xy.unbind(-1)
     return (x >= margin) & (x <= width - 1 - margin) & (y >= margin) & (y <= height - 1 - margin)
-
-
-def warp_grid(src_homo_dst: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """Source coordinates of every destination pixel.
-
-    Args:
-        src_homo_dst: (B, 3, 3).
-        size: (height, width) of the destination, pixels.
-        dtype: of the answer.
-
-    Returns:
-        (B, height * width, 2) pixels of the source; NaN on and behind the horizon.
-    """
-    height, width = size
-    matrix = src_homo_dst.to(dtype)
-    x = torch.arange(width, dtype=dtype, device=matrix.device)
-    y = torch.arange(height, dtype=dtype, device=matrix.device)
-    rows = matrix[:, :, 0, None, None] * x + (matrix[:, :, 1, None] * y + matrix[:, :, 2, None])[..., None]
-    xy = rows[:, :2] / torch.where(rows[:, 2:] > 0, rows[:, 2:], torch.nan)  # (B, 2, H, W)
-    return xy.flatten(2).mT
 
 
 def warp(image: Tensor, dst_homo_src: Tensor, size: tuple[int, int]) -> Tensor:
@@ -111,6 +93,13 @@ def warp_with_coverage(image: Tensor, dst_homo_src: Tensor, size: tuple[int, int
     """
     src_homo_dst, info = torch.linalg.inv_ex(dst_homo_src.double())
     src_homo_dst = torch.where((info == 0)[:, None, None], src_homo_dst, torch.nan)
-    xy = warp_grid(src_homo_dst, size, image.dtype)
-    covered = is_inside(xy, image_size(image))
-    return sample(image, xy).view(*image.shape[:2], *size), covered.view(len(image), *size)
+    height, width = image_size(image)
+    matrix = (unit_from_pixels(height, width, device=image.device) @ src_homo_dst).to(image.dtype)
+    x = torch.arange(size[1], dtype=image.dtype, device=image.device)
+    y = torch.arange(size[0], dtype=image.dtype, device=image.device)
+    xyw = (matrix[:, :, 1, None] * y + matrix[:, :, 2, None])[..., None] + matrix[:, :, 0, None, None] * x
+    unit = (xyw[:, :2] / xyw[:, 2:]).flatten(2)  # (B, 2, H * W)
+    # The outermost pixels' centres count as inside in spite of rounding.
+    inside = unit.abs() <= 1 + 1e-6
+    covered = inside[:, 0] & inside[:, 1] & (xyw[:, 2].flatten(1) > 0)
+    return sample_unit(image, unit).view(*image.shape[:2], *size), covered.view(len(image), *size)

@@ -70,15 +70,11 @@ class Solution(Generic[StateT]):
         state: the last accepted state.
         stop: (B,) int64, index into `REASONS`.
         num_iterations: (B,) int32.
-        scale: (B,) robust standard deviation of the residual.
-        covariance: (B, P, P) of the parameters, from the normal equations; NaN where they are singular.
     """
 
     state: StateT
     stop: Tensor
     num_iterations: Tensor
-    scale: Tensor
-    covariance: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,16 +227,23 @@ def solve(
     else:
         whole = whole.put(pairs, state)
         stop[pairs] = torch.where(reason == RUNNING, MAX_ITERATIONS, reason)
-    return _finish(problem, whole, stop, num_iterations, loss_width)
+    return Solution(whole, stop, num_iterations)
 
 
-def _finish(
-    problem: Problem[StateT], state: StateT, stop: Tensor, num_iterations: Tensor, loss_width: float
-) -> Solution[StateT]:
-    """Measure scale and covariance at the final states.
+def measure_precision(problem: Problem[StateT], state: StateT, loss_width: float) -> tuple[Tensor, Tensor]:
+    """Measure the residual's scale and the parameters' covariance at a solution.
 
     The covariance is that of an M-estimator, s^2 (sum w J J^T)^-1 with s^2 the weighted mean square of the residual
     (Huber and Ronchetti, "Robust Statistics", section 7.6, with the usual IRLS approximation).
+
+    Args:
+        problem: the pairs.
+        state: their solutions.
+        loss_width: as for `solve`.
+
+    Returns:
+        scale: (B,) robust standard deviation of the residual.
+        covariance: (B, P, P) of the parameters; NaN where the normal equations are singular.
     """
     residual, seen = problem.evaluate(state)
     scale = robust_scale(residual, seen, problem.scale_floor)
@@ -248,5 +251,4 @@ def _finish(
     JtJ, _ = problem.normal_equations(state, residual, weight)
     variance = (weight * residual.square()).sum(-1, dtype=torch.float64) / weight.sum(-1, dtype=torch.float64)
     inverse, info = torch.linalg.inv_ex(JtJ)
-    covariance = torch.where((info == 0)[:, None, None], variance[:, None, None] * inverse, torch.nan)
-    return Solution(state, stop, num_iterations, scale, covariance)
+    return scale, torch.where((info == 0)[:, None, None], variance[:, None, None] * inverse, torch.nan)

@@ -7,8 +7,6 @@ B pairs, C channels, H W rows and columns.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -69,30 +67,18 @@ def align(
     return AlignResult.concatenate(parts) if parts else AlignResult.blank([], [])
 
 
-@dataclass(frozen=True, slots=True)
-class _Images:
-    """One side of the pairs: `gray` for the solver, `colour` (B, C, H, W) float32 for the tutorial and the truth."""
-
-    gray: Level
-    colour: Tensor
-
-    def select(self, index: Tensor) -> _Images:
-        """Return the pairs that `index` names."""
-        return _Images(self.gray.select(index), self.colour[index])
-
-
-def _read_images(image: Tensor, mask: Tensor | None) -> _Images:
-    colour, finite = to_unit_range(image)
+def _read_gray(image: Tensor, mask: Tensor | None) -> Level:
+    gray, finite = to_gray(image)
     if finite is not None:
         mask = finite if mask is None else mask & finite
-    return _Images(Level(to_gray(colour), None if mask is None else mask.to(colour.dtype)), colour)
+    return Level(gray, None if mask is None else mask.to(gray.dtype))
 
 
 def _align_group(pairs: Pairs, config: AlignConfig, trace: bool) -> AlignResult:
     """Rule out the pairs that cannot be aligned, solve and judge the others."""
-    src, dst = _read_images(pairs.src, pairs.src_mask), _read_images(pairs.dst, pairs.dst_mask)
+    src, dst = _read_gray(pairs.src, pairs.src_mask), _read_gray(pairs.dst, pairs.dst_mask)
     start = find_start(pairs.init, len(pairs.src), image_size(pairs.src), image_size(pairs.dst))
-    ruled_out = _rule_out(src.gray, dst.gray, start, config)
+    ruled_out = _rule_out(src, dst, start, config)
     status, detail = zip(*ruled_out, strict=True)
     result = AlignResult.blank(status, detail)
     alive = torch.tensor([i for i, reason in enumerate(detail) if reason is None], dtype=torch.int64)
@@ -103,23 +89,21 @@ def _align_group(pairs: Pairs, config: AlignConfig, trace: bool) -> AlignResult:
         pairs = pairs.select(alive)
         src, dst = src.select(alive.to(device)), dst.select(alive.to(device))
     count = num_levels(
-        [image_size(src.colour), image_size(dst.colour)],
+        [image_size(src.image), image_size(dst.image)],
         min_side_px=config.min_level_side_px,
         max_levels=config.max_levels,
     )
-    same_channels = src.colour.shape[1] == dst.colour.shape[1]
     one = torch.ones(len(alive), dtype=torch.float64, device=device)
     track = Track(
-        src=build_pyramid(src.gray.image, src.gray.mask, count),
-        dst=build_pyramid(dst.gray.image, dst.gray.mask, count),
-        colour=(src.colour, dst.colour) if same_channels else (src.gray.image, dst.gray.image),
+        src=build_pyramid(src.image, src.mask, count),
+        dst=build_pyramid(dst.image, dst.mask, count),
+        pairs=pairs,
         start=Alignment(start.dst_homo_src[alive].to(device), one, torch.zeros_like(one)),
-        gt=None if pairs.gt is None else pairs.gt.to(device),
         config=config,
         trace=trace,
     )
     solved = solve_tutorial(track) if config.solver == "adam" else solve_gauss_newton(track)
-    part = _measure(track, src.colour, solved, [start.initialisation[i] for i in alive.tolist()])
+    part = _measure(track, solved, [start.initialisation[i] for i in alive.tolist()])
     return result.put(alive, part)
 
 
@@ -153,7 +137,7 @@ def _contrast(level: Level) -> tuple[list[float], list[float]]:
     """Return, for every pair, the share of usable pixels and their intensities' standard deviation."""
     image = level.image.flatten(1)
     if level.mask is None:
-        return [1.0] * len(image), image.double().std(-1, correction=0).tolist()
+        return [1.0] * len(image), image.std(-1, correction=0).tolist()
     mask = level.mask.flatten(1).double()
     count = mask.sum(-1).clamp_min(1)
     mean = (image * mask).sum(-1) / count
@@ -161,9 +145,7 @@ def _contrast(level: Level) -> tuple[list[float], list[float]]:
     return mask.mean(-1).tolist(), variance.sqrt().tolist()
 
 
-def _measure(
-    track: Track, src_colour: Tensor, solved: Solved, initialisation: list[Initialisation | None]
-) -> AlignResult:
+def _measure(track: Track, solved: Solved, initialisation: list[Initialisation | None]) -> AlignResult:
     """Measure what the solver found, and judge it."""
     config, matrix = track.config, solved.alignment.dst_homo_src
     finite = matrix.isfinite().flatten(1).all(-1)
@@ -194,6 +176,7 @@ def _measure(
     nan = torch.full_like(fit.zncc, torch.nan)
     errors, reprojection = nan[:, None].expand(-1, 4), nan
     if track.gt is not None:
+        src_colour = to_unit_range(track.pairs.src)[0]
         errors = homography.corner_errors(matrix, track.gt, *src_size)
         reprojection = metrics.reprojection_l1(src_colour, matrix, track.gt, dst_size)
     return AlignResult(

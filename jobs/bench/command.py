@@ -1,0 +1,36 @@
+"""The `bench` verb: a group whose subcommands are imported when they are called."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+BENCHMARKS = {
+    "tutorial": "kornia's tutorial pair: its own loop, this solver, OpenCV's ECC, SIFT + MAGSAC",
+}
+
+
+class BenchGroup(click.Group):
+    """Benchmarks by name; `jobs.bench.NAME` holds the command `NAME_command`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 click's signature
+        """Return the names of the benchmarks."""
+        return list(BENCHMARKS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002 click's signature
+        """Import and return one benchmark."""
+        if name not in BENCHMARKS:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"jobs.bench.{name}"), f"{name}_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """List the benchmarks without importing them."""
+        with formatter.section("Benchmarks"):
+            formatter.write_dl(list(BENCHMARKS.items()))
+
+
+@click.group("bench", cls=BenchGroup, epilog="Example: homoalign bench tutorial --json tutorial.json")
+def bench_command() -> None:
+    """Run one of the project's benchmarks, with its peers in the same run."""
