@@ -62,22 +62,27 @@ def measure_fit(src: Level, dst: Level, dst_homo_src: Tensor, *, gain: Tensor, b
     """
     warped, covered = warp_level(src, dst, dst_homo_src)
     value, inside = dst.image[:, 0], covered.to(warped)
-    count = total(inside)
-    usable = dst.image[0].numel() if dst.mask is None else total(dst.mask[:, 0])
 
     def column(values: Tensor) -> Tensor:
         return values[:, None, None].to(value)
 
-    a = (warped - column(total(warped) / count)) * inside
-    b = (value - column(total(value * inside) / count)) * inside
-    zncc = total(a * b) / (total(a * a) * total(b * b)).sqrt()
-    residual = value - column(gain) * warped - column(bias)
-    inlier = (residual.abs() <= column(loss_width)) * inside
+    # All sums of a fit in one product; shifted to about zero mean, where float32 keeps the digits of a variance.
+    shifted = [(image - image.mean((-2, -1), keepdim=True)).mul_(inside) for image in (warped, value)]
+    rows = torch.stack([inside, *shifted], dim=1).flatten(2)  # (B, 3, H * W)
+    products = (rows @ rows.mT).double()
+    count = products[:, 0, 0]
+    mean = products[:, 0] / count[:, None]
+    centred = products / count[:, None, None] - mean[:, :, None] * mean[:, None, :]
+    zncc = centred[:, 1, 2] / (centred[:, 1, 1] * centred[:, 2, 2]).sqrt()
+
+    difference = value - warped
+    residual = torch.addcmul(difference - column(bias), column(1 - gain), warped)
+    inlier = (residual.abs_() <= column(loss_width)) & covered
     return Fit(
-        photometric_l1=total((warped - value).abs() * inside) / count,
+        photometric_l1=total(difference.abs_().mul_(inside)) / count,
         zncc=zncc.clamp(-1, 1),
-        overlap=count / usable,
-        inlier_ratio=total(inlier) / count,
+        overlap=count / (value[0].numel() if dst.mask is None else total(dst.mask[:, 0])),
+        inlier_ratio=inlier.flatten(1).sum(-1) / count,
     )
 
 

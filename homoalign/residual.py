@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -64,6 +65,47 @@ class Alignment:
 
 
 @dataclass(frozen=True, slots=True)
+class Frame:
+    """Constant matrices of a level, float64 unless said otherwise.
+
+    Attributes:
+        src_from_centred: (3, 3) centred coordinates to full-size src pixels.
+        centred_from_src: (3, 3) its inverse.
+        unit_from_dst: (3, 3) full-size dst pixels to unit coordinates of the level.
+        unit_limit: (2, 1) float32, points further from the middle are off the image or on its border.
+        src_corners: (3, 4) homogeneous corners of full-size src, pixels.
+        corner_motion: (8, 8), a step to its corners' motion, src pixels of the level.
+    """
+
+    src_from_centred: Tensor
+    centred_from_src: Tensor
+    unit_from_dst: Tensor
+    unit_limit: Tensor
+    src_corners: Tensor
+    corner_motion: Tensor
+
+
+@lru_cache(maxsize=256)
+def build_frame(src_size: tuple[int, int], dst_size: tuple[int, int], level: int, device: torch.device) -> Frame:
+    """Build the constants of a level whose images have these (height, width)."""
+    to_full = torch.tensor([2.0**level, 2.0**level, 1], dtype=torch.float64, device=device).diag()
+    from_centred = homography.pixels_from_centred(*src_size, device=device)
+    corners = homography.image_corners(*src_size, device=device)
+    u = (corners - from_centred[:2, 2]) / from_centred[0, 0]
+    along_x, along_y = zip(*homography.velocities(u[:, 0], u[:, 1]), strict=True)
+    height, width = dst_size
+    limit = [[1 - 2 * BORDER_PX / (width - 1)], [1 - 2 * BORDER_PX / (height - 1)]]
+    return Frame(
+        src_from_centred=to_full @ from_centred,
+        centred_from_src=torch.linalg.inv(to_full @ from_centred),
+        unit_from_dst=sampling.unit_from_pixels(height, width, device=device) @ torch.linalg.inv(to_full),
+        unit_limit=torch.tensor(limit, dtype=torch.float32, device=device),
+        src_corners=torch.cat([2**level * corners, torch.ones_like(corners[:, :1])], dim=1).mT.contiguous(),
+        corner_motion=from_centred[0, 0] * torch.cat([torch.stack(along_x), torch.stack(along_y)], dim=1),
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class DirectProblem:
     """The pairs of one pyramid level; a `solver.Problem` whose state is an `Alignment`.
 
@@ -108,17 +150,19 @@ class DirectProblem:
             interpolation=self.interpolation,
         )
 
+    @property
+    def frame(self) -> Frame:
+        """Constant matrices of this level."""
+        return build_frame(self.src_size, image_size(self.dst.image), self.level, self.u.device)
+
     def read_dst(self, dst_homo_src: Tensor) -> tuple[Tensor, Tensor]:
         """Read dst at the warped points: values (B, N) and seen (B, N) bool."""
-        height, width = image_size(self.dst.image)
-        to_pixels = homography.pixels_from_centred(*self.src_size, device=self.u.device)
-        matrix = homography.rescale(dst_homo_src, self.level) @ to_pixels
+        frame = self.frame
         # Everything up to grid_sample's own coordinates goes into one matrix: a pass over the points saved.
-        matrix = (sampling.unit_from_pixels(height, width, device=self.u.device) @ matrix).to(self.u.dtype)
+        matrix = (frame.unit_from_dst @ dst_homo_src @ frame.src_from_centred).to(self.u.dtype)
         xyw = torch.baddbmm(matrix[:, :, 2:], matrix[:, :, :2], self.u)  # (B, 3, N)
         unit = xyw[:, :2] / xyw[:, 2:]
-        limit = 1 - 2 * BORDER_PX / unit.new_tensor([[width - 1], [height - 1]])
-        inside = unit.abs() <= limit
+        inside = unit.abs() <= frame.unit_limit
         seen = inside[:, 0] & inside[:, 1] & self.usable & self._is_plausible(dst_homo_src)[:, None]
         if self.dst.mask is not None:
             seen &= sampling.sample_unit(self.dst.mask, unit)[:, 0] > 0.999  # all four neighbours are used
@@ -126,18 +170,16 @@ class DirectProblem:
 
     def _is_plausible(self, dst_homo_src: Tensor) -> Tensor:
         """Say whether src, seen in dst, stays well in front of the horizon: (B,) bool; False for NaN."""
-        corners = 2**self.level * homography.image_corners(*self.src_size, device=self.u.device)
-        bottom = dst_homo_src[:, 2]
-        w = bottom[:, :2] @ corners.mT + bottom[:, 2:]  # (B, 4)
-        nearest, furthest = w.amin(-1), w.amax(-1)
+        w = dst_homo_src[:, 2] @ self.frame.src_corners  # (B, 4)
+        nearest, furthest = w.aminmax(dim=-1)
         plausible: Tensor = (nearest > 0) & (nearest > LEAST_DEPTH_RATIO * furthest)
         return plausible
 
     def evaluate(self, state: Alignment) -> tuple[Tensor, Tensor]:
-        """Return residual (B, N) and seen (B, N) bool."""
+        """Return residual (B, N), and seen (B, N): 1 where both images have that pixel, else 0."""
         value, seen = self.read_dst(state.dst_homo_src)
-        residual = value - (state.gain[:, None].to(value) * self.src_value + state.bias[:, None].to(value))
-        return torch.where(seen, residual, 0.0), seen
+        model = torch.addcmul(state.bias[:, None].to(value), state.gain[:, None].to(value), self.src_value)
+        return torch.where(seen, value - model, 0.0), seen.to(value.dtype)
 
     def normal_equations(self, state: Alignment, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return JtJ (B, 10, 10) and Jtr (B, 10), float64.
@@ -156,14 +198,17 @@ class DirectProblem:
             JtJ[:, 8, 8] = JtJ[:, 9, 9] = 1
         return JtJ, Jtr
 
-    def step(self, state: Alignment, step: Tensor) -> tuple[Alignment, Tensor]:
-        """Return the state after `step` (B, 10), and (B,) the furthest corner's motion, pixels of src's level."""
-        to_pixels = homography.pixels_from_centred(*self.src_size, device=step.device)
-        motion = to_pixels @ homography.motion_of_step(-step[:, :8]) @ torch.linalg.inv(to_pixels)
-        corners = homography.image_corners(*self.src_size, device=step.device).expand(len(step), 4, 2)
-        moved_px = (homography.warp_points(motion, corners) - corners).norm(dim=-1).amax(-1)
-        dst_homo_src = homography.normalise(state.dst_homo_src @ homography.rescale(motion, -self.level))
-        return Alignment(dst_homo_src, state.gain + step[:, 8], state.bias + step[:, 9]), moved_px
+    def step(self, state: Alignment, step: Tensor) -> Alignment:
+        """Return the state after `step` (B, 10)."""
+        frame = self.frame
+        motion = homography.motion_of_step(-step[:, :8])
+        dst_homo_src = state.dst_homo_src @ frame.src_from_centred @ motion @ frame.centred_from_src
+        return Alignment(homography.normalise(dst_homo_src), state.gain + step[:, 8], state.bias + step[:, 9])
+
+    def length_px(self, step: Tensor) -> Tensor:
+        """Return (B,) how far `step` (B, 10) moves the furthest corner of src, to first order, pixels of its level."""
+        motion = step[:, :8] @ self.frame.corner_motion  # (B, 8): four corners along x, then along y
+        return motion.view(-1, 2, 4).square().sum(1).amax(-1).sqrt()
 
     def matched_moments(self, dst_homo_src: Tensor) -> tuple[Tensor, Tensor]:
         """Return gain and bias, (B,) each, that give src the mean and standard deviation of dst where both are seen."""

@@ -97,9 +97,11 @@ def warp_with_coverage(image: Tensor, dst_homo_src: Tensor, size: tuple[int, int
     matrix = (unit_from_pixels(height, width, device=image.device) @ src_homo_dst).to(image.dtype)
     x = torch.arange(size[1], dtype=image.dtype, device=image.device)
     y = torch.arange(size[0], dtype=image.dtype, device=image.device)
-    xyw = (matrix[:, :, 1, None] * y + matrix[:, :, 2, None])[..., None] + matrix[:, :, 0, None, None] * x
-    unit = (xyw[:, :2] / xyw[:, 2:]).flatten(2)  # (B, 2, H * W)
+    column_part = (matrix[:, :, 1, None] * y + matrix[:, :, 2, None]).mT[:, :, None]  # (B, H, 1, 3)
+    row_part = (matrix[:, :, 0, None] * x).mT[:, None]  # (B, 1, W, 3)
+    w = column_part[..., 2:] + row_part[..., 2:]
+    grid = (column_part[..., :2] + row_part[..., :2]).div_(w)  # (B, H, W, 2)
+    warped = grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=True)
     # The outermost pixels' centres count as inside in spite of rounding.
-    inside = unit.abs() <= 1 + 1e-6
-    covered = inside[:, 0] & inside[:, 1] & (xyw[:, 2].flatten(1) > 0)
-    return sample_unit(image, unit).view(*image.shape[:2], *size), covered.view(len(image), *size)
+    inside = grid.abs_() <= 1 + 1e-6
+    return warped, (inside[..., 0] & inside[..., 1]).logical_and_(w[..., 0] > 0)

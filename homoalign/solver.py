@@ -50,13 +50,16 @@ class Problem(Protocol[StateT]):
         """(B,) least scale of the robust loss: what interpolation and rounding leave of a perfect match."""
 
     def evaluate(self, state: StateT) -> tuple[Tensor, Tensor]:
-        """Return seen (B, N) bool, whether both images have that pixel, after residual (B, N), 0 where not seen."""
+        """Return residual (B, N), and seen (B, N): 1 where both images have that pixel, else 0 and so the residual."""
 
     def normal_equations(self, state: StateT, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return JtJ (B, P, P) and Jtr (B, P), float64, weighted by `weight` (B, N)."""
 
-    def step(self, state: StateT, step: Tensor) -> tuple[StateT, Tensor]:
-        """Return the state after `step` (B, P), and (B,) how far it moved the furthest corner, in pixels."""
+    def step(self, state: StateT, step: Tensor) -> StateT:
+        """Return the state after `step` (B, P)."""
+
+    def length_px(self, step: Tensor) -> Tensor:
+        """Return (B,) how far `step` (B, P) moves the furthest corner, in pixels."""
 
     def select(self, index: Tensor) -> Problem[StateT]:
         """Return the pairs that `index` (int64) names."""
@@ -113,19 +116,21 @@ def robust_scale(residual: Tensor, seen: Tensor, floor: Tensor) -> Tensor:
     stride = max(1, residual.shape[-1] // SCALE_SAMPLES)
     # An odd stride does not fall in step with the rows of an image.
     stride += stride % 2 == 0
-    magnitude = torch.where(seen, residual.abs(), torch.nan)[:, ::stride]
+    magnitude = torch.where(seen[:, ::stride] > 0, residual[:, ::stride].abs(), torch.nan)
     median = torch.nanmedian(magnitude, dim=-1).values.double()
     return torch.fmax(1.4826 * median, floor)
 
 
-def cauchy_cost(residual: Tensor, scale: Tensor) -> Tensor:
-    """Cauchy (Lorentzian) loss, log(1 + (r / s)^2), of residual (B, N) with scale (B,)."""
-    return torch.log1p((residual / scale[:, None].to(residual)).square())
+def cauchy(residual: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+    """Cauchy (Lorentzian) loss of residual (B, N) with width (B,).
 
-
-def cauchy_weight(residual: Tensor, scale: Tensor) -> Tensor:
-    """Weight of iteratively reweighted least squares for `cauchy_cost`: 1 / (1 + (r / s)^2)."""
-    return 1 / (1 + (residual / scale[:, None].to(residual)).square())
+    Returns:
+        cost: (B, N) log(1 + (r / width)^2).
+        weight: (B, N) of iteratively reweighted least squares, 1 / (1 + (r / width)^2).
+    """
+    squared = (residual * (1 / width)[:, None].to(residual)).square_()
+    cost = squared.log1p()
+    return cost, squared.add_(1).reciprocal_()
 
 
 def damped_step(JtJ: Tensor, Jtr: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,19 +200,18 @@ def solve(
             memory = memory.select(keep) if memory else None
 
         width = loss_width * robust_scale(residual, seen, part.scale_floor)
-        weight = cauchy_weight(residual, width) * seen
-        JtJ, Jtr = part.normal_equations(state, residual, weight)
+        cost, weight = cauchy(residual, width)
+        JtJ, Jtr = part.normal_equations(state, residual, weight.mul_(seen))
         plain_step, solved = damped_step(JtJ, Jtr, damping)
         step = memory.extrapolate(plain_step, JtJ) if memory else plain_step
-        candidate, moved_px = part.step(state, step)
         extrapolated = (step != plain_step).any(-1)
-        plain_px = part.step(state, plain_step)[1] if extrapolated.any() else moved_px
+        candidate = part.step(state, step)
         new_residual, new_seen = part.evaluate(candidate)
         num_iterations[pairs] += 1
 
-        both = seen & new_seen
-        old_cost = (cauchy_cost(residual, width) * both).sum(-1).double()
-        new_cost = (cauchy_cost(new_residual, width) * both).sum(-1).double()
+        both = seen * new_seen
+        old_cost = (cost * both).sum(-1).double()
+        new_cost = (cauchy(new_residual, width)[0] * both).sum(-1).double()
         enough = new_seen.sum(-1) >= min_seen[pairs]
         accepted = solved & enough & (new_cost < old_cost)
         state = candidate.where(accepted, state)
@@ -218,7 +222,7 @@ def solve(
         # Inverse compositional steps head for a point a hair off the cost's minimum (the gradients are the
         # template's), so close to it a good step need not be downhill: it has converged as far as the cost can tell.
         flat = ~extrapolated & enough & ((new_cost - old_cost).abs() <= FLAT_COST * old_cost)
-        small = torch.fmin(moved_px, plain_px) <= step_tol_px
+        small = torch.fmin(part.length_px(step), part.length_px(plain_step)) <= step_tol_px
         reason = torch.where(solved & (small | (flat & ~accepted)), CONVERGED, reason)
         # A rejected extrapolation says nothing against the plain step.
         more_damping = torch.where(extrapolated, damping, (damping * 10).clamp_min(1e-3))
@@ -247,7 +251,7 @@ def measure_precision(problem: Problem[StateT], state: StateT, loss_width: float
     """
     residual, seen = problem.evaluate(state)
     scale = robust_scale(residual, seen, problem.scale_floor)
-    weight = cauchy_weight(residual, loss_width * scale) * seen
+    weight = cauchy(residual, loss_width * scale)[1] * seen
     JtJ, _ = problem.normal_equations(state, residual, weight)
     variance = (weight * residual.square()).sum(-1, dtype=torch.float64) / weight.sum(-1, dtype=torch.float64)
     inverse, info = torch.linalg.inv_ex(JtJ)
