@@ -254,6 +254,9 @@ def build_problem(
     jacobian[:, 8] = src.image.flatten(1).gather(1, chosen)
     jacobian[:, 9] = 1.0
 
+    if interpolation == "bicubic" and dst.mask is not None:
+        # Cubic interpolation reads a pixel further than the bilinear reading of the mask tells.
+        dst = Level(dst.image, -max_pool2d(-dst.mask, 3, stride=1, padding=1))
     contrast = dst.image.flatten(1).std(-1).double()
     return DirectProblem(
         dst=dst,

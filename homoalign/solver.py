@@ -237,8 +237,8 @@ def solve(
 def measure_precision(problem: Problem[StateT], state: StateT, loss_width: float) -> tuple[Tensor, Tensor]:
     """Measure the residual's scale and the parameters' covariance at a solution.
 
-    The covariance is that of an M-estimator, s^2 (sum w J J^T)^-1 with s^2 the weighted mean square of the residual
-    (Huber and Ronchetti, "Robust Statistics", section 7.6, with the usual IRLS approximation).
+    The covariance is that of an M-estimator, mean(psi^2) / mean(psi')^2 (J^T J)^-1 (Huber and Ronchetti, "Robust
+    Statistics", 2009, section 7.6); the Cauchy loss has psi = w r and psi' = w (2 w - 1).
 
     Args:
         problem: the pairs.
@@ -251,8 +251,11 @@ def measure_precision(problem: Problem[StateT], state: StateT, loss_width: float
     """
     residual, seen = problem.evaluate(state)
     scale = robust_scale(residual, seen, problem.scale_floor)
-    weight = cauchy(residual, loss_width * scale)[1] * seen
-    JtJ, _ = problem.normal_equations(state, residual, weight)
-    variance = (weight * residual.square()).sum(-1, dtype=torch.float64) / weight.sum(-1, dtype=torch.float64)
+    _, weight = cauchy(residual, loss_width * scale)
+    count = seen.sum(-1, dtype=torch.float64)
+    spread = (weight * residual).square().sum(-1, dtype=torch.float64) / count
+    curvature = (weight * (2 * weight - 1) * seen).sum(-1, dtype=torch.float64) / count
+    JtJ, _ = problem.normal_equations(state, residual, seen)
     inverse, info = torch.linalg.inv_ex(JtJ)
-    return scale, torch.where((info == 0)[:, None, None], variance[:, None, None] * inverse, torch.nan)
+    covariance = (spread / curvature.square())[:, None, None] * inverse
+    return scale, torch.where((info == 0)[:, None, None], covariance, torch.nan)

@@ -1,0 +1,39 @@
+"""What every test module may use."""
+
+import zlib
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.synthetic import load_scene, random_homography, render_pair
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Two test processes share two cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> torch.Generator:
+    """A generator seeded by the test's own name: stable alone, in any order, under xdist."""
+    return torch.Generator().manual_seed(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture
+def numpy_rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """Likewise, for numpy."""
+    return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture
+def make_pair(numpy_rng):
+    """Render a pair of a photograph of scikit-image: (src, dst, dst_homo_src), float32 in [0, 1] and float64."""
+
+    def render(photograph="camera", *, size=(120, 160), max_offset_px=6.0, gray=True):
+        dst_homo_src = random_homography(numpy_rng, size, max_offset_px)
+        pair = render_pair(load_scene(photograph, gray=gray), dst_homo_src, size, rng=numpy_rng)
+        return pair.src.clip(0, 1), pair.dst.clip(0, 1), pair.dst_homo_src
+
+    return render

@@ -1,0 +1,29 @@
+import dataclasses
+
+import pytest
+
+from homoalign import AlignConfig
+
+
+def test_the_fingerprint_is_stable_and_changes_with_every_field():
+    default = AlignConfig()
+    assert default.fingerprint() == AlignConfig().fingerprint()
+    other = {"solver": "adam", "photometric": "none"}
+    for field in dataclasses.fields(AlignConfig):
+        value = other.get(field.name, getattr(default, field.name) / 2 if field.type == "float" else None)
+        value = getattr(default, field.name) + 1 if value is None else value
+        assert dataclasses.replace(default, **{field.name: value}).fingerprint() != default.fingerprint(), field.name
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("solver", "newton", "solver='newton' is none of gauss_newton, adam"),
+        ("min_overlap", 1.5, r"min_overlap=1.5 is outside \[0, 1\]"),
+        ("max_iterations", 0, "max_iterations=0 is below 1"),
+        ("step_tol_px", float("nan"), "step_tol_px=nan is negative or not finite"),
+    ],
+)
+def test_a_value_out_of_range_is_named(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        AlignConfig(**{field: value})

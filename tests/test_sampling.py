@@ -1,0 +1,75 @@
+import math
+
+import pytest
+import torch
+
+import homoalign
+from homoalign.sampling import is_inside, sample, warp_with_coverage
+
+
+def ramp(height=7, width=9):
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return (x + 10.0 * y)[None, None].double()
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_pixel_centres_are_at_integers(interpolation):
+    image = ramp()
+    xy = torch.tensor([[[0, 0], [8, 0], [3, 2], [8, 6]]], dtype=torch.float64)
+    torch.testing.assert_close(sample(image, xy, interpolation)[0, 0], torch.tensor([0, 8, 23, 68]).double())
+
+
+def test_a_slope_is_read_between_pixels():
+    xy = torch.tensor([[[2.25, 3.5]]], dtype=torch.float64)
+    torch.testing.assert_close(sample(ramp(), xy)[0, 0, 0].item(), 37.25)
+
+
+def test_nan_is_not_inside():
+    xy = torch.tensor([[0.0, 0.0], [8.0, 6.0], [8.1, 0.0], [math.nan, 1.0]])
+    assert is_inside(xy, (7, 9)).tolist() == [True, True, False, False]
+    assert is_inside(xy, (7, 9), margin=1).tolist() == [False] * 4
+
+
+def test_the_identity_warps_every_pixel_onto_itself():
+    image = ramp()
+    assert torch.allclose(homoalign.warp(image, torch.eye(3)[None], (7, 9)), image)
+
+
+def test_a_shift_moves_the_image_right_and_down():
+    shift = torch.tensor([[[1.0, 0, 2], [0, 1, 1], [0, 0, 1]]])
+    warped = homoalign.warp(ramp(), shift, (7, 9))
+    torch.testing.assert_close(warped[0, 0, 1:, 2:], ramp()[0, 0, :-1, :-2])
+    assert warped[0, 0, 0].tolist() == [0] * 9
+    assert warped[0, 0, :, :2].abs().sum() == 0
+
+
+def test_warping_agrees_with_opencv(rng):
+    import cv2
+
+    image = torch.rand(1, 1, 40, 60, generator=rng)
+    dst_homo_src = torch.tensor([[[1.1, 0.1, -3], [-0.05, 0.9, 2], [1e-3, -5e-4, 1]]], dtype=torch.float64)
+    warped, covered = warp_with_coverage(image, dst_homo_src, (50, 70))
+    theirs = cv2.warpPerspective(image[0, 0].numpy(), dst_homo_src[0].numpy(), (70, 50))
+    inner = covered[0] & torch.from_numpy(cv2.erode(covered[0].numpy().astype("uint8"), None) > 0)
+    # OpenCV rounds coordinates to 1/32 px; white noise changes by up to 1 a pixel.
+    assert (warped[0, 0] - torch.from_numpy(theirs))[inner].abs().max() < 0.1
+
+
+def test_a_singular_or_nan_matrix_covers_nothing():
+    matrices = torch.stack([torch.zeros(3, 3), torch.full((3, 3), math.nan), torch.eye(3)])
+    _, covered = warp_with_coverage(ramp().expand(3, 1, 7, 9), matrices, (7, 9))
+    assert covered.flatten(1).any(-1).tolist() == [False, False, True]
+
+
+def test_what_lies_behind_the_horizon_is_not_covered():
+    # w = 1 - 0.25 x: source columns 4 and on are at or behind the horizon, and must not reappear mirrored.
+    matrix = torch.tensor([[[1.0, 0, 0], [0, 1, 0], [-0.25, 0, 1]]], dtype=torch.float64)
+    _, covered = warp_with_coverage(ramp(), matrix, (7, 20))
+    x_dst = torch.arange(20).double()
+    x_src = x_dst / (1 + 0.25 * x_dst)
+    assert covered[0, 0].tolist() == ((x_src >= 0) & (x_src <= 8)).tolist()
+
+
+def test_a_wrong_matrix_shape_is_a_value_error():
+    with pytest.raises(ValueError, match=r"dst_homo_src should have shape \(B, 3, 3\), got \(3, 3\)"):
+        homoalign.warp(ramp(), torch.eye(3), (7, 9))
