@@ -164,8 +164,10 @@ def _measure(track: Track, solved: Solved, initialisation: list[Initialisation |
     )
     level = verdict.evidence_level([src_size, dst_size], len(track.src))
     src, dst = track.src[level], track.dst[level]
+    whole, weak = metrics.local_correlation(src, dst, homography.rescale(matrix, level))
     evidence = verdict.Evidence(
-        local_correlation=metrics.local_correlation(src, dst, homography.rescale(matrix, level)).cpu(),
+        local_correlation=whole.cpu(),
+        weak_correlation=weak.cpu(),
         overlap=fit.overlap.cpu(),
         src_overlap=metrics.share_of_src_seen(src, dst, homography.rescale(matrix, level)).cpu(),
         is_finite=finite.cpu(),

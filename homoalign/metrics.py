@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 
 from homoalign import homography
 from homoalign.homography import image_size
@@ -18,6 +18,15 @@ from homoalign.sampling import is_inside, warp_with_coverage
 
 WINDOW = 9
 """Side of the windows of `local_correlation`, pixels of the level it is measured on."""
+
+BLOCKS = 6
+"""The frame has this many blocks a side where `local_correlation` looks for parts that disagree."""
+
+WEAK_SHARE = 0.4
+"""Up to this share of the blocks may disagree, as they do where something is in the way."""
+
+LEAST_TEXTURE = 0.003
+"""Blocks with a smaller standard deviation about their neighbourhoods' means show rounding, not structure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +114,7 @@ def photometric_l1(src: Level, dst: Level, dst_homo_src: Tensor) -> Tensor:
     return total(difference) / covered.sum((-2, -1))
 
 
-def local_correlation(src: Level, dst: Level, dst_homo_src: Tensor) -> Tensor:
+def local_correlation(src: Level, dst: Level, dst_homo_src: Tensor) -> tuple[Tensor, Tensor]:
     """Correlation of what is left when every pixel's neighbourhood mean is taken away.
 
     Brightness, vignetting and large-scale contrast, which unrelated photographs share easily, do not count.
@@ -116,7 +125,9 @@ def local_correlation(src: Level, dst: Level, dst_homo_src: Tensor) -> Tensor:
         dst_homo_src: (B, 3, 3), of that level's pixels.
 
     Returns:
-        (B,) in [-1, 1]; NaN where no window lies in the overlap or all are flat.
+        whole: (B,) in [-1, 1], over the overlap; NaN where no window lies in it or all are flat.
+        weak: (B,) the value that `WEAK_SHARE` of the textured blocks stay below; NaN where there is none. A
+            strong edge that both images share, such as a frame or a horizon, carries `whole` but not this.
     """
     warped, covered = warp_level(src, dst, dst_homo_src)
     value = torch.where(covered, dst.image[:, 0], 0.0)
@@ -137,7 +148,13 @@ def local_correlation(src: Level, dst: Level, dst_homo_src: Tensor) -> Tensor:
     weight = 1 / ((energy_a + floor_a).sqrt() * (energy_b + floor_b).sqrt())
     weight = torch.where(counted, weight, 0.0)
     norm = total(weight * a * a) * total(weight * b * b)
-    return (total(weight * a * b) / norm.sqrt()).clamp(-1, 1)
+    whole = (total(weight * a * b) / norm.sqrt()).clamp(-1, 1)
+
+    per_block = torch.stack([counted.to(a), a * a, b * b, a * b], dim=1)
+    filled, aa, bb, ab = adaptive_avg_pool2d(per_block, BLOCKS).flatten(2).unbind(1)  # (B, BLOCKS^2) each
+    textured = (filled > 0.3) & (torch.fmin(aa, bb) > LEAST_TEXTURE**2 * filled)
+    of_block = torch.where(textured, ab / (aa * bb).sqrt(), torch.nan)
+    return whole, torch.nanquantile(of_block.double(), WEAK_SHARE, dim=-1)
 
 
 def _mean(values: Tensor, counted: Tensor) -> Tensor:

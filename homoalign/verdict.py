@@ -1,8 +1,9 @@
 """From measurements to `confidence`, `status` and `status_detail`.
 
-The confidence is a logistic function of the local correlation (`metrics.local_correlation`), lowered where little
-of the frame supports it. Its two coefficients separate right from wrong on the pairs of `homoalign demo` and on real
-pairs; they are not calibrated to a tenth yet, but chosen such that wrong answers are not `ok`.
+The confidence is a logistic function of the local correlation (`metrics.local_correlation`), of the whole overlap or
+of its weaker blocks, whichever is lower, and lowered where little of the frame supports it. Its two coefficients
+separate right from wrong on the pairs of `homoalign demo` and on real pairs; they are not calibrated to a tenth yet,
+but chosen such that wrong answers are not `ok`.
 """
 
 from __future__ import annotations
@@ -27,13 +28,15 @@ class Evidence:
     """What the verdict is drawn from, (B,) float64 each.
 
     Attributes:
-        local_correlation: see `metrics.local_correlation`; NaN counts as none.
+        local_correlation: `whole` of `metrics.local_correlation`; NaN counts as none.
+        weak_correlation: `weak` of it, likewise.
         overlap: share of dst that is covered.
         src_overlap: share of src that lands on dst.
         is_finite: (B,) bool, whether there is a matrix at all.
     """
 
     local_correlation: Tensor
+    weak_correlation: Tensor
     overlap: Tensor
     src_overlap: Tensor
     is_finite: Tensor
@@ -50,7 +53,7 @@ def evidence_level(sizes: list[tuple[int, int]], count: int) -> int:
 
 def confidence(evidence: Evidence) -> Tensor:
     """Return (B,) in [0, 1]; 0 where there is no matrix."""
-    correlation = evidence.local_correlation.nan_to_num(-1.0)
+    correlation = torch.minimum(evidence.local_correlation, evidence.weak_correlation).nan_to_num(-1.0)
     # A small overlap has fewer independent windows to agree by chance.
     overlap = torch.fmax(evidence.overlap, evidence.src_overlap).nan_to_num(0.0)
     even = CORRELATION_AT_EVEN_ODDS + 0.2 * (0.5 - overlap).clamp(0, 0.5)
@@ -66,6 +69,7 @@ def judge(
         _judge_pair(
             confidence=float(confidence[i]),
             correlation=float(evidence.local_correlation[i]),
+            weak_correlation=float(evidence.weak_correlation[i]),
             overlap=float(evidence.overlap[i]),
             src_overlap=float(evidence.src_overlap[i]),
             is_finite=bool(evidence.is_finite[i]),
@@ -81,6 +85,7 @@ def _judge_pair(
     *,
     confidence: float,
     correlation: float,
+    weak_correlation: float,
     overlap: float,
     src_overlap: float,
     is_finite: bool,
@@ -96,7 +101,10 @@ def _judge_pair(
         )
     if confidence >= config.confidence_threshold:
         return Status.OK, None
-    doubt = f"confidence={confidence:.3f} is below {config.confidence_threshold}: local correlation {correlation:.3f}"
+    doubt = (
+        f"confidence={confidence:.3f} is below {config.confidence_threshold}: "
+        f"local correlation {correlation:.3f}, {weak_correlation:.3f} in its weaker blocks"
+    )
     unsettled = (StopReason.MAX_ITERATIONS, StopReason.NO_DESCENT, StopReason.OVERLAP_LOST)
     if stop_reason in unsettled and config.solver != "adam":
         return Status.NOT_CONVERGED, f"stop_reason={stop_reason}; {doubt}"
