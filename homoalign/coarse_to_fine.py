@@ -6,7 +6,7 @@ B pairs, C channels, H W rows and columns.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ from homoalign.status import StopReason
 
 SMALLEST_PROBLEM = 20
 """Twice the unknowns: with fewer residuals a robust fit says nothing."""
+
+SIMILARITY = 4
+"""Parameters of motion, the first of `homography.SL3_BASIS`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,25 +79,29 @@ class Solved:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One run of the solver: a level, on how many pixels, how precisely."""
+    """One run of the solver: a level, on how many pixels, how precisely, for how many parameters of motion."""
 
     level: int
     max_points: int
     step_tol_px: float
     interpolation: Interpolation
+    motion_parameters: int = 8
 
 
 def plan_stages(track: Track) -> list[Stage]:
     """Return the stages, coarse to fine.
 
-    The full-size image is solved on few pixels first where it has many, so that the precise last stage, on many
-    pixels, starts a hair from its end.
+    The coarsest level, a hundred pixels or two, is solved for a similarity alone, and the next one for a similarity
+    first: eight parameters from that few pixels and from far away go astray. The full-size image is solved on few
+    pixels first where it has many, so that the precise last stage, on many pixels, starts a hair from its end.
     """
     config = track.config
     stages = [
         Stage(level, config.points_per_level, config.coarse_step_tol_px, "bilinear")
         for level in range(len(track.src) - 1, 0, -1)
     ]
+    if len(stages) > 1:
+        stages[:1] = [replace(stage, motion_parameters=SIMILARITY) for stage in stages[:2]]
     height, width = image_size(track.src[0].image)
     if min(height * width, config.final_points) > 2 * config.points_per_level:
         stages.append(Stage(0, config.points_per_level, config.coarse_step_tol_px, "bicubic"))
@@ -114,6 +121,7 @@ def solve_gauss_newton(track: Track) -> Solved:
             track.dst[stage.level],
             level=stage.level,
             max_points=stage.max_points,
+            motion_parameters=stage.motion_parameters,
             fit_photometric=config.photometric == "gain_bias",
             interpolation=stage.interpolation,
         )

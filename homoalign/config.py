@@ -22,7 +22,7 @@ class AlignConfig:
     photometric: Photometric = "gain_bias"
     """Photometric model the solver fits beside the homography; `none` compares intensities as they are."""
 
-    min_level_side_px: int = 16
+    min_level_side_px: int = 8
     """The pyramid ends before the shorter side of either image would fall below this."""
 
     max_levels: int = 12

@@ -117,7 +117,7 @@ class DirectProblem:
         jacobian: (B, 10, N) float32: d(gain * src + bias) / d parameters at gain = 1.
         usable: (B, N) bool, False for points under a mask or on the border of src.
         scale_floor: (B,) float64.
-        fit_photometric: whether gain and bias are free.
+        free: (10,) float64, 1 for parameters that are solved for and 0 for those that stay as they are.
         interpolation: of dst.
     """
 
@@ -128,7 +128,7 @@ class DirectProblem:
     jacobian: Tensor
     usable: Tensor
     scale_floor: Tensor
-    fit_photometric: bool
+    free: Tensor
     interpolation: Interpolation
 
     @property
@@ -146,7 +146,7 @@ class DirectProblem:
             jacobian=self.jacobian[index],
             usable=self.usable[index],
             scale_floor=self.scale_floor[index],
-            fit_photometric=self.fit_photometric,
+            free=self.free,
             interpolation=self.interpolation,
         )
 
@@ -184,19 +184,15 @@ class DirectProblem:
     def normal_equations(self, state: Alignment, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return JtJ (B, 10, 10) and Jtr (B, 10), float64.
 
-        The residual's Jacobian is minus `jacobian`, its first eight columns times the gain. Where the photometric
-        model is fixed, its two rows are those of an identity matrix.
+        The residual's Jacobian is minus `jacobian`, its first eight columns times the gain. The rows of parameters
+        that are not free are those of an identity matrix.
         """
         weighted = self.jacobian * weight[:, None]
         JtJ = (weighted @ self.jacobian.mT).double()
         Jtr = -(weighted @ residual[..., None])[..., 0].double()
-        gain = torch.ones_like(Jtr)
-        gain[:, :8] = state.gain[:, None]
-        JtJ, Jtr = JtJ * gain[:, :, None] * gain[:, None, :], Jtr * gain
-        if not self.fit_photometric:
-            JtJ[:, 8:, :], JtJ[:, :, 8:], Jtr[:, 8:] = 0, 0, 0
-            JtJ[:, 8, 8] = JtJ[:, 9, 9] = 1
-        return JtJ, Jtr
+        size = self.free.expand_as(Jtr).clone()
+        size[:, :8] *= state.gain[:, None]
+        return JtJ * size[:, :, None] * size[:, None, :] + (1 - self.free).diag(), Jtr * size
 
     def step(self, state: Alignment, step: Tensor) -> Alignment:
         """Return the state after `step` (B, 10)."""
@@ -226,7 +222,14 @@ class DirectProblem:
 
 
 def build_problem(
-    src: Level, dst: Level, *, level: int, max_points: int, fit_photometric: bool, interpolation: Interpolation
+    src: Level,
+    dst: Level,
+    *,
+    level: int,
+    max_points: int,
+    motion_parameters: int,
+    fit_photometric: bool,
+    interpolation: Interpolation,
 ) -> DirectProblem:
     """Choose the points of a level and precompute their Jacobian.
 
@@ -235,6 +238,7 @@ def build_problem(
         dst: destination images of this level.
         level: 0 is full size.
         max_points: about how many points; all pixels where there are no more.
+        motion_parameters: how many of `homography.SL3_BASIS` are free, from the first.
         fit_photometric: whether gain and bias are free.
         interpolation: of dst.
     """
@@ -258,6 +262,9 @@ def build_problem(
         # Cubic interpolation reads a pixel further than the bilinear reading of the mask tells.
         dst = Level(dst.image, -max_pool2d(-dst.mask, 3, stride=1, padding=1))
     contrast = dst.image.flatten(1).std(-1).double()
+    free = torch.zeros(10, dtype=torch.float64, device=dst.image.device)
+    free[:motion_parameters] = 1
+    free[8:] = float(fit_photometric)
     return DirectProblem(
         dst=dst,
         level=level,
@@ -267,7 +274,7 @@ def build_problem(
         usable=usable,
         # Half a percent of the contrast is about the interpolation error of a sharp noise-free photograph.
         scale_floor=(0.005 * contrast).clamp_min(1e-7),
-        fit_photometric=fit_photometric,
+        free=free,
         interpolation=interpolation,
     )
 

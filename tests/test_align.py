@@ -211,8 +211,8 @@ def test_the_trace_tells_of_every_level_coarse_to_fine(make_pair):
     src, dst, truth = make_pair()
     result = align(src, dst, gt=truth, trace=True)
     (levels,) = result.levels
-    assert [level.level for level in levels] == [2, 1, 0]
-    assert [(level.height, level.width) for level in levels] == [(30, 40), (60, 80), (120, 160)]
+    assert [level.level for level in levels] == [4, 3, 2, 1, 0]
+    assert [(level.height, level.width) for level in levels] == [(8, 10), (15, 20), (30, 40), (60, 80), (120, 160)]
     assert sum(level.num_iterations for level in levels) == result.num_iterations.item()
     assert levels[-1].photometric_l1 == pytest.approx(result.photometric_l1.item())
     assert levels[-1].gt_reprojection_l1 == pytest.approx(result.gt_reprojection_l1.item())

@@ -19,7 +19,13 @@ def level(image, mask=None):
 
 
 def problem_of(src, dst, **options):
-    defaults = {"level": 0, "max_points": 10**6, "fit_photometric": True, "interpolation": "bicubic"}
+    defaults = {
+        "level": 0,
+        "max_points": 10**6,
+        "motion_parameters": 8,
+        "fit_photometric": True,
+        "interpolation": "bicubic",
+    }
     return build_problem(src, dst, **(defaults | options))
 
 
