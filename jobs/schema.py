@@ -39,7 +39,8 @@ MANIFEST_COLUMNS = (
     Column(
         "src",
         None,
-        "source image: URI, absolute or relative to the manifest's folder; or the encoded file as binary; or a struct with `bytes`, `path`; required",
+        "source image: URI, absolute or relative to the manifest's folder; or the encoded file as binary; or a struct "
+        "with `bytes`, `path`; required",
     ),
     Column("dst", None, "destination image, likewise; required"),
     Column("src_mask", None, "image whose nonzero pixels are used; optional, nullable"),
@@ -66,7 +67,8 @@ RESULT_COLUMNS = (
     Column(
         "corner_std_px",
         pa.float64(),
-        "predicted root-mean-square length of the four corners' error vectors, destination pixels, given that it is right",
+        "predicted root-mean-square length of the four corners' error vectors, destination pixels, given that it is "
+        "right",
     ),
     Column(
         "photometric_l1",
@@ -85,7 +87,8 @@ RESULT_COLUMNS = (
     Column(
         "levels",
         LEVELS,
-        "coarse to fine: level, height, width, num_iterations, photometric_l1, gt_reprojection_l1; present with `--trace`",
+        "coarse to fine: level, height, width, num_iterations, photometric_l1, gt_reprojection_l1; present with "
+        "`--trace`",
     ),
     Column("gt_corner_error_px", pa.float64(), "mean corner error against `dst_homo_src_gt`; null without it"),
     Column("gt_corner_error_max_px", pa.float64(), "largest corner error, likewise"),

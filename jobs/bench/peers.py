@@ -111,7 +111,7 @@ def sift_magsac(src: Image, dst: Image) -> Matrix | None:
     """SIFT (4000), ratio test 0.8, USAC_MAGSAC at 3 px; None with fewer than four matches or no model."""
     import cv2
 
-    detector = cv2.SIFT_create(4000)
+    detector = cv2.SIFT.create(4000)
     (points_src, features_src), (points_dst, features_dst) = (
         detector.detectAndCompute(_gray(image), None) for image in (src, dst)
     )
@@ -128,5 +128,6 @@ def sift_magsac(src: Image, dst: Image) -> Matrix | None:
 
 
 def _as_matrix(found: Any) -> Matrix:
-    matrix = np.asarray(found, dtype=np.float64)
-    return matrix / matrix[2, 2]
+    matrix: Matrix = np.asarray(found, dtype=np.float64)
+    matrix /= matrix[2, 2]
+    return matrix

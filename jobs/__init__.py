@@ -1,0 +1,1 @@
+"""The job around the library: manifest, plan, shards, Ray, storage and the command line."""

@@ -1,0 +1,175 @@
+"""Ray: join the cluster we are on or start one in this process, and keep a bounded number of shards under way."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from jobs.errors import UsageError
+from jobs.shard import ShardDone, ShardTask, run_shard
+
+LOCAL_OBJECT_STORE_BYTES = 128 * 2**20
+"""Parts go to storage from the worker; through Ray go only their tallies."""
+MAX_RETRIES = 3
+"""Times Ray starts a shard again whose worker or node was lost. What our own code raises is not tried again."""
+CANCEL_WAIT_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardFailed:
+    """Why a shard has no part."""
+
+    shard: int
+    reason: str
+
+
+# max_calls=0: with num_gpus Ray would otherwise start a new process, and CUDA context, for every task
+@ray.remote(max_calls=0, max_retries=MAX_RETRIES, retry_exceptions=False)  # type: ignore[untyped-decorator]
+def _work(task: ShardTask, num_threads: int) -> ShardDone:
+    import torch
+
+    torch.set_num_threads(num_threads)
+    return run_shard(task)
+
+
+class RayWorkers:
+    """Runs shards on Ray; use as a context manager."""
+
+    def __init__(
+        self, address: str | None, *, device: str, num_cpus: float, num_gpus: float | None, max_workers: int | None
+    ) -> None:
+        self.is_local = _connect(address)
+        resources = ray.cluster_resources()
+        self.device = ("cuda" if resources.get("GPU", 0) > 0 else "cpu") if device == "auto" else device
+        self.num_cpus = num_cpus
+        self.num_gpus = (1.0 if self.device == "cuda" else 0.0) if num_gpus is None else num_gpus
+        self.max_workers = max_workers
+        self._under_way: dict[Any, int] = {}
+        try:
+            self._check_feasible(resources)
+        except UsageError:
+            ray.shutdown()
+            raise
+
+    def __enter__(self) -> RayWorkers:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.cancel()
+        ray.shutdown()
+
+    @property
+    def num_under_way(self) -> int:
+        """Return how many shards have been submitted and not returned."""
+        return len(self._under_way)
+
+    def capacity(self) -> int:
+        """Return how many shards to keep under way: what the cluster runs now, and as many to follow.
+
+        Those that wait hide Ray's scheduling, and tell an autoscaler that more workers are wanted.
+        """
+        if self.max_workers is not None:
+            return self.max_workers
+        return 2 * max(1, self.num_workers())
+
+    def num_workers(self) -> int:
+        """Return how many shards the cluster can run at a time now."""
+        resources = ray.cluster_resources()
+        limits = [
+            int(resources.get(name, 0) / wanted)
+            for name, wanted in (("CPU", self.num_cpus), ("GPU", self.num_gpus))
+            if wanted > 0
+        ]
+        limit = min(limits, default=1)
+        return limit if self.max_workers is None else min(limit, self.max_workers)
+
+    def submit(self, task: ShardTask) -> None:
+        """Start a shard."""
+        options = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus, "name": f"homoalign shard {task.index}"}
+        reference = _work.options(**options).remote(task, max(1, int(self.num_cpus)))
+        self._under_way[reference] = task.index
+
+    def wait(self, timeout_s: float) -> list[tuple[int, ShardDone | ShardFailed]]:
+        """Return the shards that ended, waiting for the first of them for at most `timeout_s`."""
+        if not self._under_way:
+            return []
+        references = list(self._under_way)
+        ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
+        if not ready:
+            ready, _ = ray.wait(references, num_returns=1, timeout=timeout_s)
+        return [(shard, _outcome(reference, shard)) for reference, shard in self._take(ready)]
+
+    def _take(self, references: list[Any]) -> list[tuple[Any, int]]:
+        return [(reference, self._under_way.pop(reference)) for reference in references]
+
+    def cancel(self) -> None:
+        """Stop what is under way and wait a little until it has stopped."""
+        for reference in self._under_way:
+            ray.cancel(reference, force=True)
+        if self._under_way:
+            ray.wait(list(self._under_way), num_returns=len(self._under_way), timeout=CANCEL_WAIT_S)
+        self._under_way.clear()
+
+    def _check_feasible(self, resources: Mapping[str, float]) -> None:
+        """Where no node can join, a task that fits on none would wait for ever."""
+        if not self.is_local:
+            return
+        for name, flag, wanted in (("CPU", "--num-cpus", self.num_cpus), ("GPU", "--num-gpus", self.num_gpus)):
+            found = resources.get(name, 0.0)
+            if wanted > found:
+                raise UsageError(f"{flag} is {wanted:g} per task (--device {self.device}), this machine has {found:g}")
+
+
+def _connect(address: str | None) -> bool:
+    """Join a cluster or start Ray in this process; return whether it is the latter.
+
+    Without an address: RAY_ADDRESS, else the cluster that `ray start` put this machine in, else a local Ray. Never
+    another program's own local Ray, which `auto` would find and which ends with that program.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # a task without GPUs sees none, rather than all
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+    local = {"include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE_BYTES}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's own deprecations, on every start
+        if address == "local":
+            ray.init(address="local", **local, **common)
+            return True
+        try:
+            if address is None and not os.environ.get("RAY_ADDRESS"):
+                return _join_or_start(local, common)
+            ray.init(address=address or os.environ["RAY_ADDRESS"], **common)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            where = address or os.environ.get("RAY_ADDRESS")
+            raise UsageError(f"no Ray cluster at --address {where}: {str(error).partition(chr(10))[0]}") from error
+    return False
+
+
+def _join_or_start(local: Mapping[str, Any], common: Mapping[str, Any]) -> bool:
+    try:
+        ray.init(**local, **common)
+    except ValueError:  # Ray found a cluster, to which the local arguments do not apply
+        ray.init(**common)
+        return False
+    except ConnectionError:  # Ray found the traces of a cluster that is gone
+        ray.init(address="local", **local, **common)
+    return True
+
+
+def _outcome(reference: Any, shard: int) -> ShardDone | ShardFailed:
+    try:
+        done: ShardDone = ray.get(reference)
+    except RayTaskError as error:
+        cause = error.cause if error.cause is not None else error
+        return ShardFailed(shard=shard, reason=f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}")
+    except RayError as error:
+        text = " ".join(str(error).split())[:300]
+        return ShardFailed(shard=shard, reason=f"{type(error).__name__} after {MAX_RETRIES} retries: {text}")
+    return done

@@ -1,0 +1,91 @@
+"""`homoalign evaluate`: accuracy against the truth."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from jobs.console import stdout_console
+from jobs.evaluate import THRESHOLDS_PX, evaluate_run
+from jobs.options import read_storage_options, storage_options
+from jobs.output import Output
+from jobs.store import Store
+
+
+@click.command(
+    "evaluate",
+    short_help="Measure a run's accuracy.",
+    epilog="\b\nExample: homoalign evaluate out --by dataset --json",
+)
+@click.argument("out")
+@click.option("--by", metavar="COLUMN", help="Also group by a carried column.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
+@storage_options
+def evaluate_command(out: str, *, by: str | None, as_json: bool, storage_options: str) -> None:
+    """Compare OUT's matrices with the truth: mean corner error at 480 (dst's shorter side scaled to 480 px).
+
+    A pair is right below 5 px. A pair with a truth and no matrix counts as an infinite error; rows without a truth
+    are counted and left out. AUC is the normalised area under the share of pairs below each error.
+    """
+    store = Store(read_storage_options(storage_options, [out]))
+    figures = evaluate_run(Output(store, store.url_of(out)), by)
+    if as_json:
+        click.echo(json.dumps(figures, indent=1))
+    else:
+        print_figures(figures, stdout_console())
+
+
+def print_figures(figures: dict[str, Any], console: Console) -> None:
+    """Print what `evaluate_run` found."""
+    counts = ", ".join(f"{status} {count}" for status, count in figures["counts"].items())
+    console.print(f"{figures['rows']} rows, {figures['without_truth']} of them without a truth: {counts}")
+    console.print(_accuracy_table("", {"all": figures["overall"]}))
+    console.print(_accuracy_table("by status", figures["by_status"]))
+    if figures["by"] is not None:
+        console.print(_accuracy_table(f"by {figures['by']['column']}", figures["by"]["groups"]))
+    calibration = figures["calibration"]
+    bins = Table("confidence", "pairs", "mean", "right %", title="calibration of confidence")
+    for found in calibration["bins"]:
+        bounds = f"{found['from']:.1f} to {found['to']:.1f}"
+        bins.add_row(bounds, str(found["pairs"]), f"{found['mean_confidence']:.3f}", _percent(found["right"]))
+    console.print(bins)
+    console.print(
+        f"expected calibration error {_number(calibration['expected_calibration_error'])}, "
+        f"AUROC {_number(calibration['auroc'])}, over {calibration['pairs']} pairs with a confidence",
+    )
+
+
+def _accuracy_table(title: str, groups: dict[str, Any]) -> Table:
+    limits = [str(limit) for limit in THRESHOLDS_PX]
+    table = Table(
+        title or "accuracy",
+        "pairs",
+        *(f"<{limit} px %" for limit in limits),
+        *(f"AUC@{limit} %" for limit in limits),
+        "median px",
+        "ok",
+        "wrong among ok %",
+    )
+    for name, found in groups.items():
+        table.add_row(
+            name,
+            str(found["pairs"]),
+            *(_percent(found["below_px"][limit]) for limit in limits),
+            *(_percent(found["auc_px"][limit]) for limit in limits),
+            _number(found["median_px"]),
+            str(found["ok"]),
+            _percent(found["wrong_among_ok"]),
+        )
+    return table
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,86 @@
+"""What happens to an image between the scene and the file: small functions that compose.
+
+Images are (H, W) or (H, W, 3) float32 in [0, 1]; every function returns a new one. What is random takes a generator.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import numpy.typing as npt
+
+from jobs.synthetic import Image, to_gray
+
+
+def adjust_exposure(image: Image, *, gain: float = 1.0, bias_8bit: float = 0.0, gamma: float = 1.0) -> Image:
+    """Return gain * image ** gamma + bias, the bias in 8-bit units; what leaves [0, 1] saturates."""
+    changed: Image = gain * np.clip(image, 0, 1) ** gamma + bias_8bit / 255
+    return np.clip(changed, 0, 1).astype(np.float32)
+
+
+def add_vignette(image: Image, *, strength: float) -> Image:
+    """Darken towards the corners, where `strength` in [0, 1] of the light is lost; grows as the squared radius."""
+    height, width = image.shape[:2]
+    y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)[None, :]
+    shade = (1 - strength * (x**2 + y**2) / 2).astype(np.float32)
+    return image * (shade[..., None] if image.ndim == 3 else shade)
+
+
+def add_blur(image: Image, *, sigma_px: float) -> Image:
+    """Blur with a Gaussian."""
+    from scipy.ndimage import gaussian_filter  # type: ignore[import-untyped]
+
+    return np.asarray(gaussian_filter(image, (sigma_px, sigma_px, 0)[: image.ndim], mode="mirror"))
+
+
+def add_noise(image: Image, *, sigma_8bit: float, rng: np.random.Generator) -> Image:
+    """Add white Gaussian noise; sigma in 8-bit units. Does not clip: `to_uint8` and `to_uint16` do."""
+    return image + rng.normal(0, sigma_8bit / 255, image.shape).astype(np.float32)
+
+
+def compress_jpeg(image: Image, *, quality: int) -> Image:
+    """Pass through a JPEG file of the given quality, 1 to 95."""
+    from PIL import Image as PillowImage
+
+    file = io.BytesIO()
+    PillowImage.fromarray(to_uint8(image)).save(file, "JPEG", quality=quality)
+    return np.asarray(PillowImage.open(file), dtype=np.float32) / np.float32(255)
+
+
+def occlude(
+    image: Image, *, other: Image, share: float, rng: np.random.Generator
+) -> tuple[Image, npt.NDArray[np.bool_]]:
+    """Paste rectangles of another photograph until `share` of the frame, in [0, 1), is covered to 0.5 %.
+
+    Returns:
+        The image, and (H, W) where True is covered.
+    """
+    height, width = image.shape[:2]
+    if image.ndim == 2:
+        other = to_gray(other)
+    elif other.ndim == 2:
+        other = np.repeat(other[..., None], 3, axis=2)
+    shift = rng.integers(0, other.shape[:2])
+    rows = (np.arange(height) + shift[0]) % other.shape[0]
+    columns = (np.arange(width) + shift[1]) % other.shape[1]
+    covered = np.zeros((height, width), dtype=bool)
+    while (missing := share - covered.mean()) > 0.005:
+        area = min(missing, rng.uniform(0.03, 0.12)) * height * width
+        side = np.sqrt(area) * np.exp(rng.uniform(-0.4, 0.4))
+        patch_height = int(np.clip(side, 1, height))
+        patch_width = int(np.clip(area / patch_height, 1, width))
+        top, left = rng.integers(0, height - patch_height + 1), rng.integers(0, width - patch_width + 1)
+        covered[top : top + patch_height, left : left + patch_width] = True
+    cover = covered[..., None] if image.ndim == 3 else covered
+    return np.where(cover, other[rows][:, columns], image), covered
+
+
+def to_uint8(image: Image) -> npt.NDArray[np.uint8]:
+    """Round to 8 bits; what is outside [0, 1] saturates."""
+    return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+
+
+def to_uint16(image: Image) -> npt.NDArray[np.uint16]:
+    """Round to 16 bits; what is outside [0, 1] saturates."""
+    return np.rint(np.clip(image, 0, 1) * 65535).astype(np.uint16)

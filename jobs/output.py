@@ -1,0 +1,124 @@
+"""OUT: what lies where, which parts are there, and how it is cleared."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.errors import PlanChanged
+from jobs.plan import Plan, part_name, read_plan
+from jobs.rows import read_footer
+from jobs.storage_errors import ObjectMissing
+from jobs.store import TEMPORARY, Store
+from jobs.tally import Tally
+
+FOOTER_READERS = 16
+PLAN, SUMMARY, SUCCESS, REPORT = "plan.json", "summary.json", "_SUCCESS", "report.html"
+PART = re.compile(r"^part-(\d{6,})\.parquet$")
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One run's folder."""
+
+    store: Store
+    url: str
+    """Absolute, with its protocol."""
+
+    @property
+    def data(self) -> str:
+        """Return the folder of the parts."""
+        return f"{self.url}/data"
+
+    def part(self, shard: int) -> str:
+        """Return where a shard's part lies."""
+        return f"{self.data}/{part_name(shard)}"
+
+    def read_plan(self) -> Plan | None:
+        """Return the plan OUT holds; None where there is none.
+
+        Raises:
+            PlanChanged: plan.json is something else.
+        """
+        where = f"{self.url}/{PLAN}"
+        try:
+            return read_plan(self.store.read(where), where=where)
+        except ObjectMissing:
+            return None
+
+    def write_plan(self, plan: Plan) -> None:
+        """Write plan.json."""
+        self.store.publish(f"{self.url}/{PLAN}", plan.to_json().encode())
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write summary.json."""
+        self.store.publish(f"{self.url}/{SUMMARY}", (json.dumps(summary, indent=1) + "\n").encode())
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """Return what summary.json holds; None where there is none or it is something else."""
+        try:
+            summary = json.loads(self.store.read(f"{self.url}/{SUMMARY}"))
+        except (ObjectMissing, ValueError):
+            return None
+        return summary if isinstance(summary, dict) else None
+
+    def write_success(self, plan: Plan) -> None:
+        """Write the marker that says every manifest row has its result row."""
+        text = json.dumps({"fingerprint": plan.fingerprint, "rows": plan.rows, "shards": plan.num_shards})
+        self.store.publish(f"{self.url}/{SUCCESS}", (text + "\n").encode())
+
+    def is_success(self) -> bool:
+        """Return whether the marker is there."""
+        return self.store.exists(f"{self.url}/{SUCCESS}")
+
+    def part_numbers(self) -> list[int]:
+        """Return the shards whose parts are there, whatever run they are of."""
+        return sorted(int(match[1]) for name in self.store.list_names(self.data) if (match := PART.match(name)))
+
+    def tallies(self, plan: Plan, shards: Iterable[int]) -> Iterator[tuple[int, Tally]]:
+        """Read the footers of parts, one after the other; one that is damaged counts as not there.
+
+        Raises:
+            PlanChanged: a part is of another plan; both fingerprints are named.
+        """
+        with ThreadPoolExecutor(FOOTER_READERS) as pool:
+            for shard, tally in pool.map(lambda shard: (shard, self._tally(plan, shard)), shards):
+                if tally is not None:
+                    yield shard, tally
+
+    def _tally(self, plan: Plan, shard: int) -> Tally | None:
+        if shard >= plan.num_shards:
+            raise PlanChanged(f"{self.part(shard)} is no part of this plan, which has {plan.num_shards} shards")
+        try:
+            fingerprint, tally = read_footer(self.store, self.part(shard))
+        except (ObjectMissing, ValueError):
+            return None
+        wanted = plan.generation_of(shard).fingerprint
+        if fingerprint != wanted:
+            raise PlanChanged(f"{self.part(shard)} is of plan {fingerprint}, this is plan {wanted}")
+        return tally
+
+    def remove_success(self) -> None:
+        """Remove the marker and the summary: the run is not over any more."""
+        for name in (SUCCESS, SUMMARY):
+            self.store.delete(f"{self.url}/{name}")
+
+    def remove_leftovers(self) -> None:
+        """Remove the temporary files that attempts which died have left."""
+        for folder in (self.url, self.data):
+            for name in self.store.list_names(folder):
+                if TEMPORARY.match(name):
+                    self.store.delete(f"{folder}/{name}")
+
+    def clear(self) -> None:
+        """Remove what an earlier run wrote, its plan last; what is not ours stays."""
+        self.remove_success()
+        self.store.delete(f"{self.url}/{REPORT}")
+        for shard in self.part_numbers():
+            self.store.delete(self.part(shard))
+        self.remove_leftovers()
+        self.store.delete(f"{self.url}/{PLAN}")

@@ -1,0 +1,255 @@
+"""`homoalign report OUT`: one self-contained HTML file that a person reads.
+
+    parts -> survey (report_rows) -> charts (report_charts) and cards (report_cards) -> templates/report.html.j2
+
+Works from OUT's files and the manifest that plan.json names; on a run that is empty, still going, or without truth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from homoalign.config import AlignConfig
+from homoalign.errors import HomoalignError
+from homoalign.status import Status
+from jobs import options
+from jobs.errors import ManifestInvalid, OutputNotWritable
+from jobs.evaluate import RIGHT_PX, THRESHOLDS_PX, evaluate_run
+from jobs.fetch import Reader
+from jobs.manifest import Manifest, open_manifest
+from jobs.output import REPORT, Output
+from jobs.plan import Plan
+from jobs.prepare import RunConfig, access_rules
+from jobs.report_cards import Card, build_cards, short_number
+from jobs.report_charts import Chart, draw_histogram, draw_scatter
+from jobs.report_rows import SURE, Survey, survey_results
+from jobs.storage_errors import StorageError
+from jobs.store import Store
+
+NUM_CARDS, MAX_CARDS = 48, 400
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of the gallery."""
+
+    title: str
+    text: str
+    cards: list[Card]
+
+
+def write_report(
+    out: str,
+    *,
+    target: str | None = None,
+    store: Store | None = None,
+    allow: tuple[str, ...] = (),
+    by: str | None = None,
+    num_cards: int = NUM_CARDS,
+    seed: int = 0,
+) -> str:
+    """Write the report of a run.
+
+    Args:
+        out: the run's folder.
+        target: where the report goes; OUT/report.html without it.
+        store: where everything is.
+        allow: URIs that images may be read from, as for the run.
+        by: a carried column that accuracy is grouped by.
+        num_cards: most pairs the gallery shows.
+        seed: of the samples.
+
+    Returns:
+        The report's URL.
+
+    Raises:
+        ManifestInvalid: OUT holds no run.
+        UsageError: the results have no column `by`.
+        OutputNotWritable: the report cannot be written.
+    """
+    store = store or Store()
+    output = Output(store, store.url_of(out))
+    plan = output.read_plan()
+    if plan is None:
+        raise ManifestInvalid(f"{out} holds no run: there is no plan.json")
+    # a plan of another version may have other keys
+    threshold = float(plan.settings.config.get("confidence_threshold", AlignConfig().confidence_threshold))
+    survey = survey_results(output, num_cards=num_cards, seed=seed, threshold=threshold)
+    measured = evaluate_run(output, by) if survey.num_truths and not survey.num_damaged else None
+    html = render(
+        title=_short(plan.manifest),
+        facts=_facts(plan, survey, measured, output.read_summary() or {}),
+        is_done=output.is_success(),
+        survey=survey,
+        plan=plan,
+        statuses=_statuses(survey),
+        errors=survey.tally.frequent_errors(12),
+        charts=_charts(survey, threshold),
+        accuracy=None if measured is None else _accuracy_table(measured, by),
+        sections=_sections(survey, plan, store, allow, num_cards),
+    )
+    url = store.url_of(target) if target else f"{output.url}/{REPORT}"
+    try:
+        store.publish(url, html.encode())
+    except StorageError as error:
+        raise OutputNotWritable(f"report: {error}") from error
+    return url
+
+
+def render(**context: Any) -> str:
+    """Return the page; every value is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("jobs"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("report.html.j2").render(**context)
+
+
+def _sections(survey: Survey, plan: Plan, store: Store, allow: tuple[str, ...], num_cards: int) -> list[Section]:
+    manifest: Manifest | HomoalignError
+    try:
+        manifest = open_manifest(store, plan.manifest)
+        root = manifest.root
+    except HomoalignError as error:
+        manifest, root = error, plan.manifest
+    run = RunConfig(manifest=plan.manifest, out="", allow=allow)
+    reader = Reader(store=store, rules=access_rules(run, root))
+    seen: set[tuple[int, int]] = set()
+    sections = []
+    for title, text, kept in (
+        (
+            "Wrong, yet ok",
+            f"The truth says {RIGHT_PX:g} px or more at 480, the verdict says ok. Worst first.",
+            survey.wrong,
+        ),
+        (
+            "Doubtful",
+            f"A matrix that is not ok, or ok with a confidence below {SURE:g}. Nearest to the threshold first.",
+            survey.doubtful,
+        ),
+        ("Not aligned", "No matrix. Drawn by lot.", survey.failed),
+        ("Aligned", "A fair sample of what is ok, drawn by lot.", survey.fair),
+    ):
+        picks = [pick for pick in kept.picks if (pick.shard, pick.offset) not in seen][: num_cards - len(seen)]
+        seen |= {(pick.shard, pick.offset) for pick in picks}
+        if picks:
+            sections.append(Section(title, text, build_cards(plan, manifest, reader, picks)))
+    return sections
+
+
+def _accuracy_table(measured: dict[str, Any], by: str | None) -> dict[str, Any]:
+    """Return the accuracy table: all pairs, then the groups."""
+    groups = {"all": measured["overall"], **(measured["by"]["groups"] if measured["by"] else {})}
+    return {
+        "header": [
+            by or "",
+            "pairs",
+            "ok",
+            "median px",
+            *(f"< {limit} px" for limit in THRESHOLDS_PX),
+            *(f"AUC@{limit}" for limit in THRESHOLDS_PX),
+            "wrong ok",
+        ],
+        "rows": [
+            [
+                name,
+                f"{found['pairs']:,}",
+                f"{found['ok']:,}",
+                "–" if found["median_px"] is None else short_number(found["median_px"]),
+                *(_percent(found["below_px"][str(limit)]) for limit in THRESHOLDS_PX),
+                *(_percent(found["auc_px"][str(limit)]) for limit in THRESHOLDS_PX),
+                _percent(found["wrong_among_ok"]),
+            ]
+            for name, found in groups.items()
+        ],
+    }
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}"
+
+
+def _charts(survey: Survey, threshold: float) -> list[Chart]:
+    found = survey.histograms
+    charts = []
+    if found["error"].total:
+        charts.append(
+            draw_histogram(
+                "Corner error", "Mean over the corners, px at 480; dashed: right", found["error"], line=RIGHT_PX
+            )
+        )
+    if found["confidence"].total:
+        charts.append(draw_histogram("Confidence", "Dashed: the threshold of ok", found["confidence"], line=threshold))
+    if survey.points:
+        caption = "Confidence across, error in px at 480 up; right and sure is bottom right"
+        charts.append(draw_scatter("Confidence against error", caption, survey.points, threshold=threshold))
+    if found["predicted"].total:
+        caption = "corner_std_px: expected if right, px of dst"
+        charts.append(draw_histogram("Predicted error", caption, found["predicted"]))
+    if found["zncc"].total:
+        charts.append(draw_histogram("Correlation", "ZNCC over the overlap", found["zncc"]))
+    if found["overlap"].total:
+        charts.append(draw_histogram("Overlap", "Share of dst that src covers", found["overlap"]))
+    return charts
+
+
+def _statuses(survey: Survey) -> list[dict[str, Any]]:
+    return [
+        {"name": str(status), "count": count, "share": count / survey.rows, "text": status.explanation}
+        for status in Status
+        if (count := survey.tally.counts[status])
+    ]
+
+
+def _facts(
+    plan: Plan, survey: Survey, measured: dict[str, Any] | None, summary: dict[str, Any]
+) -> list[tuple[str, str]]:
+    facts = [("pairs", f"{survey.rows:,} of {plan.rows:,}")]
+    if survey.rows:
+        facts.append(("ok", f"{survey.tally.counts[Status.OK] / survey.rows:.1%}"))
+    if measured is not None and (median := measured["overall"]["median_px"]) is not None:
+        facts.append(("median error at 480", f"{short_number(median)} px"))
+    speed = summary.get("pairs_per_second")
+    if isinstance(speed, (int, float)):
+        facts.append(("throughput", f"{speed:,.1f} pairs/s"))
+    align_s = survey.tally.timings.get("align_s")
+    if align_s and survey.rows:
+        facts.append(("alignment", f"{1000 * align_s / survey.rows:,.0f} ms a pair"))
+    facts.append(("parts", f"{survey.num_parts:,} of {plan.num_shards:,}"))
+    return facts
+
+
+def _short(url: str) -> str:
+    return "/".join(url.removeprefix("file://").rstrip("/").split("/")[-2:])
+
+
+@click.command("report", short_help="Write one HTML page a person reads.")
+@click.argument("out")
+@click.option("--output", metavar="FILE", help="Where the page goes. [default: OUT/report.html]")
+@click.option(
+    "--cards", type=click.IntRange(0, MAX_CARDS), default=NUM_CARDS, show_default=True, help="Most pairs shown."
+)
+@click.option("--by", metavar="COLUMN", help="Carried column that accuracy is grouped by.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the samples.")
+@click.option("--allow", multiple=True, metavar="SCHEME_OR_PREFIX", help="As for the run. Repeatable.")
+@options.storage_options
+def report_command(
+    out: str,
+    output: str | None,
+    by: str | None,
+    cards: int,
+    seed: int,
+    allow: tuple[str, ...],
+    storage_options: str,
+) -> None:
+    """Write one self-contained HTML page: figures, plots, and overlays of pairs, worst and doubtful first.
+
+    Example: homoalign report demo/out
+    """
+    store = Store(options.read_storage_options(storage_options, [out]))
+    url = write_report(out, target=output, store=store, allow=allow, by=by, num_cards=cards, seed=seed)
+    click.echo(f"report: {url.removeprefix('file://')}")

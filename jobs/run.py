@@ -1,0 +1,239 @@
+"""The driver: plan, hand shards to Ray, keep count, and leave OUT so that the same command can go on from there."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from jobs.cluster import RayWorkers, ShardFailed
+from jobs.errors import (
+    ErrorRateExceeded,
+    ExitCode,
+    JobError,
+    LockHeld,
+    OutputNotWritable,
+    PlanChanged,
+    ShardsUnfinished,
+)
+from jobs.lock import RunLock, hold_lock
+from jobs.manifest import Manifest
+from jobs.output import Output
+from jobs.plan import build_plan
+from jobs.prepare import RunConfig, open_checked_manifest, settings_of, shard_task
+from jobs.progress import Reporter, reporter
+from jobs.shard import ShardTask
+from jobs.storage_errors import StorageError
+from jobs.summary import Reason, RunState, build_summary
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+POLL_S = 0.5
+CAPACITY_REFRESH_S = 10.0
+MIN_ROWS_FOR_ERROR_RATE = 200
+"""Fewer rows say little about a rate; a smaller job is judged at its end."""
+
+
+class RunInterrupted(JobError):
+    """A signal ended the run; the same command continues it."""
+
+    exit_code = ExitCode.INTERRUPTED
+
+
+class Interruption:
+    """SIGINT and SIGTERM: raised where they come, or, while `deferred`, only noted."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self.deferred = False
+
+    def __call__(self, number: int, _: FrameType | None) -> None:
+        """Handle a signal; those after the first change nothing."""
+        if self.signal is None:
+            self.signal = signal.Signals(number)
+            if not self.deferred:
+                self.check()
+
+    def check(self) -> None:
+        """Raise `RunInterrupted` if a signal came."""
+        if self.signal is not None:
+            raise RunInterrupted(f"interrupted by {self.signal.name}; the same command continues the run")
+
+
+def run_job(run: RunConfig) -> dict[str, Any]:
+    """Run the job to its end.
+
+    Returns:
+        What summary.json holds.
+
+    Raises:
+        JobError: with the exit code; once work has begun, summary.json says why it ended.
+    """
+    interruption = Interruption()
+    with _handled(interruption):
+        manifest = open_checked_manifest(run)
+        output = run.output
+        try:
+            with hold_lock(run.store, output.url, wait_s=run.wait_lock_s) as lock:
+                state = settle(run, manifest, output)
+                return _Driver(run, manifest, output, state, lock, interruption).drive()
+        except StorageError as error:
+            raise OutputNotWritable(f"OUT: {error}") from error
+
+
+def settle(run: RunConfig, manifest: Manifest, output: Output) -> RunState:
+    """Agree with what OUT holds, write the plan where it is new, and count the parts that are there.
+
+    Raises:
+        PlanChanged: OUT holds another plan, or parts without one.
+    """
+    if run.overwrite:
+        output.clear()
+    previous = output.read_plan()
+    present = output.part_numbers()
+    if previous is None and present:
+        raise PlanChanged(f"{output.data} holds {len(present)} parts without a plan.json; --overwrite clears them")
+    plan = build_plan(manifest, settings_of(run, manifest, previous), previous=previous, incremental=run.incremental)
+    state = RunState(plan=plan)
+    state.add_parts(output.tallies(plan, present), run.retry)
+    output.remove_leftovers()
+    if not state.is_complete:
+        output.remove_success()
+    if previous is None or plan.fingerprint != previous.fingerprint:
+        output.write_plan(plan)
+    return state
+
+
+@dataclass(frozen=True, slots=True)
+class _Driver:
+    """One attempt to finish a plan."""
+
+    run: RunConfig
+    manifest: Manifest
+    output: Output
+    state: RunState
+    lock: RunLock
+    interruption: Interruption
+
+    def drive(self) -> dict[str, Any]:
+        """Do what is left, then write how it ended."""
+        state = self.state
+        if state.is_complete and not state.to_retry and self.output.is_success():
+            summary = self.output.read_summary()
+            if summary is not None and summary.get("fingerprint") == state.plan.fingerprint:
+                self.check_error_rate()
+                return summary
+        reason = Reason.FAILED
+        try:
+            self.work()
+            reason = Reason.DONE if state.is_complete and not state.failed else Reason.SHARDS_UNFINISHED
+        except RunInterrupted:
+            reason = Reason.INTERRUPTED
+            raise
+        except ErrorRateExceeded:
+            reason = Reason.ERROR_RATE
+            raise
+        finally:
+            self.interruption.deferred = True
+            summary = build_summary(state, reason)
+            if not self.lock.lost.is_set():
+                self.output.remove_leftovers()
+                self.output.write_summary(summary)
+        if reason is Reason.SHARDS_UNFINISHED:
+            shown = "; ".join(f"shard {shard}: {text}" for shard, text in sorted(state.failed.items())[:5])
+            raise ShardsUnfinished(
+                f"{len(state.failed)} of {state.plan.num_shards} shards could not be finished: {shown}"
+            )
+        self.output.write_success(state.plan)
+        return summary
+
+    def work(self) -> None:
+        """Make every part that is missing, or that holds rows to try again."""
+        run, state, plan = self.run, self.state, self.state.plan
+        todo = sorted({*range(plan.num_shards)} - state.done | {*state.to_retry})
+        if todo:
+            with self.join_workers() as workers:
+                _install(self.interruption)  # in place of Ray's own handler
+                self.interruption.deferred = True
+                self.interruption.check()
+                state.device, state.num_workers = workers.device, workers.num_workers()
+                with reporter(run.progress, total=plan.rows, done=state.tally.rows) as shown:
+                    shown.update(state.tally.rows, state.tally.counts)
+                    self.hand_out(iter(todo), workers, shown)
+        self.check_error_rate()
+
+    def join_workers(self) -> RayWorkers:
+        run = self.run
+        try:
+            return RayWorkers(
+                run.address,
+                device=run.device,
+                num_cpus=run.num_cpus,
+                num_gpus=run.num_gpus,
+                max_workers=run.max_workers,
+            )
+        except SystemExit as error:  # Ray's handler of SIGTERM, which it sets while it starts
+            raise RunInterrupted("interrupted while Ray started; the same command continues the run") from error
+
+    def task(self, shard: int, device: str) -> ShardTask:
+        retry = self.run.retry if shard in self.state.done else frozenset[str]()
+        lock = (self.lock.url, self.lock.me.owner)
+        return shard_task(self.run, self.manifest, self.state.plan, shard, device=device, retry=retry, lock=lock)
+
+    def hand_out(self, todo: Iterator[int], workers: RayWorkers, shown: Reporter) -> None:
+        """Keep a bounded number of shards under way until none is left."""
+        state = self.state
+        capacity, refreshed = workers.capacity(), time.monotonic()
+        while True:
+            if time.monotonic() - refreshed > CAPACITY_REFRESH_S:
+                capacity, refreshed = workers.capacity(), time.monotonic()
+            for shard in itertools.islice(todo, max(capacity - workers.num_under_way, 0)):
+                workers.submit(self.task(shard, workers.device))
+            if not workers.num_under_way:
+                return
+            for shard, outcome in workers.wait(POLL_S):
+                if isinstance(outcome, ShardFailed):
+                    state.failed[shard] = outcome.reason
+                else:
+                    state.add_shard(shard, outcome.tally, outcome.replaced, self.run.retry)
+                    shown.update(state.tally.rows, state.tally.counts)
+            self.interruption.check()
+            if self.lock.lost.is_set():
+                raise LockHeld("another run took the lock over; this one was silent for too long")
+            self.check_error_rate()
+
+    def check_error_rate(self) -> None:
+        """Raise `ErrorRateExceeded` once enough rows have failed."""
+        tally, limit = self.state.tally, self.run.max_error_rate
+        if tally.rows < min(MIN_ROWS_FOR_ERROR_RATE, self.state.plan.rows) or not tally.error_rate > limit:
+            return
+        commonest = "; ".join(f"{count} x {example}" for _, (count, example) in tally.failures()[:3])
+        raise ErrorRateExceeded(
+            f"{tally.error_rate:.1%} of {tally.rows} rows failed, --max-error-rate is {limit:.1%}: {commonest}"
+        )
+
+
+@contextmanager
+def _handled(interruption: Interruption) -> Iterator[None]:
+    """Let SIGINT and SIGTERM come to `interruption` while the block runs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    _install(interruption)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _install(interruption: Interruption) -> None:
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, interruption)

@@ -1,0 +1,141 @@
+"""Which URIs a manifest may name."""
+
+from __future__ import annotations
+
+import pytest
+
+from homoalign.errors import ImageUnreadable, UriNotAllowed
+from jobs import access
+from jobs.access import AccessRules, is_public
+
+PUBLIC, PRIVATE = "93.184.216.34", "10.1.2.3"
+
+
+@pytest.fixture
+def hosts(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[str, ...]]:
+    """Host names and what they resolve to; nothing is asked of a network."""
+    known = {"images.example": (PUBLIC,), "inside.example": (PUBLIC, PRIVATE), "localhost": ("127.0.0.1",)}
+    monkeypatch.setattr(access, "addresses_of", lambda host: known.get(host, (host,)))
+    return known
+
+
+def test_relative_uris_start_at_the_manifests_folder(tmp_path):
+    rules = AccessRules(f"file://{tmp_path}")
+    assert rules.resolve("a/b.png") == f"file://{tmp_path}/a/b.png"
+    assert rules.resolve("../b.png") == f"file://{tmp_path.parent}/b.png"
+    assert AccessRules("s3://bucket/m").resolve("a/b.png") == "s3://bucket/m/a/b.png"
+
+
+@pytest.mark.parametrize(
+    ("root", "uri"),
+    [
+        ("file:///m", "/anywhere/a.png"),
+        ("file:///m", "file:///anywhere/a.png"),
+        ("s3://bucket/m", "s3://other/a.png"),
+        ("s3://bucket/m", "s3a://other/a.png"),
+    ],
+)
+def test_the_manifests_own_scheme_is_allowed(root, uri):
+    assert AccessRules(root).resolve(uri)
+
+
+@pytest.mark.parametrize(
+    ("root", "uri"),
+    [
+        ("file:///m", "s3://bucket/a.png"),
+        ("file:///m", "https://images.example/a.png"),
+        ("file:///m", "memory://a.png"),
+        ("file:///m", "zip://a.png::/m/b.zip"),
+        ("file:///m", "simplecache::/m/a.png"),
+        ("s3://bucket/m", "/etc/passwd"),
+        ("s3://bucket/m", "file:///etc/passwd"),
+        ("s3://bucket/m", "FILE:///etc/passwd"),
+        ("s3://bucket/m", "local:///etc/passwd"),
+        ("file:///m", "a\x00.png"),
+    ],
+)
+def test_anything_else_is_refused_and_named(root, uri):
+    with pytest.raises(UriNotAllowed):
+        AccessRules(root).resolve(uri)
+
+
+def test_the_message_says_what_is_allowed():
+    with pytest.raises(UriNotAllowed, match=r"s3://b/a\.png is outside .*file://, https://x\.example/"):
+        AccessRules("file:///m", ("https://x.example/",)).resolve("s3://b/a.png")
+
+
+def test_a_scheme_or_a_prefix_adds_to_the_default():
+    rules = AccessRules("file:///m", ("gs", "s3://bucket/photos/"))
+    assert rules.resolve("gs://any/a.png")
+    assert rules.resolve("s3://bucket/photos/a.png")
+    assert rules.resolve("/m/a.png")
+    for uri in ("s3://bucket/photos2/a.png", "s3://bucket/photos/../secret", "s3://bucket2/photos/a.png"):
+        with pytest.raises(UriNotAllowed):
+            rules.resolve(uri)
+
+
+def test_a_prefix_of_the_own_scheme_narrows_it_with_dots_and_symlinks_resolved(tmp_path):
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    inside.mkdir()
+    outside.mkdir()
+    (inside / "link").symlink_to(outside)
+    rules = AccessRules(f"file://{tmp_path}", (str(inside),))
+    assert rules.resolve("inside/a.png") == f"file://{inside}/a.png"
+    for uri in ("outside/a.png", "inside/../outside/a.png", "inside/link/a.png", f"{inside}x/a.png"):
+        with pytest.raises(UriNotAllowed):
+            rules.resolve(uri)
+
+
+def test_every_link_of_a_chain_must_be_allowed():
+    assert AccessRules("file:///m", ("zip",)).resolve("zip://a.png::b.zip") == "zip://a.png::file:///m/b.zip"
+    with pytest.raises(UriNotAllowed):
+        AccessRules("file:///m", ("zip",)).resolve("zip://a.png::s3://bucket/b.zip")
+    with pytest.raises(UriNotAllowed):
+        AccessRules("file:///m", ("s3",)).resolve("zip://a.png::s3://bucket/b.zip")
+
+
+@pytest.mark.usefixtures("hosts")
+def test_a_scheme_does_not_open_hosts_that_are_not_public():
+    rules = AccessRules("file:///m", ("http", "https"))
+    assert rules.resolve("https://images.example/a.png")
+    for host in ("localhost", "127.0.0.1", "169.254.169.254", "[0:0:0:0:0:0:0:1]", "inside.example", "0.0.0.0"):
+        with pytest.raises(UriNotAllowed, match="not a public address"):
+            rules.resolve(f"http://{host}/a.png")
+
+
+@pytest.mark.usefixtures("hosts")
+def test_a_prefix_that_names_the_host_opens_it_and_no_other():
+    rules = AccessRules("file:///m", ("http://localhost:8000/photos/",))
+    assert rules.resolve("http://localhost:8000/photos/a.png")
+    for uri in (
+        "http://localhost:8001/photos/a.png",
+        "http://localhost:8000/photos/%2e%2e/a.png",
+        "http://localhost:8000@evil.example/photos/a.png",
+        "http://localhost:8000\\@evil.example/photos/a.png",
+        "https://localhost:8000/photos/a.png",
+    ):
+        with pytest.raises(UriNotAllowed):
+            rules.resolve(uri)
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        (PUBLIC, True),
+        ("2606:2800:220:1::1", True),
+        (PRIVATE, False),
+        ("100.64.0.1", False),
+        ("::ffff:127.0.0.1", False),
+        ("64:ff9b::a00:1", False),
+        ("2002:7f00:1::", False),
+        ("fe80::1%eth0", False),
+        ("224.0.0.1", False),
+    ],
+)
+def test_addresses_are_told_apart_also_when_wrapped(address, expected):
+    assert is_public(address) is expected
+
+
+def test_a_host_that_does_not_resolve_is_unreadable():
+    with pytest.raises(ImageUnreadable, match=r"nowhere\.invalid"):
+        AccessRules("file:///m", ("http",)).resolve("http://nowhere.invalid/a.png")

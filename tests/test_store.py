@@ -1,0 +1,176 @@
+"""Storage: listing, whole publication, exclusive creation, limits, and what is never shown."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from jobs.storage_errors import (
+    MAX_ATTEMPTS,
+    ObjectExists,
+    ObjectMissing,
+    ObjectTimedOut,
+    ObjectTooLarge,
+    StorageError,
+    attempt,
+    redact,
+)
+from jobs.store import Store
+
+
+@pytest.fixture(params=["local", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"file://{tmp_path}/x" if request.param == "local" else f"memory://{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
+
+
+def test_what_is_published_is_read_back_and_replaced_whole(folder):
+    store = Store()
+    for data in (b"first", b"second and longer"):
+        store.publish(f"{folder}/a.bin", data)
+        assert store.read(f"{folder}/a.bin") == data
+    assert store.list_names(folder) == ["a.bin"]
+    store.delete(f"{folder}/a.bin")
+    store.delete(f"{folder}/a.bin")
+    assert not store.exists(f"{folder}/a.bin")
+
+
+def test_exclusive_creation_fails_where_something_is(folder):
+    store = Store()
+    store.create(f"{folder}/lock", b"mine")
+    with pytest.raises(ObjectExists, match="lock"):
+        store.create(f"{folder}/lock", b"yours")
+    assert store.read(f"{folder}/lock") == b"mine"
+
+
+def test_a_missing_object_is_named(folder):
+    with pytest.raises(ObjectMissing, match=r"nowhere\.bin does not exist"):
+        Store().read(f"{folder}/nowhere.bin")
+
+
+@pytest.mark.parametrize("size", [0, 10])
+def test_an_object_of_the_largest_allowed_size_is_read(folder, size):
+    Store().publish(f"{folder}/a.bin", b"x" * size)
+    assert Store().read(f"{folder}/a.bin", max_bytes=10) == b"x" * size
+
+
+def test_an_object_of_a_byte_more_is_refused_with_the_limit(folder):
+    Store().publish(f"{folder}/a.bin", b"x" * 11)
+    with pytest.raises(ObjectTooLarge, match="more than 10 bytes"):
+        Store().read(f"{folder}/a.bin", max_bytes=10)
+
+
+def test_a_publication_that_dies_leaves_the_old_object_and_no_visible_name(tmp_path, monkeypatch):
+    store = Store()
+    store.publish(f"{tmp_path}/a.bin", b"old")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(StorageError, match="No space left"):
+        store.publish(f"{tmp_path}/a.bin", b"new")
+    assert store.read(f"{tmp_path}/a.bin") == b"old"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_publishing_below_a_regular_file_says_so(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    for name in ("file/a.bin", "file/deeper/a.bin"):
+        with pytest.raises(StorageError, match="a file stands where a folder should"):
+            Store().publish(f"{tmp_path}/{name}", b"x")
+
+
+def test_a_folder_lists_its_tables_sorted_without_hidden_ones_and_with_partitions(folder):
+    store = Store()
+    for name in (
+        "b.parquet",
+        "a.parquet",
+        "_SUCCESS",
+        ".c.parquet",
+        "_d.parquet",
+        "notes.txt",
+        "day=1/e.pq",
+        "sub/f.parquet",
+    ):
+        store.publish(f"{folder}/{name}", b"x")
+    root, tables = store.list_tables(folder)
+    assert [table.path.removeprefix(f"{root}/") for table in tables] == ["a.parquet", "b.parquet", "day=1/e.pq"]
+    assert all(table.size == 1 and (table.mtime or table.etag) for table in tables)
+
+
+def test_a_glob_lists_what_it_matches_and_roots_at_its_fixed_part(folder):
+    store = Store()
+    for name in ("m/a1.parquet", "m/a2.parquet", "m/b1.parquet"):
+        store.publish(f"{folder}/{name}", b"x")
+    root, tables = store.list_tables(f"{folder}/m/a*.parquet")
+    assert root.endswith("/m")
+    assert [table.path.rpartition("/")[2] for table in tables] == ["a1.parquet", "a2.parquet"]
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_a_transient_failure_is_tried_again_a_bounded_number_of_times():
+    calls = []
+
+    def fails(times: int) -> str:
+        calls.append(1)
+        if len(calls) <= times:
+            raise OSError(5, "Input/output error")
+        return "done"
+
+    assert attempt(lambda: fails(2), "s3://b/k") == "done"
+    calls.clear()
+    with pytest.raises(StorageError, match="s3://b/k: Input/output error"):
+        attempt(lambda: fails(99), "s3://b/k")
+    assert len(calls) == MAX_ATTEMPTS
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_a_permanent_failure_is_not_tried_again():
+    calls = []
+
+    def fails() -> None:
+        calls.append(1)
+        raise FileNotFoundError("k")
+
+    with pytest.raises(ObjectMissing):
+        attempt(fails, "s3://b/k")
+    assert len(calls) == 1
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_a_store_that_does_not_answer_has_its_own_error():
+    def fails() -> None:
+        raise TimeoutError
+
+    with pytest.raises(ObjectTimedOut, match="s3://b/k"):
+        attempt(fails, "s3://b/k")
+
+
+def test_an_unknown_protocol_is_a_storage_error():
+    with pytest.raises(StorageError, match="nosuch"):
+        Store().read("nosuch://a/b")
+
+
+def test_storage_options_reach_their_protocol_and_are_shown_nowhere():
+    store = Store({"memory": {"secret_key": "hunter2"}})
+    assert "hunter2" not in repr(store)
+    filesystem, _ = store.locate("memory://a")
+    assert filesystem.storage_options == {"secret_key": "hunter2"}
+    assert fsspec.filesystem("file").storage_options == store.locate("/tmp")[0].storage_options
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("ftp://me:pw@host/a", "ftp://…@host/a"),
+        ("https://h/a.png?X-Amz-Signature=abc", "https://h/a.png?…"),
+        ("/plain/path", "/plain/path"),
+    ],
+)
+def test_passwords_and_signatures_are_redacted(url, shown):
+    assert redact(url) == shown
