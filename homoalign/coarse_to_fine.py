@@ -6,7 +6,7 @@ B pairs, C channels, H W rows and columns.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,14 +19,13 @@ from homoalign.intensity import to_unit_range
 from homoalign.pyramid import Level
 from homoalign.residual import Alignment, build_problem
 from homoalign.result import LevelTrace
-from homoalign.sampling import Interpolation
 from homoalign.solver import REASONS, measure_precision, solve
 from homoalign.status import StopReason
 
 SMALLEST_PROBLEM = 20
 """Twice the unknowns: with fewer residuals a robust fit says nothing."""
 
-SIMILARITY = 4
+SIMILARITY, HOMOGRAPHY = 4, 8
 """Parameters of motion, the first of `homography.SL3_BASIS`."""
 
 
@@ -78,73 +77,74 @@ class Solved:
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """One run of the solver: a level, on how many pixels, how precisely, for how many parameters of motion."""
+class Run:
+    """One run of the solver: on every `stride`-th point, for how many parameters of motion, how precisely."""
 
-    level: int
-    max_points: int
+    stride: int
+    motion_parameters: int
     step_tol_px: float
-    interpolation: Interpolation
-    motion_parameters: int = 8
 
 
-def plan_stages(track: Track) -> list[Stage]:
-    """Return the stages, coarse to fine.
+def plan_runs(level: int, count: int, num_points: int, config: AlignConfig) -> list[Run]:
+    """Return the runs of a level.
 
     The coarsest level, a hundred pixels or two, is solved for a similarity alone, and the next one for a similarity
     first: eight parameters from that few pixels and from far away go astray. The full-size image is solved on few
-    pixels first where it has many, so that the precise last stage, on many pixels, starts a hair from its end.
+    points first where it has many, so that the precise run on all of them starts a hair from its end.
+
+    Args:
+        level: 0 is full size.
+        count: number of levels.
+        num_points: points chosen at this level.
+        config: what changes the answer.
     """
-    config = track.config
-    stages = [
-        Stage(level, config.points_per_level, config.coarse_step_tol_px, "bilinear")
-        for level in range(len(track.src) - 1, 0, -1)
-    ]
-    if len(stages) > 1:
-        stages[:1] = [replace(stage, motion_parameters=SIMILARITY) for stage in stages[:2]]
-    height, width = image_size(track.src[0].image)
-    if min(height * width, config.final_points) > 2 * config.points_per_level:
-        stages.append(Stage(0, config.points_per_level, config.coarse_step_tol_px, "bicubic"))
-    return [*stages, Stage(0, config.final_points, config.step_tol_px, "bicubic")]
+    rough = config.coarse_step_tol_px
+    if level == count - 1 and level >= 2:
+        return [Run(1, SIMILARITY, rough)]
+    runs = [Run(1, HOMOGRAPHY, rough if level else config.step_tol_px)]
+    if 0 < level == count - 2 or 1 == level == count - 1:
+        runs.insert(0, Run(1, SIMILARITY, rough))
+    if level == 0 and num_points > 2 * config.points_per_level:
+        runs.insert(0, Run(num_points // config.points_per_level, HOMOGRAPHY, rough))
+    return runs
 
 
 def solve_gauss_newton(track: Track) -> Solved:
     """Solve level by level on gray intensities, coarse to fine."""
     config, state = track.config, track.start
+    count = len(track.src)
     total = torch.zeros(len(state.gain), dtype=torch.int32, device=state.gain.device)
     levels: list[list[LevelTrace]] = [[] for _ in range(len(total))]
-    before_level = total
-    stages = plan_stages(track)
-    for i, stage in enumerate(stages):
+    for level in range(count - 1, -1, -1):
         problem = build_problem(
-            track.src[stage.level],
-            track.dst[stage.level],
-            level=stage.level,
-            max_points=stage.max_points,
-            motion_parameters=stage.motion_parameters,
+            track.src[level],
+            track.dst[level],
+            level=level,
+            max_points=config.points_per_level if level else config.final_points,
             fit_photometric=config.photometric == "gain_bias",
-            interpolation=stage.interpolation,
+            interpolation="bilinear" if level else "bicubic",
         )
-        if i == 0 and config.photometric == "gain_bias":
+        if level == count - 1 and config.photometric == "gain_bias":
             state = Alignment(state.dst_homo_src, *problem.matched_moments(state.dst_homo_src))
-        solution = solve(
-            problem,
-            state,
-            max_iterations=config.max_iterations,
-            step_tol_px=stage.step_tol_px,
-            loss_width=config.loss_width,
-            # A tenth of what `min_overlap` asks for in the end: on the way a pair may see less.
-            min_seen=(0.1 * config.min_overlap * problem.usable.sum(-1)).clamp_min(SMALLEST_PROBLEM),
-        )
-        state = solution.state
-        total = total + solution.num_iterations
-        is_last_of_level = stage is stages[-1] or stages[i + 1].level != stage.level
-        if track.trace and is_last_of_level:
-            truth = None if track.gt is None else homography.rescale(track.gt, stage.level)
-            matrix = homography.rescale(state.dst_homo_src, stage.level)
-            pair = track.src[stage.level], track.dst[stage.level]
-            _append_trace(levels, stage.level, *pair, matrix, truth, total - before_level)
-            before_level = total
+        taken = torch.zeros_like(total)
+        for run in plan_runs(level, count, problem.u.shape[-1], config):
+            part = problem.restrict(run.stride, run.motion_parameters)
+            solution = solve(
+                part,
+                state,
+                max_iterations=config.max_iterations,
+                step_tol_px=run.step_tol_px,
+                loss_width=config.loss_width,
+                # A tenth of what `min_overlap` asks for in the end: on the way a pair may see less.
+                min_seen=(0.1 * config.min_overlap * part.usable.sum(-1)).clamp_min(SMALLEST_PROBLEM),
+            )
+            state = solution.state
+            taken += solution.num_iterations
+        total += taken
+        if track.trace:
+            truth = None if track.gt is None else homography.rescale(track.gt, level)
+            matrix = homography.rescale(state.dst_homo_src, level)
+            _append_trace(levels, level, track.src[level], track.dst[level], matrix, truth, taken)
     stop = [REASONS[reason] for reason in solution.stop.tolist()]
     scale, covariance = measure_precision(problem, state, config.loss_width)
     return Solved(state, stop, total, scale, covariance, levels)

@@ -34,7 +34,7 @@ class AlignConfig:
     step_tol_px: float = 0.002
     """The finest level ends when no corner moves further than this, in its pixels."""
 
-    coarse_step_tol_px: float = 0.02
+    coarse_step_tol_px: float = 0.05
     """Every coarser level ends when no corner moves further than this, in pixels of that level."""
 
     points_per_level: int = 16_384

@@ -133,7 +133,8 @@ def local_correlation(src: Level, dst: Level, dst_homo_src: Tensor) -> tuple[Ten
     value = torch.where(covered, dst.image[:, 0], 0.0)
 
     def smooth(values: Tensor) -> Tensor:
-        return avg_pool2d(values[:, None], WINDOW, stride=1, padding=WINDOW // 2)[:, 0]
+        rows = avg_pool2d(values[:, None], (WINDOW, 1), stride=1, padding=(WINDOW // 2, 0))
+        return avg_pool2d(rows, (1, WINDOW), stride=1, padding=(0, WINDOW // 2))[:, 0]
 
     share = smooth(covered.to(value))
     counted = covered & (share > 0.5)

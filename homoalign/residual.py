@@ -10,7 +10,7 @@ B pairs, H W rows and columns, N points, P = 8 + 2 parameters.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -69,17 +69,16 @@ class Frame:
     """Constant matrices of a level, float64 unless said otherwise.
 
     Attributes:
-        src_from_centred: (3, 3) centred coordinates to full-size src pixels.
-        centred_from_src: (3, 3) its inverse.
-        unit_from_dst: (3, 3) full-size dst pixels to unit coordinates of the level.
+        unit_homo_centred: (9, 9), a flat `dst_homo_src` to the flat matrix from centred coordinates of src to unit
+            coordinates of dst.
+        src_motion: (9, 9), a flat motion in centred coordinates to the flat one in full-size src pixels.
         unit_limit: (2, 1) float32, points further from the middle are off the image or on its border.
         src_corners: (3, 4) homogeneous corners of full-size src, pixels.
         corner_motion: (8, 8), a step to its corners' motion, src pixels of the level.
     """
 
-    src_from_centred: Tensor
-    centred_from_src: Tensor
-    unit_from_dst: Tensor
+    unit_homo_centred: Tensor
+    src_motion: Tensor
     unit_limit: Tensor
     src_corners: Tensor
     corner_motion: Tensor
@@ -95,10 +94,13 @@ def build_frame(src_size: tuple[int, int], dst_size: tuple[int, int], level: int
     along_x, along_y = zip(*homography.velocities(u[:, 0], u[:, 1]), strict=True)
     height, width = dst_size
     limit = [[1 - 2 * BORDER_PX / (width - 1)], [1 - 2 * BORDER_PX / (height - 1)]]
+    src_from_centred = to_full @ from_centred
+    centred_from_src = torch.linalg.inv(src_from_centred)
+    unit_from_dst = sampling.unit_from_pixels(height, width, device=device) @ torch.linalg.inv(to_full)
     return Frame(
-        src_from_centred=to_full @ from_centred,
-        centred_from_src=torch.linalg.inv(to_full @ from_centred),
-        unit_from_dst=sampling.unit_from_pixels(height, width, device=device) @ torch.linalg.inv(to_full),
+        # Row by row, flat(L @ H @ R) = flat(H) @ kron(L, R^T)^T.
+        unit_homo_centred=torch.kron(unit_from_dst, src_from_centred.mT.contiguous()).mT.contiguous(),
+        src_motion=torch.kron(src_from_centred, centred_from_src.mT.contiguous()).mT.contiguous(),
         unit_limit=torch.tensor(limit, dtype=torch.float32, device=device),
         src_corners=torch.cat([2**level * corners, torch.ones_like(corners[:, :1])], dim=1).mT.contiguous(),
         corner_motion=from_centred[0, 0] * torch.cat([torch.stack(along_x), torch.stack(along_y)], dim=1),
@@ -118,6 +120,8 @@ class DirectProblem:
         usable: (B, N) bool, False for points under a mask or on the border of src.
         scale_floor: (B,) float64.
         free: (10,) float64, 1 for parameters that are solved for and 0 for those that stay as they are.
+        fixed: (10, 10) float64, 1 on the diagonal for those that stay.
+        is_motion: (10,) bool, True for the eight parameters of motion.
         interpolation: of dst.
     """
 
@@ -129,6 +133,8 @@ class DirectProblem:
     usable: Tensor
     scale_floor: Tensor
     free: Tensor
+    fixed: Tensor
+    is_motion: Tensor
     interpolation: Interpolation
 
     @property
@@ -138,16 +144,27 @@ class DirectProblem:
 
     def select(self, index: Tensor) -> DirectProblem:
         """Return the pairs that `index` (int64) names."""
-        return DirectProblem(
+        return replace(
+            self,
             dst=self.dst.select(index),
-            level=self.level,
-            src_size=self.src_size,
             u=self.u[index],
             jacobian=self.jacobian[index],
             usable=self.usable[index],
             scale_floor=self.scale_floor[index],
-            free=self.free,
-            interpolation=self.interpolation,
+        )
+
+    def restrict(self, stride: int, motion_parameters: int) -> DirectProblem:
+        """Return the problem on every `stride`-th point, free in the first `motion_parameters` of the basis."""
+        free = self.free.clone()
+        free[motion_parameters:8] = 0
+        part = replace(self, free=free, fixed=(1 - free).diag())
+        if stride == 1:
+            return part
+        return replace(
+            part,
+            u=self.u[..., ::stride].contiguous(),
+            jacobian=self.jacobian[..., ::stride].contiguous(),
+            usable=self.usable[:, ::stride].contiguous(),
         )
 
     @property
@@ -159,7 +176,7 @@ class DirectProblem:
         """Read dst at the warped points: values (B, N) and seen (B, N) bool."""
         frame = self.frame
         # Everything up to grid_sample's own coordinates goes into one matrix: a pass over the points saved.
-        matrix = (frame.unit_from_dst @ dst_homo_src @ frame.src_from_centred).to(self.u.dtype)
+        matrix = (dst_homo_src.flatten(1) @ frame.unit_homo_centred).view(-1, 3, 3).to(self.u.dtype)
         xyw = torch.baddbmm(matrix[:, :, 2:], matrix[:, :, :2], self.u)  # (B, 3, N)
         unit = xyw[:, :2] / xyw[:, 2:]
         inside = unit.abs() <= frame.unit_limit
@@ -189,22 +206,25 @@ class DirectProblem:
         """
         weighted = self.jacobian * weight[:, None]
         JtJ = (weighted @ self.jacobian.mT).double()
-        Jtr = -(weighted @ residual[..., None])[..., 0].double()
-        size = self.free.expand_as(Jtr).clone()
-        size[:, :8] *= state.gain[:, None]
-        return JtJ * size[:, :, None] * size[:, None, :] + (1 - self.free).diag(), Jtr * size
+        # Two columns, not one: a batched matrix-vector product rounds otherwise for one pair than for many, and a
+        # pair's answer must not depend on its neighbours.
+        twice = torch.stack([residual, residual], dim=-1)
+        Jtr = -(weighted @ twice)[..., 0].double()
+        size = torch.where(self.is_motion, state.gain[:, None], 1.0) * self.free
+        return JtJ * (size[:, :, None] * size[:, None, :]) + self.fixed, Jtr * size
 
     def step(self, state: Alignment, step: Tensor) -> Alignment:
         """Return the state after `step` (B, 10)."""
         frame = self.frame
         motion = homography.motion_of_step(-step[:, :8])
-        dst_homo_src = state.dst_homo_src @ frame.src_from_centred @ motion @ frame.centred_from_src
+        dst_homo_src = state.dst_homo_src @ (motion.flatten(1) @ frame.src_motion).view(-1, 3, 3)
         return Alignment(homography.normalise(dst_homo_src), state.gain + step[:, 8], state.bias + step[:, 9])
 
     def length_px(self, step: Tensor) -> Tensor:
-        """Return (B,) how far `step` (B, 10) moves the furthest corner of src, to first order, pixels of its level."""
-        motion = step[:, :8] @ self.frame.corner_motion  # (B, 8): four corners along x, then along y
-        return motion.view(-1, 2, 4).square().sum(1).amax(-1).sqrt()
+        """Return (...) how far `step` (..., 10) moves src's furthest corner, to first order, pixels of its level."""
+        motion = step[..., :8] @ self.frame.corner_motion  # (..., 8): four corners along x, then along y
+        length: Tensor = motion.view(*step.shape[:-1], 2, 4).square().sum(-2).amax(-1).sqrt()
+        return length
 
     def matched_moments(self, dst_homo_src: Tensor) -> tuple[Tensor, Tensor]:
         """Return gain and bias, (B,) each, that give src the mean and standard deviation of dst where both are seen."""
@@ -227,7 +247,6 @@ def build_problem(
     *,
     level: int,
     max_points: int,
-    motion_parameters: int,
     fit_photometric: bool,
     interpolation: Interpolation,
 ) -> DirectProblem:
@@ -238,7 +257,6 @@ def build_problem(
         dst: destination images of this level.
         level: 0 is full size.
         max_points: about how many points; all pixels where there are no more.
-        motion_parameters: how many of `homography.SL3_BASIS` are free, from the first.
         fit_photometric: whether gain and bias are free.
         interpolation: of dst.
     """
@@ -262,8 +280,7 @@ def build_problem(
         # Cubic interpolation reads a pixel further than the bilinear reading of the mask tells.
         dst = Level(dst.image, -max_pool2d(-dst.mask, 3, stride=1, padding=1))
     contrast = dst.image.flatten(1).std(-1).double()
-    free = torch.zeros(10, dtype=torch.float64, device=dst.image.device)
-    free[:motion_parameters] = 1
+    free = torch.ones(10, dtype=torch.float64, device=dst.image.device)
     free[8:] = float(fit_photometric)
     return DirectProblem(
         dst=dst,
@@ -275,6 +292,8 @@ def build_problem(
         # Half a percent of the contrast is about the interpolation error of a sharp noise-free photograph.
         scale_floor=(0.005 * contrast).clamp_min(1e-7),
         free=free,
+        fixed=(1 - free).diag(),
+        is_motion=torch.arange(10, device=free.device) < 8,
         interpolation=interpolation,
     )
 

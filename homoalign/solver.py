@@ -59,7 +59,7 @@ class Problem(Protocol[StateT]):
         """Return the state after `step` (B, P)."""
 
     def length_px(self, step: Tensor) -> Tensor:
-        """Return (B,) how far `step` (B, P) moves the furthest corner, in pixels."""
+        """Return (...) how far `step` (..., P) moves the furthest corner, in pixels."""
 
     def select(self, index: Tensor) -> Problem[StateT]:
         """Return the pairs that `index` (int64) names."""
@@ -146,13 +146,12 @@ def damped_step(JtJ: Tensor, Jtr: Tensor, damping: Tensor) -> tuple[Tensor, Tens
         solved: (B,) bool, False where the damped matrix is not positive definite.
     """
     # Scaled to a unit diagonal first: parameters of unlike size do not cost digits.
-    size = JtJ.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
-    inverse_size = torch.where(size > 0, 1 / size, 0.0)
+    inverse_size = JtJ.diagonal(dim1=-2, dim2=-1).rsqrt()  # infinite or NaN where the matrix is singular
     scaled = JtJ * inverse_size[:, :, None] * inverse_size[:, None, :]
     identity = torch.eye(JtJ.shape[-1], dtype=JtJ.dtype, device=JtJ.device)
     factor, info = torch.linalg.cholesky_ex(scaled + damping[:, None, None] * identity)
     step = -torch.cholesky_solve((Jtr * inverse_size)[..., None], factor)[..., 0] * inverse_size
-    solved = (info == 0) & step.isfinite().all(-1) & (size > 0).all(-1)
+    solved = (info == 0) & step.sum(-1).isfinite()
     return torch.where(solved[:, None], step, 0.0), solved
 
 
@@ -214,15 +213,18 @@ def solve(
         new_cost = (cauchy(new_residual, width)[0] * both).sum(-1).double()
         enough = new_seen.sum(-1) >= min_seen[pairs]
         accepted = solved & enough & (new_cost < old_cost)
-        state = candidate.where(accepted, state)
         memory = Memory(plain_step, step, accepted)
-        residual = torch.where(accepted[:, None], new_residual, residual)
-        seen = torch.where(accepted[:, None], new_seen, seen)
+        if accepted.all():  # most often; saves a pass over the residuals
+            state, residual, seen = candidate, new_residual, new_seen
+        else:
+            state = candidate.where(accepted, state)
+            residual = torch.where(accepted[:, None], new_residual, residual)
+            seen = torch.where(accepted[:, None], new_seen, seen)
 
         # Inverse compositional steps head for a point a hair off the cost's minimum (the gradients are the
         # template's), so close to it a good step need not be downhill: it has converged as far as the cost can tell.
         flat = ~extrapolated & enough & ((new_cost - old_cost).abs() <= FLAT_COST * old_cost)
-        small = torch.fmin(part.length_px(step), part.length_px(plain_step)) <= step_tol_px
+        small = part.length_px(torch.stack([step, plain_step])).amin(0) <= step_tol_px
         reason = torch.where(solved & (small | (flat & ~accepted)), CONVERGED, reason)
         # A rejected extrapolation says nothing against the plain step.
         more_damping = torch.where(extrapolated, damping, (damping * 10).clamp_min(1e-3))

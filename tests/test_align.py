@@ -109,12 +109,11 @@ def make_mixed_batch(make_pair, rng):
     pairs = [(src, dst) for src, dst, _ in good]
     order = torch.randperm(32, generator=rng).tolist()
     mixed = [*pairs, *noise, *flat, *unrelated, *missing]
-    is_good = [i < 20 for i in order]
-    return as_batch(*(mixed[i][0] for i in order)), as_batch(*(mixed[i][1] for i in order)), is_good
+    return as_batch(*(mixed[i][0] for i in order)), as_batch(*(mixed[i][1] for i in order))
 
 
 def test_alone_together_and_in_another_order_a_pair_ends_alike(make_pair, rng):
-    src, dst, is_good = make_mixed_batch(make_pair, rng)
+    src, dst = make_mixed_batch(make_pair, rng)
     together = align(src, dst)
     order = torch.randperm(32, generator=rng)
     shuffled = align(src[order], dst[order])
@@ -123,9 +122,10 @@ def test_alone_together_and_in_another_order_a_pair_ends_alike(make_pair, rng):
     for i in range(32):
         alone = align(src[i : i + 1], dst[i : i + 1])
         assert together.status[i] == alone.status[0] == shuffled.status[back[i]]
-        if not is_good[i]:
+        if together.dst_homo_src[i].isnan().any():
             continue
         truth = together.dst_homo_src[i : i + 1]
+        # Also pairs that fail, and wander: nothing in a batch may round otherwise for one pair than for many.
         assert corner_error(alone, truth, (120, 160)).item() < 1e-3
         other = homoalign.homography.corner_errors(shuffled.dst_homo_src[back[i] : back[i] + 1], truth, 120, 160)
         assert other.max().item() < 1e-3

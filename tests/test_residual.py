@@ -22,7 +22,6 @@ def problem_of(src, dst, **options):
     defaults = {
         "level": 0,
         "max_points": 10**6,
-        "motion_parameters": 8,
         "fit_photometric": True,
         "interpolation": "bicubic",
     }
