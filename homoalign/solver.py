@@ -21,7 +21,7 @@ StateT = TypeVar("StateT", bound="BatchState")
 INITIAL_DAMPING = 1e-4
 LARGEST_DAMPING = 1e6
 LONGEST_EXTRAPOLATION = 10.0
-FLAT_COST = 1e-5  # relative change of cost that says nothing; 0.01 px changes it by more on any textured pair
+STALLED_PX = 0.05  # a rejected step this short ends a level
 SCALE_SAMPLES = 8192  # residuals that the robust scale is read from; its own error is then about 1 %
 
 RUNNING = -1
@@ -222,10 +222,10 @@ def solve(
             seen = torch.where(accepted[:, None], new_seen, seen)
 
         # Inverse compositional steps head for a point a hair off the cost's minimum (the gradients are the
-        # template's), so close to it a good step need not be downhill: it has converged as far as the cost can tell.
-        flat = ~extrapolated & enough & ((new_cost - old_cost).abs() <= FLAT_COST * old_cost)
-        small = part.length_px(torch.stack([step, plain_step])).amin(0) <= step_tol_px
-        reason = torch.where(solved & (small | (flat & ~accepted)), CONVERGED, reason)
+        # template's): a short step that is not downhill is between the two, and no damping makes it better.
+        length_px = part.length_px(torch.stack([step, plain_step])).amin(0)
+        stalled = ~accepted & enough & ~extrapolated & (length_px <= STALLED_PX)
+        reason = torch.where(solved & ((length_px <= step_tol_px) | stalled), CONVERGED, reason)
         # A rejected extrapolation says nothing against the plain step.
         more_damping = torch.where(extrapolated, damping, (damping * 10).clamp_min(1e-3))
         damping = torch.where(accepted, (damping / 10).clamp_min(1e-9), more_damping)
