@@ -21,7 +21,8 @@ StateT = TypeVar("StateT", bound="BatchState")
 INITIAL_DAMPING = 1e-4
 LARGEST_DAMPING = 1e6
 LONGEST_EXTRAPOLATION = 10.0
-STALLED_PX = 0.05  # a rejected step this short ends a level
+SHORT_PX = 0.05  # steps this short may raise the cost by FLAT_COST, and end a level where they raise it more
+FLAT_COST = 1e-3
 SCALE_SAMPLES = 8192  # residuals that the robust scale is read from; its own error is then about 1 %
 
 RUNNING = -1
@@ -212,7 +213,11 @@ def solve(
         old_cost = (cost * both).sum(-1).double()
         new_cost = (cauchy(new_residual, width)[0] * both).sum(-1).double()
         enough = new_seen.sum(-1) >= min_seen[pairs]
-        accepted = solved & enough & (new_cost < old_cost)
+        # Inverse compositional steps head for a point a hair off the cost's minimum (the gradients are the
+        # template's, and interpolation smooths noise away between pixels): of a short step the cost says nothing.
+        length_px = part.length_px(torch.stack([step, plain_step])).amin(0)
+        short = length_px <= SHORT_PX
+        accepted = solved & enough & (new_cost < torch.where(short, 1 + FLAT_COST, 1.0) * old_cost)
         memory = Memory(plain_step, step, accepted)
         if accepted.all():  # most often; saves a pass over the residuals
             state, residual, seen = candidate, new_residual, new_seen
@@ -221,10 +226,7 @@ def solve(
             residual = torch.where(accepted[:, None], new_residual, residual)
             seen = torch.where(accepted[:, None], new_seen, seen)
 
-        # Inverse compositional steps head for a point a hair off the cost's minimum (the gradients are the
-        # template's): a short step that is not downhill is between the two, and no damping makes it better.
-        length_px = part.length_px(torch.stack([step, plain_step])).amin(0)
-        stalled = ~accepted & enough & ~extrapolated & (length_px <= STALLED_PX)
+        stalled = ~accepted & enough & ~extrapolated & short
         reason = torch.where(solved & ((length_px <= step_tol_px) | stalled), CONVERGED, reason)
         # A rejected extrapolation says nothing against the plain step.
         more_damping = torch.where(extrapolated, damping, (damping * 10).clamp_min(1e-3))

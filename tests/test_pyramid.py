@@ -41,10 +41,8 @@ def test_masked_pixels_do_not_leak_into_coarser_levels(rng):
         torch.testing.assert_close(level.image[used], torch.full_like(level.image[used], 0.5))
 
 
-def test_slopes_are_per_pixel_and_zero_on_the_border():
+def test_slopes_are_per_pixel():
     y, x = torch.meshgrid(torch.arange(6.0), torch.arange(8.0), indexing="ij")
     slope = Level((3 * x - 2 * y)[None, None], None).slope
     assert slope[0, 0, 1:-1, 1:-1].unique().tolist() == [3.0]
     assert slope[0, 1, 1:-1, 1:-1].unique().tolist() == [-2.0]
-    assert slope[..., 0, :].abs().sum() == 0
-    assert slope[..., -1].abs().sum() == 0
