@@ -2,44 +2,21 @@
 
 bytes -> `read_header` -> `ImageHeader`
 
-Only headers are read, so a file of a few bytes that claims 60000 x 60000 pixels costs nothing. `check_jpeg` walks the
-rest of the file's structure without decoding it: that is how a file cut short is told from a whole one where the
-decoder would fill the missing part with gray. The structures of PNG, TIFF and PNM are in files of their own.
+Only headers are read, so a file of a few bytes that claims 60000 x 60000 pixels costs nothing. The structures of JPEG,
+PNG, TIFF and PNM are in files of their own.
 """
 
 from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
 
+from homoalign.encoded import ImageHeader
 from homoalign.errors import ImageUnreadable
-
-Format = Literal["JPEG", "PNG", "TIFF", "WebP", "PNM", "BMP"]
-
-# A gigabyte of PNG in the usual 8 KB chunks has half of this; a file made of nothing but parts is an attack.
-MAX_PARTS = 250_000
-
-
-@dataclass(frozen=True)
-class ImageHeader:
-    """An image's own account of itself, as stored: nothing is scaled, converted or turned yet."""
-
-    format: Format
-
-    height: int
-    """Rows as stored, at least 1; EXIF orientation is not applied."""
-
-    width: int
-    """Columns as stored, at least 1."""
-
-    channels: int
-    """Samples a pixel has in the file: alpha counts, a palette index is one."""
-
-    bits: int
-    """Bits of one sample; of one palette index where there is a palette."""
+from homoalign.jpeg import read_jpeg_header
+from homoalign.pnm import read_pnm_layout
+from homoalign.tiff import read_tiff_layout
 
 
 def read_header(data: bytes) -> ImageHeader:
@@ -88,81 +65,6 @@ def _not_an_image(data: bytes) -> str:
         if re.match(pattern, data, re.DOTALL):
             return f"{name} is not supported: {len(data)} bytes starting with {data[:12]!r}"
     return f"no supported image format: {len(data)} bytes starting with {data[:16]!r}"
-
-
-# JPEG ---------------------------------------------------------------------------------------------------------------
-
-_JPEG_STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
-_JPEG_FRAME = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
-_JPEG_MARKER_IN_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-_JPEG_FILL = re.compile(rb"\xff*(?=\xff)")
-# libjpeg-turbo's own fuzzers stop at 500 scans: real files have about ten, and each costs a pass over the image.
-_MAX_JPEG_SCANS = 500
-
-
-def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield (marker, start, end) of each JPEG segment, payload bounds without the length field, up to EOI.
-
-    Entropy-coded data is skipped: after SOS the next marker that is neither stuffing nor a restart follows.
-
-    Raises:
-        ImageUnreadable: The file ends before EOI, or what should be a segment is none.
-    """
-    at = 2
-    for _ in range(MAX_PARTS):
-        fill = _JPEG_FILL.match(data, at)
-        at = fill.end() if fill else at
-        if at + 2 > len(data):
-            raise ImageUnreadable(f"JPEG ends without its end marker, after {len(data)} bytes")
-        if data[at] != 0xFF:
-            raise ImageUnreadable(f"JPEG has {data[at : at + 2]!r} where a marker belongs, at byte {at}")
-        marker = data[at + 1]
-        at += 2
-        if marker == 0xD9:
-            yield marker, at, at
-            return
-        if marker in _JPEG_STANDALONE:
-            continue
-        end = at + (int.from_bytes(data[at : at + 2], "big") if at + 2 <= len(data) else len(data))
-        if end > len(data) or end < at + 2:
-            raise ImageUnreadable(f"JPEG ends within the segment at byte {at}, after {len(data)} bytes")
-        yield marker, at + 2, end
-        at = end
-        if marker == 0xDA:
-            found = _JPEG_MARKER_IN_SCAN.search(data, at)
-            at = found.start() if found else len(data)
-    raise ImageUnreadable(f"JPEG with more than {MAX_PARTS} segments")
-
-
-def check_jpeg(data: bytes) -> int:
-    """Walk a JPEG to its end marker.
-
-    Returns:
-        Where the end marker starts, in bytes.
-
-    Raises:
-        ImageUnreadable: No end marker, no scan, two frames, or more scans than any real file has.
-    """
-    scans = frames = eoi = 0
-    for marker, start, _ in jpeg_segments(data):
-        scans += marker == 0xDA
-        frames += marker in _JPEG_FRAME
-        eoi = start - 2
-    if not 1 <= scans <= _MAX_JPEG_SCANS or frames != 1:
-        raise ImageUnreadable(f"JPEG with {scans} scans (limit {_MAX_JPEG_SCANS}) and {frames} frames")
-    return eoi
-
-
-def _read_jpeg(data: bytes) -> ImageHeader:
-    for marker, start, _ in jpeg_segments(data):
-        if marker in _JPEG_FRAME:
-            bits, height, width, channels = struct.unpack_from(">BHHB", data, start)
-            if bits != 8:
-                raise ImageUnreadable(f"JPEG with {bits} bits a sample is not supported")
-            return ImageHeader("JPEG", height, width, channels, bits)
-        if marker == 0xDA:
-            break
-    raise ImageUnreadable(f"JPEG without a frame header, {len(data)} bytes")
 
 
 # PNG ----------------------------------------------------------------------------------------------------------------
@@ -234,23 +136,11 @@ def read_bmp_layout(data: bytes) -> tuple[ImageHeader, int]:
 # The others ---------------------------------------------------------------------------------------------------------
 
 
-def _read_tiff(data: bytes) -> ImageHeader:
-    from homoalign.tiff import read_tiff_layout
-
-    return read_tiff_layout(data).header
-
-
-def _read_pnm(data: bytes) -> ImageHeader:
-    from homoalign.pnm import read_pnm_layout
-
-    return read_pnm_layout(data)[0]
-
-
 _PARSERS: list[tuple[re.Pattern[bytes], Callable[[bytes], ImageHeader]]] = [
-    (re.compile(rb"\xff\xd8\xff"), _read_jpeg),
+    (re.compile(rb"\xff\xd8\xff"), read_jpeg_header),
     (re.compile(re.escape(PNG_SIGNATURE)), _read_png),
-    (re.compile(rb"II[*+]\x00|MM\x00[*+]"), _read_tiff),
+    (re.compile(rb"II[*+]\x00|MM\x00[*+]"), lambda data: read_tiff_layout(data).header),
     (re.compile(rb"RIFF.{4}WEBP", re.DOTALL), _read_webp),
-    (re.compile(rb"P[1-6][\s#]"), _read_pnm),
+    (re.compile(rb"P[1-6][\s#]"), lambda data: read_pnm_layout(data)[0]),
     (re.compile(rb"BM"), lambda data: read_bmp_layout(data)[0]),
 ]

@@ -27,14 +27,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from homoalign.encoded import ImageHeader
 from homoalign.errors import ImageTooLarge, ImageUnreadable, PairError
-from homoalign.headers import (
-    ImageHeader,
-    check_jpeg,
-    jpeg_segments,
-    read_bmp_layout,
-    read_header,
-)
+from homoalign.headers import read_bmp_layout, read_header
+from homoalign.jpeg import check_jpeg, jpeg_segments
 
 __all__ = ["DecodedImage", "ImageHeader", "decode_image", "decode_mask", "read_header"]
 

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from homoalign.encoded import MAX_PARTS, ImageHeader, stretch
 from homoalign.errors import ImageUnreadable
-from homoalign.headers import MAX_PARTS, PNG_SIGNATURE, ImageHeader
-from homoalign.tiff import stretch
+from homoalign.headers import PNG_SIGNATURE
 
 Array = npt.NDArray[Any]
 

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from homoalign.encoded import ImageHeader, stretch
 from homoalign.errors import ImageUnreadable
-from homoalign.headers import ImageHeader
-from homoalign.tiff import stretch
 
 Array = npt.NDArray[Any]
 

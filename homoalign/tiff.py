@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from homoalign.encoded import ImageHeader, stretch
 from homoalign.errors import ImageTooLarge, ImageUnreadable
-from homoalign.headers import ImageHeader, check_jpeg, read_header
+from homoalign.jpeg import check_jpeg, read_jpeg_header
 
 # tifffile logs what it does not like; without a handler Python prints that on stderr.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -182,7 +183,7 @@ def _check_segments(data: bytes, layout: TiffLayout, max_bytes: int) -> None:
         for offset, length in zip(offsets.tolist(), num_bytes.tolist(), strict=True):
             segment = data[offset : offset + length]
             check_jpeg(segment)
-            size = read_header(segment)
+            size = read_jpeg_header(segment)
             if size.height > layout.segment_height or size.width > layout.segment_width:
                 tile = f"{layout.segment_width} x {layout.segment_height}"
                 raise ImageUnreadable(f"TIFF holds a JPEG of {size.width} x {size.height} pixels in a tile of {tile}")
@@ -249,15 +250,6 @@ def _full_scale(samples: Array, layout: TiffLayout) -> Array:
         with np.errstate(over="ignore", invalid="ignore"):  # float64 beyond float32 becomes inf, which is masked
             return samples.astype(np.float32)
     return stretch(samples, (1 << bits) - 1)
-
-
-def stretch(samples: Array, maxval: int) -> Array:
-    """Stretch samples in [0, maxval] to all of uint8 (maxval up to 255) or uint16, rounded; exact where it fits."""
-    dtype, full = (np.uint8, 255) if maxval <= 255 else (np.uint16, 65535)
-    if maxval == full:
-        return samples.astype(dtype, copy=False)
-    table = (np.arange(maxval + 1, dtype=np.uint64) * full + maxval // 2) // maxval
-    return table.astype(dtype)[samples.astype(np.uint16, copy=False)]  # bilevel TIFFs come as bool
 
 
 def cmyk_to_rgb(cmyk: Array) -> Array:
