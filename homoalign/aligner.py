@@ -76,6 +76,9 @@ def _read_gray(image: Tensor, mask: Tensor | None) -> Level:
 
 def _align_group(pairs: Pairs, config: AlignConfig, trace: bool) -> AlignResult:
     """Rule out the pairs that cannot be aligned, solve and judge the others."""
+    too_small = _too_small(pairs, config)
+    if too_small is not None:
+        return AlignResult.blank([Status.TOO_SMALL] * len(pairs.src), [too_small] * len(pairs.src))
     src, dst = _read_gray(pairs.src, pairs.src_mask), _read_gray(pairs.dst, pairs.dst_mask)
     start = find_start(pairs.init, len(pairs.src), image_size(pairs.src), image_size(pairs.dst))
     ruled_out = _rule_out(src, dst, start, config)
@@ -107,13 +110,16 @@ def _align_group(pairs: Pairs, config: AlignConfig, trace: bool) -> AlignResult:
     return result.put(alive, part)
 
 
+def _too_small(pairs: Pairs, config: AlignConfig) -> str | None:
+    for side, image in (("src", pairs.src), ("dst", pairs.dst)):
+        height, width = image_size(image)
+        if min(height, width) < config.min_side_px:
+            return f"{side} is {width} x {height} pixels, min_side_px={config.min_side_px}"
+    return None
+
+
 def _rule_out(src: Level, dst: Level, start: Start, config: AlignConfig) -> list[tuple[Status, str | None]]:
     """Return a status and its reason for every pair; OK and None for those that can be tried."""
-    for side, level in (("src", src), ("dst", dst)):
-        height, width = image_size(level.image)
-        if min(height, width) < config.min_side_px:
-            reason = f"{side} is {width} x {height} pixels, min_side_px={config.min_side_px}"
-            return [(Status.TOO_SMALL, reason)] * len(src.image)
     sides = [("src", *_contrast(src)), ("dst", *_contrast(dst))]
     return [_rule_out_pair(i, sides, start.fault[i], config) for i in range(len(src.image))]
 

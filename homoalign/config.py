@@ -50,7 +50,7 @@ class AlignConfig:
     """Images with a shorter side than this are `too_small`."""
 
     min_overlap: float = 0.1
-    """Least share of dst that the warped source must cover, in [0, 1]; less is `no_overlap`."""
+    """Share of dst that src must cover, or of src that dst must show, in [0, 1]; less of both is `no_overlap`."""
 
     min_contrast: float = 0.002
     """Least standard deviation of an image's intensities, in [0, 1]; less is `low_texture`."""

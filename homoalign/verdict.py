@@ -94,11 +94,13 @@ def _judge_pair(
 ) -> tuple[Status, str | None]:
     if not is_finite:
         return Status.NOT_CONVERGED, f"no finite matrix was found; stop_reason={stop_reason}"
-    if not max(overlap, src_overlap) >= config.min_overlap:
+    if not overlap > 0 or not max(overlap, src_overlap) >= config.min_overlap:
         return Status.NO_OVERLAP, (
             f"the warped source covers {overlap:.3f} of dst and {src_overlap:.3f} of src is seen, "
             f"min_overlap={config.min_overlap}"
         )
+    if not correlation >= -1 or not weak_correlation >= -1:  # NaN: there was nothing to compare
+        return Status.LOW_TEXTURE, f"the overlap, {overlap:.3f} of dst, has no structure to compare"
     if confidence >= config.confidence_threshold:
         return Status.OK, None
     doubt = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from ray.exceptions import RayError, RayTaskError
 from jobs.errors import UsageError
 from jobs.shard import ShardDone, ShardTask, run_shard
 
+CONNECT_TIMEOUT_S = 10.0
 LOCAL_OBJECT_STORE_BYTES = 128 * 2**20
 """Parts go to storage from the worker; through Ray go only their tallies."""
 MAX_RETRIES = 3
@@ -142,14 +144,22 @@ def _connect(address: str | None) -> bool:
         if address == "local":
             ray.init(address="local", **local, **common)
             return True
+        where = address or os.environ.get("RAY_ADDRESS")
         try:
-            if address is None and not os.environ.get("RAY_ADDRESS"):
+            if where is None or where == "":
                 return _join_or_start(local, common)
-            ray.init(address=address or os.environ["RAY_ADDRESS"], **common)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            where = address or os.environ.get("RAY_ADDRESS")
+            _check_listening(where)
+            ray.init(address=where, **common)
+        except (OSError, ValueError, RuntimeError) as error:
             raise UsageError(f"no Ray cluster at --address {where}: {str(error).partition(chr(10))[0]}") from error
     return False
+
+
+def _check_listening(address: str) -> None:
+    """Raise OSError where nothing listens at host:port or ray://host:port; Ray itself would try for many minutes."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
 
 
 def _join_or_start(local: Mapping[str, Any], common: Mapping[str, Any]) -> bool:

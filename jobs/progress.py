@@ -99,8 +99,8 @@ class _Lines:
         rate = (rows_done - self.done_before) / max(now - self.started, 1e-9)
         left = f"{duration_text((self.total - rows_done) / rate)} left" if rate > 0 else "time left unknown"
         share = 100 * rows_done / self.total if self.total else 100.0
-        text = f"{rows_done}/{self.total} rows ({share:.0f} %), {rate:.2f} pairs/s, {left}; {counts_text(counts)}"
-        click.echo(text, err=True)
+        text = f"{rows_done}/{self.total} rows ({share:.0f} %), {rate:.2f} pairs/s, {left}"
+        click.echo(f"{text}; {counts_text(counts)}" if counts else text, err=True)
 
 
 def counts_text(counts: Mapping[str, int]) -> str:

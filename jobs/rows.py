@@ -124,7 +124,8 @@ def encode_part(table: pa.Table, *, fingerprint: str, shard: int, tally: Tally) 
 
 def read_part(store: Store, url: str) -> pa.Table:
     """Read a part's rows; what is no Parquet raises `pyarrow.ArrowException`."""
-    return pq.read_table(pa.BufferReader(store.read(url)))
+    # Not `read_table`: its threads may drop the last hold on Python's bytes while the interpreter ends, and abort it.
+    return pq.ParquetFile(pa.BufferReader(store.read(url))).read(use_threads=False)
 
 
 def read_footer(store: Store, url: str) -> tuple[str, Tally]:

@@ -15,7 +15,7 @@ MODULE_OF = {"pillow": "PIL", "kornia-rs": "kornia_rs", "opencv-python-headless"
 WITH_EXTRA = {
     "cv2": "bench",
     "skimage": "demo",
-    "scipy": "demo",  # scikit-image needs it
+    "scipy": "demo",
     "aiohttp": "http",
 }
 
@@ -65,6 +65,12 @@ def test_every_import_is_a_declared_dependency():
         if name not in core | own | set(sys.stdlib_module_names) | set(WITH_EXTRA)
     }
     assert undeclared == set()
+
+
+@pytest.mark.parametrize(("module", "extra"), WITH_EXTRA.items())
+def test_an_extra_brings_what_is_imported_under_it(module, extra):
+    brought = distribution_names(PROJECT["optional-dependencies"][extra])
+    assert module in {MODULE_OF.get(name, name) for name in brought}
 
 
 def test_the_version_is_one():

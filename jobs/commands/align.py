@@ -33,7 +33,7 @@ Pixels = npt.NDArray[np.float32]
 @click.argument("src")
 @click.argument("dst")
 @click.option("--json", "as_json", is_flag=True, help="The result row as one JSON object.")
-@click.option("--overlay", metavar="FILE", help="Write dst (red) and the warped src (cyan) over each other.")
+@click.option("--overlay", metavar="FILE", help="Write the warped src (red) and dst (cyan) over each other.")
 @click.option("--warped", metavar="FILE", help="Write src warped onto dst's frame, with 8 bits.")
 @click.option("--src-mask", metavar="FILE", help="Image whose nonzero pixels are used.")
 @click.option("--dst-mask", metavar="FILE", help="Likewise for dst.")
@@ -80,9 +80,9 @@ def align_command(  # noqa: PLR0913, one parameter for each option
         row = error_row(fetched.error, fetched.src_size, fetched.dst_size)
     else:
         row = _aligned(fetched.images, config, device=device, trace=trace)
-        for file, kind in ((overlay, "overlay"), (warped, "warped")):
-            if file is not None:
-                _write_picture(store, file, kind, fetched.images, row)
+    for file, kind in ((overlay, "overlay"), (warped, "warped")):
+        if file is not None:
+            _write_picture(store, file, kind, fetched.images, row)
     row = {"pair_id": f"{src} {dst}", **row}
     names = [column.name for column in RESULT_COLUMNS if trace or column.name != "levels"]
     if as_json:
@@ -104,16 +104,16 @@ def _aligned(images: PairImages, config: AlignConfig, *, device: str, trace: boo
     return align_pairs([images], align, config=config, device=device, trace=trace)[0]
 
 
-def _write_picture(store: Store, file: str, kind: str, images: PairImages, row: Row) -> None:
+def _write_picture(store: Store, file: str, kind: str, images: PairImages | None, row: Row) -> None:
     from PIL import Image
 
-    if row["dst_homo_src"] is None:
+    if images is None or row.get("dst_homo_src") is None:
         click.echo(f"homoalign: no matrix ({row['status']}), {file} is not written", err=True)
         return
     warped = _warped(_unit(images.src), row)
     if kind == "overlay":
         dst, seen = _gray(_unit(images.dst)), _gray(warped)
-        warped = np.stack([dst, seen, seen], axis=-1)
+        warped = np.stack([seen, dst, dst], axis=-1)
     picture = Image.fromarray(np.round(255 * np.clip(warped, 0, 1)).astype(np.uint8).squeeze())
     target = io.BytesIO()
     suffix = PurePosixPath(file).suffix.lower()
