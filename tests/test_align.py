@@ -283,3 +283,9 @@ def test_a_gpu_agrees_with_the_cpu(make_pair):
     on_cpu, on_gpu = align(src, dst), align(src.cuda(), dst.cuda())
     assert on_gpu.status == on_cpu.status
     assert corner_error(on_gpu, on_cpu.dst_homo_src, (120, 160)).max().item() < 1e-2
+
+
+def test_an_image_without_pixels_is_too_small():
+    result = align(np.zeros((0, 5), np.uint8), np.zeros((50, 50), np.uint8))
+    assert result.status == [Status.TOO_SMALL]
+    assert result.status_detail == ["src is 5 x 0 pixels, min_side_px=16"]

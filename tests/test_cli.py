@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -194,6 +195,16 @@ def test_align_of_an_image_that_is_no_image_is_a_row_with_that_status(tmp_path):
     assert strict_loads(done.stdout)["status"] == "unreadable"
     assert "text.png" in strict_loads(done.stdout)["status_detail"]
     assert not (tmp_path / "o.png").exists()
+    assert "no matrix (unreadable)" in done.stderr
+
+
+def test_a_cluster_that_is_not_there_is_said_at_once(tmp_path, manifest):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    done = homoalign("run", manifest, tmp_path / "out", "--address", address, "--progress", "none")
+    assert done.exit_code == 2
+    assert f"no Ray cluster at --address {address}" in done.stderr
 
 
 def test_align_uses_masks_settings_and_trace(tmp_path):
