@@ -60,7 +60,8 @@ def align(
     pairs = check_pairs(src, dst, src_mask=src_mask, dst_mask=dst_mask, init=init, gt=gt)
     batch, pixels = len(pairs.dst), max(1, pairs.dst[0:1, 0].numel())
     group = max(1, PIXELS_AT_A_TIME // pixels) if pairs.dst.device.type == "cpu" else max(1, batch)
-    with torch.no_grad():
+    # Half-precision matrix products would move the answer: a caller's autocast ends here.
+    with torch.no_grad(), torch.autocast(pairs.dst.device.type, enabled=False):
         parts = [
             _align_group(pairs.slice(i, i + group), config or AlignConfig(), trace) for i in range(0, batch, group)
         ]

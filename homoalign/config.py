@@ -74,6 +74,9 @@ class AlignConfig:
         for name in ("min_overlap", "confidence_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} is outside [0, 1]")
+        for name in ("min_side_px", "min_level_side_px"):
+            if not getattr(self, name) >= 4:
+                raise ValueError(f"{name}={getattr(self, name)} is below 4")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.type == "int" and not value >= 1:

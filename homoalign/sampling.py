@@ -41,11 +41,12 @@ def sample_unit(image: Tensor, unit: Tensor, interpolation: Interpolation = "bil
 @lru_cache(maxsize=256)
 def unit_from_pixels(height: int, width: int, *, device: torch.device) -> Tensor:
     """Return (3, 3) float64: pixels to [-1, 1] from the first pixel's centre to the last's."""
-    return torch.tensor(
-        [[2 / max(width - 1, 1), 0, -1], [0, 2 / max(height - 1, 1), -1], [0, 0, 1]],
-        dtype=torch.float64,
-        device=device,
-    )
+    with torch.inference_mode(False):  # kept for calls that may differentiate
+        return torch.tensor(
+            [[2 / max(width - 1, 1), 0, -1], [0, 2 / max(height - 1, 1), -1], [0, 0, 1]],
+            dtype=torch.float64,
+            device=device,
+        )
 
 
 def is_inside(xy: Tensor, size: tuple[int, int], margin: float = 0.0) -> Tensor:
@@ -103,5 +104,5 @@ def warp_with_coverage(image: Tensor, dst_homo_src: Tensor, size: tuple[int, int
     grid = (column_part[..., :2] + row_part[..., :2]).div_(w)  # (B, H, W, 2)
     warped = grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=True)
     # The outermost pixels' centres count as inside in spite of rounding.
-    inside = grid.abs_() <= 1 + 1e-6
+    inside = grid.detach().abs() <= 1 + 1e-6
     return warped, (inside[..., 0] & inside[..., 1]).logical_and_(w[..., 0] > 0)

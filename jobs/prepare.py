@@ -14,12 +14,14 @@ import pyarrow as pa
 from homoalign.config import AlignConfig
 from homoalign.status import Status
 from jobs.access import AccessRules
+from jobs.errors import OutputNotWritable, UsageError
 from jobs.fetch import MAX_BYTES, MAX_PIXELS, Reader
 from jobs.manifest import MAX_IDS_CHECKED, Manifest, check_carry, check_ids, open_manifest
 from jobs.output import Output
 from jobs.plan import Plan, Settings, default_shard_rows
 from jobs.progress import ProgressKind
 from jobs.shard import Batching, ShardTask
+from jobs.storage_errors import StorageError
 from jobs.store import Store
 
 RETRYABLE = (Status.UNREADABLE, Status.TIMED_OUT, Status.CRASHED, Status.NOT_ALLOWED, Status.TOO_LARGE)
@@ -63,7 +65,12 @@ class RunConfig:
     @property
     def output(self) -> Output:
         """Return the run's folder."""
-        return Output(self.store, self.store.url_of(self.out))
+        if not self.out.strip():
+            raise UsageError("OUT is empty")
+        try:
+            return Output(self.store, self.store.url_of(self.out))
+        except StorageError as error:
+            raise OutputNotWritable(f"OUT: {error}") from error
 
 
 def open_checked_manifest(run: RunConfig) -> Manifest:

@@ -21,6 +21,7 @@ from jobs.errors import (
     OutputNotWritable,
     PlanChanged,
     ShardsUnfinished,
+    UsageError,
 )
 from jobs.lock import RunLock, hold_lock
 from jobs.manifest import Manifest
@@ -93,6 +94,8 @@ def settle(run: RunConfig, manifest: Manifest, output: Output) -> RunState:
         PlanChanged: OUT holds another plan, or parts without one.
     """
     if run.overwrite:
+        build_plan(manifest, settings_of(run, manifest, None), previous=None, incremental=run.incremental)
+        check_manifest_is_apart(manifest, output)
         output.clear()
     previous = output.read_plan()
     present = output.part_numbers()
@@ -107,6 +110,13 @@ def settle(run: RunConfig, manifest: Manifest, output: Output) -> RunState:
     if previous is None or plan.fingerprint != previous.fingerprint:
         output.write_plan(plan)
     return state
+
+
+def check_manifest_is_apart(manifest: Manifest, output: Output) -> None:
+    """Raise `UsageError` where clearing OUT would delete a file of the manifest."""
+    for file in manifest.files:
+        if file.path.startswith(f"{output.data}/"):
+            raise UsageError(f"--overwrite would delete {file.path}, which is part of the manifest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +215,8 @@ class _Driver:
             self.interruption.check()
             if self.lock.lost.is_set():
                 raise LockHeld("another run took the lock over; this one was silent for too long")
-            self.check_error_rate()
+            if not state.to_retry:  # rows to try again count as failed until they are done
+                self.check_error_rate()
 
     def check_error_rate(self) -> None:
         """Raise `ErrorRateExceeded` once enough rows have failed."""

@@ -289,3 +289,10 @@ def test_an_image_without_pixels_is_too_small():
     result = align(np.zeros((0, 5), np.uint8), np.zeros((50, 50), np.uint8))
     assert result.status == [Status.TOO_SMALL]
     assert result.status_detail == ["src is 5 x 0 pixels, min_side_px=16"]
+
+
+def test_a_callers_autocast_does_not_move_the_answer(make_pair):
+    src, dst, _ = make_pair()
+    with torch.autocast("cpu", torch.bfloat16):
+        within = align(src, dst)
+    assert torch.equal(within.dst_homo_src, align(src, dst).dst_homo_src)

@@ -251,3 +251,21 @@ def test_python_m_align_manifest_is_run(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 3
     assert done.stderr.startswith("homoalign: manifest:")
+
+
+def test_an_out_without_a_name_or_of_no_known_protocol_is_refused(manifest):
+    assert homoalign("run", manifest, "").exit_code == 2
+    assert homoalign("run", manifest, "foo://bar").exit_code == 3
+
+
+def test_overwrite_refuses_to_delete_the_manifest_or_anything_before_the_command_is_sound(tmp_path, manifest):
+    out = tmp_path / "out"
+    (out / "data").mkdir(parents=True)
+    part = out / "data" / "part-000000.parquet"
+    part.write_bytes(manifest.read_bytes())
+    within = homoalign("run", out / "data", out, "--overwrite")
+    assert within.exit_code == 2
+    assert "which is part of the manifest" in within.stderr
+    unsound = homoalign("run", manifest, out, "--overwrite", "--incremental", "--limit", 2)
+    assert unsound.exit_code == 2
+    assert part.exists()

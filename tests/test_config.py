@@ -20,6 +20,7 @@ def test_the_fingerprint_is_stable_and_changes_with_every_field():
     [
         ("solver", "newton", "solver='newton' is none of gauss_newton, adam"),
         ("min_overlap", 1.5, r"min_overlap=1.5 is outside \[0, 1\]"),
+        ("min_level_side_px", 1, "min_level_side_px=1 is below 4"),
         ("max_iterations", 0, "max_iterations=0 is below 1"),
         ("step_tol_px", float("nan"), "step_tol_px=nan is negative or not finite"),
     ],

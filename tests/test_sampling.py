@@ -73,3 +73,13 @@ def test_what_lies_behind_the_horizon_is_not_covered():
 def test_a_wrong_matrix_shape_is_a_value_error():
     with pytest.raises(ValueError, match=r"dst_homo_src should have shape \(B, 3, 3\), got \(3, 3\)"):
         homoalign.warp(ramp(), torch.eye(3), (7, 9))
+
+
+@pytest.mark.parametrize("wanted", ["image", "matrix"])
+def test_warping_can_be_differentiated(wanted):
+    with torch.inference_mode():  # must not leave anything behind that a later call cannot differentiate
+        homoalign.warp(ramp(11, 13), torch.eye(3)[None], (11, 13))
+    image, matrix = ramp(11, 13), torch.eye(3, dtype=torch.float64)[None].clone()
+    leaf = (image if wanted == "image" else matrix).requires_grad_()
+    homoalign.warp(image, matrix, (11, 13)).sum().backward()
+    assert leaf.grad.abs().sum() > 0
