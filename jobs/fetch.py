@@ -153,13 +153,16 @@ def fetch_pair(
     """Read and decode one row's images.
 
     Args:
-        row: the manifest's cells.
+        row: the manifest's cells; a `RowInvalid` in place of one that could not be read.
         reader: from where, and the limits.
         before_decoding: called when all bytes are there; it may wait, which bounds memory.
     """
     state = _Row(row, reader)
     images, error = None, None
     try:
+        for cell in row.values():
+            if isinstance(cell, RowInvalid):
+                raise cell
         images = state.read(before_decoding)
     except PairError as raised:
         error = raised.with_traceback(None)

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from homoalign.config import AlignConfig
+from homoalign.errors import RowInvalid
 from homoalign.result import AlignResult
 from jobs.fetch import PairImages, Reader
 from jobs.lock import is_owner
@@ -170,8 +171,19 @@ def _read(task: ShardTask, kept: list[pa.RecordBatch]) -> Iterator[tuple[int, di
             kept.append(batch.select(names))
             inputs_only = batch.select(inputs)
             for index in range(batch.num_rows):
-                yield number, inputs_only.slice(index, 1).to_pylist()[0]
+                yield number, cells_of(inputs_only.slice(index, 1))
                 number += 1
+
+
+def cells_of(row: pa.RecordBatch) -> dict[str, Any]:
+    """Return the cells of a batch of one row; text that is no UTF-8 as the `RowInvalid` it makes the row."""
+    cells: dict[str, Any] = {}
+    for name, column in zip(row.schema.names, row.columns, strict=True):
+        try:
+            cells[name] = column[0].as_py()
+        except UnicodeDecodeError as error:
+            cells[name] = RowInvalid(f"{name} is not UTF-8 text: {bytes(error.object)[:60]!r}")
+    return cells
 
 
 def _names_kept(task: ShardTask) -> list[str]:

@@ -265,3 +265,15 @@ def test_a_consumer_that_stops_early_leaves_no_thread_behind(tmp_path):
     next(fetching)
     fetching.close()
     assert threading.active_count() == before
+
+
+def test_text_that_is_no_utf8_costs_its_own_row_only(tmp_path):
+    manifest = write_manifest(tmp_path / "m.parquet", write_pairs(tmp_path, 3))
+    table = pq.read_table(manifest)
+    good = table["src"].to_pylist()
+    spoilt = pa.array([good[0].encode(), b"\xff\xfe.png", good[2].encode()]).view(pa.string())
+    pq.write_table(table.set_column(table.schema.get_field_index("src"), "src", spoilt), manifest)
+    run_shard(task_for(tmp_path, manifest), FakeAlign())
+    rows = part(tmp_path)
+    assert [row["status"] for row in rows] == ["low_confidence", "invalid_row", "low_confidence"]
+    assert rows[1]["status_detail"] == "src is not UTF-8 text: b'\\xff\\xfe.png'"
