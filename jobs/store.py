@@ -11,7 +11,6 @@ import contextlib
 import errno
 import os
 import re
-import stat
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -221,11 +220,7 @@ class _Redirect:
 
 def _read(filesystem: Any, path: str, max_bytes: int | None) -> bytes | _Redirect:
     if isinstance(filesystem, LocalFileSystem):
-        # Without waiting: a named pipe has no end.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise OSError("not a regular file")
+        with open(path, "rb") as file:
             return file.read() if max_bytes is None else file.read(max_bytes + 1)
     if max_bytes is None:
         return cast("bytes", filesystem.cat_file(path))

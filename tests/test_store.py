@@ -174,10 +174,3 @@ def test_storage_options_reach_their_protocol_and_are_shown_nowhere():
 )
 def test_passwords_and_signatures_are_redacted(url, shown):
     assert redact(url) == shown
-
-
-@pytest.mark.usefixtures("no_waiting")
-def test_a_named_pipe_is_refused_instead_of_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(StorageError, match="regular file"):
-        Store().read(f"file://{tmp_path}/pipe.png", max_bytes=100)
