@@ -10,17 +10,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from homoalign import homography, metrics, verdict
 from homoalign.arguments import Array, Pairs, check_pairs
-from homoalign.coarse_to_fine import Solved, Track, solve_gauss_newton, solve_tutorial
+from homoalign.attempt import Batch
+from homoalign.cascade import run_cascade
 from homoalign.config import AlignConfig
 from homoalign.homography import image_size
 from homoalign.initialise import Start, find_start
-from homoalign.intensity import to_gray, to_unit_range
+from homoalign.intensity import to_gray
 from homoalign.pyramid import Level, build_pyramid, num_levels
-from homoalign.residual import Alignment
 from homoalign.result import AlignResult
-from homoalign.status import Initialisation, Status
+from homoalign.status import Status
 
 PIXELS_AT_A_TIME = 2**20
 """On a CPU pairs are solved in groups of about this many pixels of dst, so that a group's points stay in the cache."""
@@ -97,18 +96,15 @@ def _align_group(pairs: Pairs, config: AlignConfig, trace: bool) -> AlignResult:
         min_side_px=config.min_level_side_px,
         max_levels=config.max_levels,
     )
-    one = torch.ones(len(alive), dtype=torch.float64, device=device)
-    track = Track(
+    batch = Batch(
+        pairs=pairs,
         src=build_pyramid(src.image, src.mask, count),
         dst=build_pyramid(dst.image, dst.mask, count),
-        pairs=pairs,
-        start=Alignment(start.dst_homo_src[alive].to(device), one, torch.zeros_like(one)),
         config=config,
         trace=trace,
     )
-    solved = solve_tutorial(track) if config.solver == "adam" else solve_gauss_newton(track)
-    part = _measure(track, solved, [start.initialisation[i] for i in alive.tolist()])
-    return result.put(alive, part)
+    names = [start.initialisation[i] for i in alive.tolist()]
+    return result.put(alive, run_cascade(batch, start.dst_homo_src[alive].to(device), names))
 
 
 def _too_small(pairs: Pairs, config: AlignConfig) -> str | None:
@@ -150,64 +146,3 @@ def _contrast(level: Level) -> tuple[list[float], list[float]]:
     mean = (image * mask).sum(-1) / count
     variance = ((image - mean[:, None]).square() * mask).sum(-1) / count
     return mask.mean(-1).tolist(), variance.sqrt().tolist()
-
-
-def _measure(track: Track, solved: Solved, initialisation: list[Initialisation | None]) -> AlignResult:
-    """Measure what the solver found, and judge it."""
-    config, matrix = track.config, solved.alignment.dst_homo_src
-    finite = matrix.isfinite().flatten(1).all(-1)
-    matrix = torch.where(finite[:, None, None], matrix, torch.nan)
-    src_size, dst_size = image_size(track.src[0].image), image_size(track.dst[0].image)
-    scale = solved.scale
-    if config.solver == "adam":  # which estimates none
-        scale = metrics.residual_scale(track.src[0], track.dst[0], matrix)
-    fit = metrics.measure_fit(
-        track.src[0],
-        track.dst[0],
-        matrix,
-        gain=solved.alignment.gain,
-        bias=solved.alignment.bias,
-        loss_width=config.loss_width * scale,
-    )
-    level = verdict.evidence_level([src_size, dst_size], len(track.src))
-    src, dst = track.src[level], track.dst[level]
-    whole, weak = metrics.local_correlation(src, dst, homography.rescale(matrix, level))
-    evidence = verdict.Evidence(
-        local_correlation=whole.cpu(),
-        weak_correlation=weak.cpu(),
-        overlap=fit.overlap.cpu(),
-        src_overlap=metrics.share_of_src_seen(src, dst, homography.rescale(matrix, level)).cpu(),
-        is_finite=finite.cpu(),
-    )
-    confidence = verdict.confidence(evidence)
-    status, detail = verdict.judge(evidence, confidence, solved.stop_reason, config)
-    covariance = metrics.corner_covariance(solved.covariance, matrix, *src_size)
-    nan = torch.full_like(fit.zncc, torch.nan)
-    errors, reprojection = nan[:, None].expand(-1, 4), nan
-    if track.gt is not None:
-        src_colour = to_unit_range(track.pairs.src)[0]
-        errors = homography.corner_errors(matrix, track.gt, *src_size)
-        reprojection = metrics.reprojection_l1(src_colour, matrix, track.gt, dst_size)
-    return AlignResult(
-        status=status,
-        status_detail=detail,
-        dst_homo_src=matrix.cpu(),
-        confidence=confidence,
-        # The four corners' error vectors: trace of a covariance is the mean square length.
-        corner_std_px=covariance.diagonal(dim1=-2, dim2=-1).sum(-1).mean(-1).sqrt().cpu(),
-        corner_covariance=covariance.cpu(),
-        photometric_l1=fit.photometric_l1.cpu(),
-        zncc=fit.zncc.cpu(),
-        overlap=fit.overlap.cpu(),
-        inlier_ratio=fit.inlier_ratio.cpu(),
-        forward_backward_px=nan.cpu(),
-        gain=torch.where(finite, solved.alignment.gain, torch.nan).cpu(),
-        bias=torch.where(finite, solved.alignment.bias, torch.nan).cpu(),
-        initialisation=initialisation,
-        stop_reason=solved.stop_reason,
-        num_iterations=solved.num_iterations.cpu(),
-        levels=solved.levels,
-        gt_corner_error_px=errors.mean(-1).cpu(),
-        gt_corner_error_max_px=errors.amax(-1).cpu(),
-        gt_reprojection_l1=reprojection.cpu(),
-    )

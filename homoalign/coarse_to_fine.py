@@ -36,23 +36,22 @@ class Track:
     Attributes:
         src: pyramid of the gray source images, full size first.
         dst: pyramid of the gray destination images, as many levels.
-        pairs: the images and the truth as they came.
-        start: where the solver starts.
+        pairs: the images as they came, which the tutorial's solver runs on.
+        start: where the solver starts, pixels of the first levels.
+        gt: (B, 3, 3) truth, likewise and on the images' device; or None.
         config: what changes the answer.
         trace: whether `levels` is wanted.
+        first_level: the coarsest level to solve; None: the last, for starts that may be far off.
     """
 
     src: list[Level]
     dst: list[Level]
     pairs: Pairs
     start: Alignment
+    gt: Tensor | None
     config: AlignConfig
     trace: bool
-
-    @property
-    def gt(self) -> Tensor | None:
-        """(B, 3, 3) truth on the images' device, or None."""
-        return None if self.pairs.gt is None else self.pairs.gt.to(self.pairs.src.device)
+    first_level: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,24 +84,24 @@ class Run:
     step_tol_px: float
 
 
-def plan_runs(level: int, count: int, num_points: int, config: AlignConfig) -> list[Run]:
+def plan_runs(level: int, num_points: int, track: Track) -> list[Run]:
     """Return the runs of a level.
 
-    The coarsest level, a hundred pixels or two, is solved for a similarity alone, and the next one for a similarity
-    first: eight parameters from that few pixels and from far away go astray. The full-size image is solved on few
-    points first where it has many, so that the precise run on all of them starts a hair from its end.
+    From far away the coarsest level, a hundred pixels or two, is solved for a similarity alone, and the next one for
+    a similarity first: eight parameters from that few pixels go astray. The full-size image is solved on few points
+    first where it has many, so that the precise run on all of them starts a hair from its end.
 
     Args:
         level: 0 is full size.
-        count: number of levels.
         num_points: points chosen at this level.
-        config: what changes the answer.
+        track: the levels and the config.
     """
-    rough = config.coarse_step_tol_px
-    if level == count - 1 and level >= 2:
+    config, count = track.config, len(track.src)
+    rough, is_far = config.coarse_step_tol_px, track.first_level is None
+    if is_far and level == count - 1 and level >= 2:
         return [Run(1, SIMILARITY, rough)]
     runs = [Run(1, HOMOGRAPHY, rough if level else config.step_tol_px)]
-    if 0 < level == count - 2 or 1 == level == count - 1:
+    if is_far and (0 < level == count - 2 or 1 == level == count - 1):
         runs.insert(0, Run(1, SIMILARITY, rough))
     if level == 0 and num_points > 2 * config.points_per_level:
         runs.insert(0, Run(num_points // config.points_per_level, HOMOGRAPHY, rough))
@@ -112,10 +111,10 @@ def plan_runs(level: int, count: int, num_points: int, config: AlignConfig) -> l
 def solve_gauss_newton(track: Track) -> Solved:
     """Solve level by level on gray intensities, coarse to fine."""
     config, state = track.config, track.start
-    count = len(track.src)
+    first = len(track.src) - 1 if track.first_level is None else track.first_level
     total = torch.zeros(len(state.gain), dtype=torch.int32, device=state.gain.device)
     levels: list[list[LevelTrace]] = [[] for _ in range(len(total))]
-    for level in range(count - 1, -1, -1):
+    for level in range(first, -1, -1):
         problem = build_problem(
             track.src[level],
             track.dst[level],
@@ -124,10 +123,10 @@ def solve_gauss_newton(track: Track) -> Solved:
             fit_photometric=config.photometric == "gain_bias",
             interpolation="bilinear" if level else "bicubic",
         )
-        if level == count - 1 and config.photometric == "gain_bias":
+        if level == first and config.photometric == "gain_bias":
             state = Alignment(state.dst_homo_src, *problem.matched_moments(state.dst_homo_src))
         taken = torch.zeros_like(total)
-        for run in plan_runs(level, count, problem.u.shape[-1], config):
+        for run in plan_runs(level, problem.u.shape[-1], track):
             part = problem.restrict(run.stride, run.motion_parameters)
             solution = solve(
                 part,

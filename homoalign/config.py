@@ -28,6 +28,18 @@ class AlignConfig:
     max_levels: int = 12
     """At most this many pyramid levels, the full-size image included."""
 
+    use_search: bool = True
+    """Whether pairs that identity and prior do not solve are searched over rotation, scale and translation."""
+
+    use_features: bool = True
+    """Whether pairs that the search does not solve either are tried from matched local features."""
+
+    search_max_rotation_deg: float = 180.0
+    """The search tries rotations up to this angle either way."""
+
+    search_max_scale: float = 4.0
+    """The search tries scales up to this factor either way, beside that of frame onto frame."""
+
     max_iterations: int = 40
     """Most steps the solver takes at one level."""
 
@@ -74,6 +86,8 @@ class AlignConfig:
         for name in ("min_overlap", "confidence_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} is outside [0, 1]")
+        if not self.search_max_scale >= 1:
+            raise ValueError(f"search_max_scale={self.search_max_scale} is below 1")
         for name in ("min_side_px", "min_level_side_px"):
             if not getattr(self, name) >= 4:
                 raise ValueError(f"{name}={getattr(self, name)} is below 4")

@@ -114,6 +114,14 @@ class AlignResult:
             joined[field.name] = torch.cat(values) if is_tensor else [entry for value in values for entry in value]
         return cls(**joined)  # type: ignore[arg-type]
 
+    def select(self, index: Tensor) -> AlignResult:
+        """Return the pairs that `index` (int64) names."""
+        chosen: dict[str, object] = {}
+        for field in fields(self):
+            mine = getattr(self, field.name)
+            chosen[field.name] = mine[index] if isinstance(mine, Tensor) else [mine[i] for i in index.tolist()]
+        return AlignResult(**chosen)  # type: ignore[arg-type]
+
     def put(self, index: Tensor, part: AlignResult) -> AlignResult:
         """Return these results with the pairs that `index` (int64) names replaced by `part`."""
         changed: dict[str, object] = {}

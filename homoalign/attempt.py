@@ -1,0 +1,180 @@
+"""One attempt at a batch of pairs: from a start through the solver to metrics and verdict.
+
+B pairs, H W rows and columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from homoalign import homography, metrics, verdict
+from homoalign.arguments import Pairs
+from homoalign.coarse_to_fine import Solved, Track, solve_gauss_newton, solve_tutorial
+from homoalign.config import AlignConfig
+from homoalign.homography import image_size
+from homoalign.intensity import to_unit_range
+from homoalign.pyramid import Level
+from homoalign.residual import Alignment
+from homoalign.result import AlignResult
+from homoalign.status import Initialisation
+from homoalign.zoom import MatchedLevels, match_levels, zoom_octave
+
+NEAR_SIDE_PX = 256
+"""A start that was refined already is solved from the level whose side is nearest to this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Pairs that can be tried.
+
+    Attributes:
+        pairs: the images and the truth as they came.
+        src: pyramid of the gray source images, full size first.
+        dst: pyramid of the gray destination images.
+        config: what changes the answer.
+        trace: whether `levels` is wanted.
+    """
+
+    pairs: Pairs
+    src: list[Level]
+    dst: list[Level]
+    config: AlignConfig
+    trace: bool
+
+    def select(self, index: Tensor) -> Batch:
+        """Return the pairs that `index` (int64, on the CPU) names; all of them share their tensors with this batch."""
+        if len(index) == len(self.src[0].image):
+            return self
+        here = index.to(self.src[0].image.device)
+        src, dst = ([level.select(here) for level in pyramid] for pyramid in (self.src, self.dst))
+        return Batch(self.pairs.select(index), src, dst, self.config, self.trace)
+
+    @property
+    def gt(self) -> Tensor | None:
+        """(B, 3, 3) truth on the images' device, or None."""
+        return None if self.pairs.gt is None else self.pairs.gt.to(self.pairs.src.device)
+
+
+def attempt(
+    batch: Batch, dst_homo_src: Tensor, initialisation: list[Initialisation], *, is_near: bool
+) -> AlignResult:
+    """Solve, measure and judge.
+
+    Args:
+        batch: the pairs.
+        dst_homo_src: (B, 3, 3) float64 start, full-size pixels.
+        initialisation: where each start came from.
+        is_near: whether the starts are good to about a pixel in 256, so that coarse levels have nothing to add.
+    """
+    src_size = image_size(batch.src[0].image)
+    octave = zoom_octave(dst_homo_src, src_size).cpu()
+    if batch.config.solver == "adam":  # it solves the images as they are
+        octave = torch.zeros_like(octave)
+    parts, order = [], []
+    for zoom in octave.unique().tolist():
+        index = torch.nonzero(octave == zoom)[:, 0]
+        part = _attempt_matched(
+            batch.select(index),
+            dst_homo_src[index.to(dst_homo_src.device)],
+            [initialisation[i] for i in index.tolist()],
+            zoom=zoom,
+            is_near=is_near,
+        )
+        parts.append(part)
+        order.append(index)
+    back = torch.cat(order).argsort()
+    return AlignResult.concatenate(parts).select(back)
+
+
+def _attempt_matched(
+    batch: Batch, dst_homo_src: Tensor, initialisation: list[Initialisation], *, zoom: int, is_near: bool
+) -> AlignResult:
+    """Attempt pairs of one zoom, on levels of like pitch."""
+    matched = match_levels(batch.src, batch.dst, zoom=zoom, side_px=None)
+    src, dst = batch.src[matched.src_level :], batch.dst[matched.dst_level :]
+    count = min(len(src), len(dst))
+    near = match_levels(src, dst, zoom=0, side_px=NEAR_SIDE_PX).src_level
+    one = torch.ones(len(dst_homo_src), dtype=torch.float64, device=dst_homo_src.device)
+    track = Track(
+        src=src[:count],
+        dst=dst[:count],
+        pairs=batch.pairs,
+        start=Alignment(matched.from_full(dst_homo_src), one, torch.zeros_like(one)),
+        gt=None if batch.gt is None else matched.from_full(batch.gt),
+        config=batch.config,
+        trace=batch.trace,
+        first_level=min(near, count - 1) if is_near else None,
+    )
+    solved = solve_tutorial(track) if batch.config.solver == "adam" else solve_gauss_newton(track)
+    return _measure(batch, track, solved, matched, initialisation)
+
+
+def _measure(
+    batch: Batch, track: Track, solved: Solved, matched: MatchedLevels, initialisation: list[Initialisation]
+) -> AlignResult:
+    """Measure what the solver found, and judge it."""
+    config = track.config
+    matched_matrix = solved.alignment.dst_homo_src
+    matrix = matched.to_full(matched_matrix)
+    finite = matrix.isfinite().flatten(1).all(-1)
+    matrix = torch.where(finite[:, None, None], matrix, torch.nan)
+    matched_matrix = torch.where(finite[:, None, None], matched_matrix, torch.nan)
+    src_full, dst_full = batch.src[0], batch.dst[0]
+    src_size, dst_size = image_size(src_full.image), image_size(dst_full.image)
+    scale = solved.scale
+    if config.solver == "adam":  # which estimates none
+        scale = metrics.residual_scale(src_full, dst_full, matrix)
+    fit = metrics.measure_fit(
+        src_full,
+        dst_full,
+        matrix,
+        gain=solved.alignment.gain,
+        bias=solved.alignment.bias,
+        loss_width=config.loss_width * scale,
+    )
+    level = verdict.evidence_level([image_size(track.src[0].image), image_size(track.dst[0].image)], len(track.src))
+    src, dst = track.src[level], track.dst[level]
+    level_matrix = homography.rescale(matched_matrix, level)
+    whole, weak = metrics.local_correlation(src, dst, level_matrix)
+    evidence = verdict.Evidence(
+        local_correlation=whole.cpu(),
+        weak_correlation=weak.cpu(),
+        overlap=fit.overlap.cpu(),
+        src_overlap=metrics.share_of_src_seen(src, dst, level_matrix).cpu(),
+        is_finite=finite.cpu(),
+    )
+    confidence = verdict.confidence(evidence)
+    status, detail = verdict.judge(evidence, confidence, solved.stop_reason, config)
+    covariance = metrics.corner_covariance(solved.covariance, matrix, *src_size)
+    nan = torch.full_like(fit.zncc, torch.nan)
+    errors, reprojection = nan[:, None].expand(-1, 4), nan
+    if batch.gt is not None:
+        src_colour = to_unit_range(batch.pairs.src)[0]
+        errors = homography.corner_errors(matrix, batch.gt, *src_size)
+        reprojection = metrics.reprojection_l1(src_colour, matrix, batch.gt, dst_size)
+    return AlignResult(
+        status=status,
+        status_detail=detail,
+        dst_homo_src=matrix.cpu(),
+        confidence=confidence,
+        # The four corners' error vectors: trace of a covariance is the mean square length.
+        corner_std_px=covariance.diagonal(dim1=-2, dim2=-1).sum(-1).mean(-1).sqrt().cpu(),
+        corner_covariance=covariance.cpu(),
+        photometric_l1=fit.photometric_l1.cpu(),
+        zncc=fit.zncc.cpu(),
+        overlap=fit.overlap.cpu(),
+        inlier_ratio=fit.inlier_ratio.cpu(),
+        forward_backward_px=nan.cpu(),
+        gain=torch.where(finite, solved.alignment.gain, torch.nan).cpu(),
+        bias=torch.where(finite, solved.alignment.bias, torch.nan).cpu(),
+        initialisation=initialisation,
+        stop_reason=solved.stop_reason,
+        num_iterations=solved.num_iterations.cpu(),
+        levels=solved.levels,
+        gt_corner_error_px=errors.mean(-1).cpu(),
+        gt_corner_error_max_px=errors.amax(-1).cpu(),
+        gt_reprojection_l1=reprojection.cpu(),
+    )
