@@ -8,6 +8,8 @@ import click
 
 BENCHMARKS = {
     "tutorial": "kornia's tutorial pair: its own loop, this solver, OpenCV's ECC, SIFT + MAGSAC",
+    "precision": "corner error under noise against the Cramer-Rao bound, small motions",
+    "range": "how far apart two images may be: the deep-homography protocol and beyond",
 }
 
 

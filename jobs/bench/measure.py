@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
+from jobs.console import stdout_console
 from jobs.errors import UsageError
 
 T = TypeVar("T")
@@ -82,16 +82,31 @@ def machine() -> dict[str, Any]:
     }
 
 
-def show(title: str, rows: list[dict[str, Any]], *, caption: str, json_path: Path | None) -> None:
-    """Print rows as a table, and write them with the machine's description where `json_path` names a file."""
+def show(
+    title: str,
+    rows: list[dict[str, Any]],
+    *,
+    caption: str,
+    json_path: Path | None,
+    more: dict[str, Any] | None = None,
+) -> None:
+    """Print rows as a table, and write them with the machine's description where `json_path` names a file.
+
+    Args:
+        title: above the table.
+        rows: of one set of columns; None is "failed" in the table, "" what does not apply.
+        caption: below the table: how to read it.
+        json_path: of the file.
+        more: what else belongs in the file.
+    """
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     for name in rows[0]:
         table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
-    Console().print(table)
+    stdout_console().print(table)
     if json_path is not None:
-        document = {"title": title, "caption": caption, "machine": machine(), "rows": rows}
+        document = {"title": title, "caption": caption, "machine": machine(), "rows": rows, **(more or {})}
         json_path.write_text(json.dumps(document, indent=2) + "\n")
 
 
