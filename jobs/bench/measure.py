@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from rich import box
 from rich.table import Table
 
 from jobs.console import stdout_console
@@ -99,9 +100,10 @@ def show(
         json_path: of the file.
         more: what else belongs in the file.
     """
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
     for name in rows[0]:
-        table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
+        is_text = all(isinstance(row[name], str) for row in rows)
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=is_text)
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
     stdout_console().print(table)

@@ -36,7 +36,7 @@ def precision_command(*, size: int, offset: float, sigmas: str, render: RenderOp
         caption="Medians over pairs; a pair that failed counts as infinite. bound: the mean corner error to expect of "
         "an aligner that attains the Cramer-Rao bound; an efficient one's median lies some percent below it.",
         json_path=options.json_path,
-        more={"seed": render.seed, "pairs": as_json(outcomes)},
+        more={"seed": render.seed, "outcomes": as_json(outcomes)},
     )
 
 

@@ -63,7 +63,7 @@ def range_command(
         "those whose status is ok. Right (below 5 px at 480) not ok: of the right, those whose status is another. "
         f"{describe_starts(outcomes)}",
         json_path=options.json_path,
-        more={"seed": render.seed, "starts": starts(outcomes), "pairs": as_json(outcomes)},
+        more={"seed": render.seed, "starts": starts(outcomes), "outcomes": as_json(outcomes)},
     )
 
 

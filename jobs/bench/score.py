@@ -53,6 +53,20 @@ def precision_figures(outcomes: list[Outcome]) -> Row:
     }
 
 
+def ratio_to_case(outcomes: Sequence[Outcome], case: str) -> Callable[[Sequence[Outcome]], float | None]:
+    """Return a function that divides each error by that of the same method and pair in `case`; their median.
+
+    Pairs that failed in `case` are left out; None where nothing is left, or most have failed.
+    """
+    reference = {(each.method, each.number): each.error_px for each in outcomes if each.case == case}
+
+    def ratio(found: Sequence[Outcome]) -> float | None:
+        divided = [(each.error_px, reference[each.method, each.number]) for each in found]
+        return median([error / before for error, before in divided if 0 < before < FAILURE_PX])
+
+    return ratio
+
+
 def range_figures(outcomes: list[Outcome]) -> Row:
     """Return how many arrive how precisely, and whether the status tells the failures from the others."""
     failures = [outcome for outcome in outcomes if not outcome.error_px < FAILURE_PX]
