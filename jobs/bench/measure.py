@@ -101,6 +101,7 @@ def show(
         more: what else belongs in the file.
     """
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+    table.padding = (0, 0, 0, 1)  # twenty columns fit a page
     for name in rows[0]:
         is_text = all(isinstance(row[name], str) for row in rows)
         table.add_column(name, justify="left" if is_text else "right", no_wrap=is_text)
