@@ -74,7 +74,7 @@ def real_figures(outcomes: list[Outcome]) -> dict[str, Any]:
         "max": _largest(outcomes) if outcomes[0].case == SUB_PIXEL else NOT_APPLICABLE,
         "ok | right": ok_share(right),
         "ok | wrong": ok_share(wrong),
-        "CPU s": median([outcome.cpu_s for outcome in outcomes]),
+        "CPU s": round(float(np.median([outcome.cpu_s for outcome in outcomes])), 3),
     }
 
 
