@@ -10,6 +10,7 @@ import pytest
 
 import homoalign.config
 from homoalign import AlignConfig, Status, StopReason
+from jobs.bench.command import BENCHMARKS
 from jobs.cli import main
 from jobs.schema import LEVELS, MANIFEST_COLUMNS, MATRIX, RESULT_COLUMNS, TEXT
 
@@ -68,6 +69,10 @@ def test_the_config_table_is_that_of_the_dataclass():
     default = AlignConfig()
     expected = [[f"`{name}`", f"`{getattr(default, name)}`", text] for name, text in config_sentences().items()]
     assert table("key") == expected
+
+
+def test_the_benchmarks_are_those_of_the_code():
+    assert table("name", "Benchmarks") == [[f"`{name}`", text] for name, text in BENCHMARKS.items()]
 
 
 def test_every_file_of_the_data_flow_exists_and_every_library_file_is_in_it():

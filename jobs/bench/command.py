@@ -8,6 +8,11 @@ import click
 
 BENCHMARKS = {
     "tutorial": "kornia's tutorial pair: its own loop, this solver, OpenCV's ECC, SIFT + MAGSAC",
+    "precision": "corner error under noise against the Cramer-Rao bound, small motions",
+    "range": "how far apart two images may be: the deep-homography protocol and beyond",
+    "photometric": "corner error under gain, gamma, vignetting and JPEG",
+    "occlusion": "corner error where something else covers part of the image",
+    "real": "real pairs of a manifest with the truth: photographs and cross-modal ones",
 }
 
 

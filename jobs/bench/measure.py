@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from rich.console import Console
+from rich import box
 from rich.table import Table
 
+from jobs.console import stdout_console
 from jobs.errors import UsageError
 
 T = TypeVar("T")
@@ -82,16 +83,33 @@ def machine() -> dict[str, Any]:
     }
 
 
-def show(title: str, rows: list[dict[str, Any]], *, caption: str, json_path: Path | None) -> None:
-    """Print rows as a table, and write them with the machine's description where `json_path` names a file."""
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+def show(
+    title: str,
+    rows: list[dict[str, Any]],
+    *,
+    caption: str,
+    json_path: Path | None,
+    more: dict[str, Any] | None = None,
+) -> None:
+    """Print rows as a table, and write them with the machine's description where `json_path` names a file.
+
+    Args:
+        title: above the table.
+        rows: of one set of columns; None is "failed" in the table, "" what does not apply.
+        caption: below the table: how to read it.
+        json_path: of the file.
+        more: what else belongs in the file.
+    """
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+    table.padding = (0, 0, 0, 1)  # twenty columns fit a page
     for name in rows[0]:
-        table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
+        is_text = all(isinstance(row[name], str) for row in rows)
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=is_text)
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
-    Console().print(table)
+    stdout_console().print(table)
     if json_path is not None:
-        document = {"title": title, "caption": caption, "machine": machine(), "rows": rows}
+        document = {"title": title, "caption": caption, "machine": machine(), "rows": rows, **(more or {})}
         json_path.write_text(json.dumps(document, indent=2) + "\n")
 
 

@@ -107,6 +107,23 @@ def ecc_multi_scale(src: Image, dst: Image) -> Matrix | None:
     return _as_matrix(found)
 
 
+def ecc_from(src: Image, dst: Image, dst_homo_src: Matrix) -> Matrix | None:
+    """OpenCV's `findTransformECC` on gray images from a start; None where it raises.
+
+    Settings are those of the multi-scale function's defaults: those of its own stop at 1e-3 of the correlation, far
+    from its best. It may leave a good start for a worse place without raising: that is its answer.
+    """
+    import cv2
+
+    start = dst_homo_src.astype(np.float32)
+    criteria = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 50, 1e-6)
+    try:
+        _, found = cv2.findTransformECC(_gray(src), _gray(dst), start, cv2.MOTION_HOMOGRAPHY, criteria, None, 5)
+    except cv2.error:
+        return None
+    return _as_matrix(found) if np.isfinite(found).all() else None
+
+
 def sift_magsac(src: Image, dst: Image) -> Matrix | None:
     """SIFT (4000), ratio test 0.8, USAC_MAGSAC at 3 px; None with fewer than four matches or no model."""
     import cv2

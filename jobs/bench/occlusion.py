@@ -1,0 +1,83 @@
+"""`homoalign bench occlusion`: corner error where something else covers part of dst."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+
+from jobs.bench.bound import mean_corner_error_bound, pixel_variance
+from jobs.bench.measure import show
+from jobs.bench.methods import run_methods
+from jobs.bench.options import BenchOptions, RenderOptions, bench_options, parse_numbers, render_options
+from jobs.bench.pairs import CHANGE, BenchPair, draw_pairs
+from jobs.bench.photographs import load_gray
+from jobs.bench.score import as_json, precision_figures, ratio_to_case, rows_by_case
+from jobs.degrade import occlude, to_uint8
+from jobs.errors import UsageError
+from jobs.synthetic import PHOTOGRAPHS
+
+
+@click.command("occlusion", epilog="Example: homoalign bench occlusion --pairs 50 --shares 0,20,40,60")
+@click.option("--size", type=click.IntRange(min=32), default=256, show_default=True, help="Side of the images, px.")
+@click.option("--offset", type=float, default=10.0, show_default=True, help="Each corner moves by up to this, px.")
+@click.option("--sigma", type=click.FloatRange(min=0), default=5.0, show_default=True, help="Noise, 8-bit units.")
+@click.option("--shares", default="0,20,40", show_default=True, help="Percent of dst that is covered.")
+@render_options(pairs=100)
+@bench_options
+def occlusion_command(
+    *, size: int, offset: float, sigma: float, shares: str, render: RenderOptions, options: BenchOptions
+) -> None:
+    """Compare corner errors where rectangles of another photograph cover part of dst.
+
+    A pair has the same motion and noise under every cover.
+    """
+    percents = parse_numbers("--shares", shares)
+    if max(percents) >= 100:
+        raise UsageError(f"--shares {shares}: percent below 100")
+    outcomes = run_methods(occlusion_pairs(render, size, offset, sigma, percents), options)
+    ratio = ratio_to_case(outcomes, case_of(percents[0]))
+    show(
+        f"bench occlusion: {render.pairs} pairs of {size} x {size}, corners moved by up to {offset:g} px, "
+        f"sigma {sigma:g}",
+        rows_by_case(
+            outcomes, "covered", lambda found: {**precision_figures(found), f"/ {case_of(percents[0])}": ratio(found)}
+        ),
+        caption="Medians over pairs; a pair that failed counts as infinite. bound: what the pixels in sight allow an "
+        f"aligner that knows which these are. / {case_of(percents[0])}: over the error of the same method and pair "
+        "under that cover.",
+        json_path=options.json_path,
+        more={"seed": render.seed, "outcomes": as_json(outcomes)},
+    )
+
+
+def case_of(percent: float) -> str:
+    """Return the name of a case."""
+    return f"{percent:g} %"
+
+
+def occlusion_pairs(
+    render: RenderOptions, size: int, offset_px: float, sigma_8bit: float, percents: tuple[float, ...]
+) -> Iterator[BenchPair]:
+    """Render each pair once, and cover each share of it: more cover begins with the rectangles of less."""
+    for drawn in draw_pairs(render, size=size, offset_px=offset_px):
+        views = drawn.views
+        others = [name for name in render.photographs if name != drawn.name]
+        others = others or [name for name in PHOTOGRAPHS if name != drawn.name]
+        for percent in percents:
+            rng = drawn.rng(CHANGE)
+            other = load_gray(others[int(rng.integers(len(others)))])
+            dst, covered = occlude(views.dst, other=other, share=percent / 100, rng=rng)
+            bound = mean_corner_error_bound(
+                views.dst, views.dst_homo_src, (size, size), variance=pixel_variance(sigma_8bit), usable=~covered
+            )
+            noisy = drawn.noisy(sigma_8bit, dst=dst)
+            yield BenchPair(
+                number=drawn.number,
+                name=drawn.name,
+                case=case_of(percent),
+                src=to_uint8(noisy[0]),
+                dst=to_uint8(noisy[1]),
+                dst_homo_src=views.dst_homo_src,
+                bound_px=bound,
+            )

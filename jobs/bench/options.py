@@ -1,0 +1,123 @@
+"""The options that benchmarks on many pairs share, read into one value."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from homoalign.config import AlignConfig
+from jobs.bench.measure import require_opencv
+from jobs.bench.photographs import find_photographs
+from jobs.errors import UsageError
+from jobs.options import align_config, read_config, together
+from jobs.store import Store
+from jobs.synthetic import PHOTOGRAPHS
+
+Function = Callable[..., None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchOptions:
+    """What the shared options say.
+
+    Attributes:
+        config: of homoalign.
+        peers: whether they run.
+        json_path: where the figures go too.
+    """
+
+    config: AlignConfig
+    peers: bool
+    json_path: Path | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RenderOptions:
+    """Which pairs are rendered.
+
+    Attributes:
+        pairs: how many.
+        seed: of everything random; a pair depends on the seed and its own number alone.
+        photographs: taken in turn.
+    """
+
+    pairs: int
+    seed: int
+    photographs: tuple[str, ...]
+
+
+shared_options = together(
+    align_config,
+    click.option("--peers/--no-peers", default=True, show_default=True, help="Run the peers, which take the time."),
+    click.option(
+        "--json", "json_path", type=click.Path(path_type=Path), help="Write the figures and every pair to this file."
+    ),
+)
+
+
+def bench_options(function: Function) -> Function:
+    """Add the shared options; the command gets them as `options`, a `BenchOptions`."""
+
+    @functools.wraps(function)
+    def call(
+        *, config_file: str | None, settings: tuple[str, ...], peers: bool, json_path: Path | None, **others: Any
+    ) -> None:
+        require_opencv()
+        config = read_config(Store({}), config_file, settings)
+        if json_path is not None and not json_path.parent.is_dir():
+            raise UsageError(f"--json {json_path}: there is no folder {json_path.parent}")  # not after an hour's run
+        function(options=BenchOptions(config=config, peers=peers, json_path=json_path), **others)
+
+    return shared_options(call)
+
+
+def render_options(*, pairs: int) -> Callable[[Function], Function]:
+    """Add the options of rendered pairs; the command gets them as `render`, a `RenderOptions`.
+
+    Args:
+        pairs: how many where `--pairs` is not given.
+    """
+
+    def decorate(function: Function) -> Function:
+        @functools.wraps(function)
+        def call(*, pairs: int, seed: int, photographs: str, **others: Any) -> None:
+            names = find_photographs(photographs)
+            function(render=RenderOptions(pairs=pairs, seed=seed, photographs=names), **others)
+
+        return together(
+            click.option("--pairs", type=click.IntRange(min=1), default=pairs, show_default=True, help="How many."),
+            click.option(
+                "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is drawn."
+            ),
+            click.option(
+                "--photographs",
+                metavar="LIST",
+                default=",".join(PHOTOGRAPHS),
+                show_default="all of scikit-image's wheel",
+                help="Taken in turn, as gray: names of scikit-image's, image files or folders, separated by commas.",
+            ),
+        )(call)
+
+    return decorate
+
+
+def parse_numbers(name: str, text: str, *, count: int | None = None) -> tuple[float, ...]:
+    """Return the non-negative numbers of a comma-separated list.
+
+    Raises:
+        UsageError: something else, or not `count` of them.
+    """
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or not all(0 <= number < float("inf") for number in numbers):
+        raise UsageError(f"{name} {text}: it should be numbers from 0, separated by commas")
+    if count is not None and len(numbers) != count:
+        raise UsageError(f"{name} {text}: it should be {count} numbers, got {len(numbers)}")
+    return numbers

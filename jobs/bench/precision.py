@@ -1,0 +1,60 @@
+"""`homoalign bench precision`: corner error under noise, as a multiple of what the noise allows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+
+from jobs.bench.bound import mean_corner_error_bound, pixel_variance
+from jobs.bench.measure import show
+from jobs.bench.methods import run_methods
+from jobs.bench.options import BenchOptions, RenderOptions, bench_options, parse_numbers, render_options
+from jobs.bench.pairs import BenchPair, draw_pairs
+from jobs.bench.score import as_json, precision_figures, rows_by_case
+from jobs.degrade import to_uint8
+
+
+@click.command(
+    "precision", epilog="Example: homoalign bench precision --pairs 50 --sigmas 0,5,20 --json precision.json"
+)
+@click.option("--size", type=click.IntRange(min=32), default=256, show_default=True, help="Side of the images, px.")
+@click.option("--offset", type=float, default=10.0, show_default=True, help="Each corner moves by up to this, px.")
+@click.option("--sigmas", default="0,5,20", show_default=True, help="Noise of both images, 8-bit units.")
+@render_options(pairs=100)
+@bench_options
+def precision_command(*, size: int, offset: float, sigmas: str, render: RenderOptions, options: BenchOptions) -> None:
+    """Compare corner error with the Cramer-Rao bound under noise, from small motions.
+
+    Both views are rendered from a finer scene, so the truth is exact; noise is white, then both are rounded to 8 bits.
+    """
+    levels = parse_numbers("--sigmas", sigmas)
+    outcomes = run_methods(precision_pairs(render, size, offset, levels), options)
+    show(
+        f"bench precision: {render.pairs} pairs of {size} x {size}, corners moved by up to {offset:g} px",
+        rows_by_case(outcomes, "noise", precision_figures),
+        caption="Medians over pairs; a pair that failed counts as infinite. bound: the mean corner error to expect of "
+        "an aligner that attains the Cramer-Rao bound; an efficient one's median lies some percent below it.",
+        json_path=options.json_path,
+        more={"seed": render.seed, "outcomes": as_json(outcomes)},
+    )
+
+
+def precision_pairs(
+    render: RenderOptions, size: int, offset_px: float, sigmas_8bit: tuple[float, ...]
+) -> Iterator[BenchPair]:
+    """Render each pair once, and add each noise to it."""
+    for drawn in draw_pairs(render, size=size, offset_px=offset_px):
+        views = drawn.views
+        for sigma in sigmas_8bit:
+            src, dst = map(to_uint8, drawn.noisy(sigma))
+            bound = mean_corner_error_bound(views.dst, views.dst_homo_src, (size, size), variance=pixel_variance(sigma))
+            yield BenchPair(
+                number=drawn.number,
+                name=drawn.name,
+                case=f"sigma {sigma:g}",
+                src=src,
+                dst=dst,
+                dst_homo_src=views.dst_homo_src,
+                bound_px=bound,
+            )

@@ -1,0 +1,135 @@
+"""The pairs of the benchmarks: their truth, and what they follow from."""
+
+import dataclasses
+
+import cv2
+import numpy as np
+import pytest
+
+from jobs.bench.occlusion import occlusion_pairs
+from jobs.bench.options import RenderOptions
+from jobs.bench.pairs import Range, draw_range_pairs, stream_of
+from jobs.bench.photographs import find_photographs, load_gray, resized_gray
+from jobs.bench.photometric import Light, draw_lights, lit, photometric_pairs
+from jobs.bench.precision import precision_pairs
+from jobs.bench.range import PRESETS
+from jobs.errors import UsageError
+from jobs.synthetic import corner_points, load_photograph, to_gray, warp_points
+
+RENDER = RenderOptions(pairs=3, seed=5, photographs=("astronaut", "coffee", "camera"))
+SMALL = Range(size=128, offset_px=32)
+TURNED = Range(size=128, offset_px=32, any_rotation=True, scales=(0.5, 2.0))
+
+
+def disagreement(pair, dst_homo_src) -> float:
+    """Mean absolute difference, 8-bit units, of dst and src warped by cv2, over the overlap."""
+    size = pair.dst.shape[::-1]
+    warped = cv2.warpPerspective(pair.src, dst_homo_src, size, flags=cv2.INTER_LINEAR)
+    inside = cv2.warpPerspective(np.full_like(pair.src, 255), dst_homo_src, size, flags=cv2.INTER_LINEAR) == 255
+    assert inside.mean() > 0.05
+    return float(np.abs(warped.astype(float) - pair.dst)[inside].mean())
+
+
+@pytest.mark.parametrize("far", [SMALL, TURNED], ids=["corners", "turned"])
+def test_the_truth_of_the_range_protocol_lays_src_on_dst(far):
+    for pair in draw_range_pairs(RENDER, far, sigma_8bit=0):
+        at_truth = disagreement(pair, pair.dst_homo_src)
+        off = disagreement(pair, np.array([[1, 0, 3], [0, 1, 0], [0, 0, 1.0]]) @ pair.dst_homo_src)
+        assert at_truth < 6  # two interpolations of photographs full of edges
+        assert at_truth < 0.6 * off
+        assert at_truth < 0.6 * disagreement(pair, np.eye(3))
+
+
+def test_the_corners_move_by_up_to_the_offset_and_src_holds_no_border(tmp_path):
+    bright = 100 + 50 * np.random.default_rng(0).random((240, 320))
+    cv2.imwrite(str(tmp_path / "bright.png"), bright.astype(np.uint8))
+    render = RenderOptions(pairs=20, seed=5, photographs=(str(tmp_path / "bright.png"),))
+    moved = []
+    for pair in draw_range_pairs(render, SMALL, sigma_8bit=0):
+        corners = corner_points((128, 128))
+        moved.append(warp_points(pair.dst_homo_src, corners) - corners)
+        assert pair.src.shape == pair.dst.shape == (128, 128)
+        assert pair.src.min() >= 100
+    assert 30 < np.abs(moved).max() <= 32
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_renders(preset):
+    (pair,) = draw_range_pairs(dataclasses.replace(RENDER, pairs=1), PRESETS[preset], sigma_8bit=1)
+    assert pair.src.shape == pair.dst.shape == (PRESETS[preset].size,) * 2
+
+
+def test_photographs_are_cropped_to_4_by_3_and_resized():
+    # text is 448 x 172 pixels: its middle 229 columns are kept
+    assert resized_gray("text", 320).shape == (240, 320)
+    assert PRESETS["small"].photo_size == (240, 320)
+    whole = to_gray(load_photograph("camera"))
+    crop = whole[64:448]
+    np.testing.assert_array_equal(resized_gray("camera", 512), crop)
+
+
+def test_a_pair_follows_from_seed_and_number_alone():
+    few = list(precision_pairs(RENDER, 64, 5.0, (0.0, 5.0)))
+    more = list(precision_pairs(dataclasses.replace(RENDER, pairs=4), 64, 5.0, (5.0,)))
+    other = list(precision_pairs(dataclasses.replace(RENDER, seed=6), 64, 5.0, (5.0,)))
+    at_five = [pair for pair in few if pair.case == "sigma 5"]
+    assert [pair.number for pair in at_five] == [0, 1, 2]
+    for a, b, c in zip(at_five, more, other, strict=False):
+        np.testing.assert_array_equal(a.dst, b.dst)
+        np.testing.assert_array_equal(a.dst_homo_src, b.dst_homo_src)
+        assert (a.dst != c.dst).any()
+
+
+def test_the_cases_of_a_pair_share_motion_and_noise():
+    unchanged, *changed = photometric_pairs(dataclasses.replace(RENDER, pairs=1), 64, 5.0, 5.0)
+    assert [pair.case for pair in changed] == ["gain and bias", "gamma", "vignetting", "JPEG", "everything"]
+    for pair in changed:
+        np.testing.assert_array_equal(pair.dst_homo_src, unchanged.dst_homo_src)
+        is_same = (pair.src == unchanged.src).all()
+        assert is_same == (pair.case not in ("JPEG", "everything"))  # only a file changes src
+        assert (pair.dst != unchanged.dst).mean() > 0.3
+
+
+def test_the_local_gain_is_the_slope_of_the_change():
+    rng = stream_of(1, 2, 3)
+    image = rng.uniform(0.1, 0.9, (40, 50)).astype(np.float32)
+    light = draw_lights(rng)["everything"]
+    changed, gain, usable = lit(image, light)
+    step = np.float32(1e-3)
+    slope = (lit(image + step, light)[0] - changed) / step
+    assert 0.2 < usable.mean() <= 1
+    # a pixel within the step of saturation is left out; float32 differences of 1e-3 are good to 1e-4 / 1e-3
+    steady = usable & (changed < 0.99)
+    np.testing.assert_allclose(gain[steady], slope[steady], atol=5e-3)
+    assert lit(image, Light())[2].all()
+
+
+def test_covers_hide_what_they_say_and_more_begins_with_less():
+    render = dataclasses.replace(RENDER, pairs=1)
+    bare, some, much = occlusion_pairs(render, 128, 5.0, 0.0, (0.0, 20.0, 40.0))
+    hidden_some, hidden_much = bare.dst != some.dst, bare.dst != much.dst
+    assert hidden_some.mean() == pytest.approx(0.2, abs=0.03)  # a cover's pixel may be what it hides
+    assert hidden_much.mean() == pytest.approx(0.4, abs=0.04)
+    assert bare.bound_px < some.bound_px < much.bound_px
+
+
+def test_photographs_may_be_names_files_and_folders(tmp_path):
+    from PIL import Image
+
+    gray = np.linspace(0, 255, 60 * 80).reshape(60, 80).astype(np.uint8)
+    Image.fromarray(gray).save(tmp_path / "b.png")
+    Image.fromarray(gray).save(tmp_path / "a.png")
+    (tmp_path / "notes.txt").write_text("none")
+    found = find_photographs(f"camera, {tmp_path}")
+    assert found == ("camera", str(tmp_path / "a.png"), str(tmp_path / "b.png"))
+    np.testing.assert_allclose(load_gray(found[1]), gray / 255, atol=1e-6)
+
+
+def test_photographs_that_are_none_are_a_usage_error(tmp_path):
+    with pytest.raises(UsageError, match="neither a file or folder"):
+        find_photographs("nonesuch")
+    with pytest.raises(UsageError, match="holds no image"):
+        find_photographs(str(tmp_path))
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(UsageError, match=r"a\.png"):
+        load_gray(str(tmp_path / "a.png"))
