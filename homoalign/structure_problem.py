@@ -1,0 +1,222 @@
+"""The solver on structure: what is left of a motion once dst is warped into src's frame by what is known of it.
+
+dst is described anew after every warp, so that rotation, zoom and perspective do not change what the channels say; the
+small motion that is left is found on all channels together (inverse compositional, src the template).
+
+B pairs, K hypotheses (each a row of one batch, whatever pair it belongs to), C channels, N points, H W rows and columns.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn.functional import max_pool2d
+
+from homoalign import homography, sampling
+from homoalign.config import AlignConfig
+from homoalign.homography import image_size
+from homoalign.pyramid import Level
+from homoalign.residual import LEAST_DEPTH_RATIO, Alignment, Frame, _cell_side, _steepest_of_cells, build_frame
+from homoalign.sampling import warp_with_coverage
+from homoalign.solver import measure_precision, robust_scale, solve
+from homoalign.structure import Structure, correlation, describe
+
+STEPS_PER_RUN = 5
+STEP_TOL_PX = 0.05
+LEAST_SEEN = 0.02
+"""Share of the frame that must be seen while refining."""
+
+SCALE_FLOOR = 1e-3
+"""Least robust scale of the channels' residual; they are of size 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class StructureProblem:
+    """What is left of each hypothesis's motion; a `solver.Problem` whose state is an `Alignment` of src's frame.
+
+    Attributes:
+        dst: structure of dst warped into src's frame.
+        size: (height, width) of the frame.
+        u: (K, 2, N) float32, pixels of the frame in centred coordinates.
+        src_value: (K, C * N) channels of src, one after another.
+        jacobian: (K, 8, C * N) their derivatives by the motion.
+        usable: (K, N) bool.
+        free: (8,) float64, 1 for parameters that are solved for.
+    """
+
+    dst: Structure
+    size: tuple[int, int]
+    u: Tensor
+    src_value: Tensor
+    jacobian: Tensor
+    usable: Tensor
+    free: Tensor
+
+    @property
+    def scale_floor(self) -> Tensor:
+        """(K,) float64."""
+        return torch.full((len(self.u),), SCALE_FLOOR, dtype=torch.float64, device=self.u.device)
+
+    @property
+    def frame(self) -> Frame:
+        """Constant matrices of the frame."""
+        return build_frame(self.size, self.size, 0, self.u.device)
+
+    def select(self, index: Tensor) -> StructureProblem:
+        """Return the hypotheses that `index` (int64) names."""
+        return replace(
+            self,
+            dst=self.dst.select(index),
+            u=self.u[index],
+            src_value=self.src_value[index],
+            jacobian=self.jacobian[index],
+            usable=self.usable[index],
+        )
+
+    def evaluate(self, state: Alignment) -> tuple[Tensor, Tensor]:
+        """Return residual and seen, (K, C * N) each."""
+        frame = self.frame
+        matrix = (state.dst_homo_src.flatten(1) @ frame.unit_homo_centred).view(-1, 3, 3).to(self.u.dtype)
+        xyw = torch.baddbmm(matrix[:, :, 2:], matrix[:, :, :2], self.u)
+        unit = xyw[:, :2] / xyw[:, 2:]
+        value = sampling.sample_unit(torch.cat([self.dst.channels, self.dst.usable], dim=1), unit)  # (K, C + 1, N)
+        inside = (unit.abs() <= frame.unit_limit).all(1) & (xyw[:, 2] > 0)
+        seen = inside & self.usable & (value[:, -1] > 0.99)
+        seen = seen[:, None].expand(-1, value.shape[1] - 1, -1).flatten(1)
+        residual = torch.where(seen, value[:, :-1].flatten(1) - self.src_value, 0.0)
+        return residual, seen.to(residual)
+
+    def normal_equations(self, state: Alignment, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """Return JtJ (K, 8, 8) and Jtr (K, 8), float64; the residual's Jacobian is minus `jacobian`."""
+        weighted = self.jacobian * weight[:, None]
+        JtJ = (weighted @ self.jacobian.mT).double()
+        # Two columns, as in `residual.DirectProblem`: the answer must not depend on the batch.
+        Jtr = -(weighted @ torch.stack([residual, residual], dim=-1))[..., 0].double()
+        return JtJ * (self.free[:, None] * self.free) + (1 - self.free).diag(), Jtr * self.free
+
+    def step(self, state: Alignment, step: Tensor) -> Alignment:
+        """Return the state after `step` (K, 8)."""
+        motion = homography.motion_of_step(-step)
+        dst_homo_src = state.dst_homo_src @ (motion.flatten(1) @ self.frame.src_motion).view(-1, 3, 3)
+        return Alignment(homography.normalise(dst_homo_src), state.gain, state.bias)
+
+    def length_px(self, step: Tensor) -> Tensor:
+        """Return (...) how far `step` (..., 8) moves the furthest corner, pixels of the frame."""
+        motion = step @ self.frame.corner_motion
+        length: Tensor = motion.view(*step.shape[:-1], 2, 4).square().sum(-2).amax(-1).sqrt()
+        return length
+
+
+class LevelRefiner:
+    """Refines hypotheses on one level of src and one of dst; what does not change is computed once.
+
+    Args:
+        src: source images of B pairs.
+        dst: destination images.
+        pair: (K,) whose hypotheses will come.
+        max_points: about how many pixels of src are used.
+        config: the loss's width.
+    """
+
+    def __init__(self, src: Level, dst: Level, pair: Tensor, max_points: int, config: AlignConfig) -> None:
+        members, self._member = pair.unique(return_inverse=True)
+        self._src = describe(src.select(members))
+        self._dst, self._pair, self._config = dst, pair, config
+        self._size = image_size(src.image)
+        self._max_points = max_points
+
+    @cached_property
+    def _template(self) -> Template:
+        return _build_template(self._src, self._max_points)
+
+    def build_problem(self, dst_homo_src: Tensor, motion_parameters: int = 8) -> StructureProblem:
+        """Return the problem of what is left of the motion, free in the first parameters of the basis."""
+        count = len(dst_homo_src)
+        return StructureProblem(
+            dst=self._warped(dst_homo_src),
+            size=self._size,
+            u=self._template.u[self._member],
+            src_value=self._template.src_value[self._member],
+            jacobian=self._template.jacobian[self._member],
+            usable=self._template.usable[self._member],
+            free=(torch.arange(8, device=dst_homo_src.device) < motion_parameters).double(),
+        )
+
+    def refine(self, dst_homo_src: Tensor, motion_parameters: int) -> Tensor:
+        """Return (K, 3, 3), pixels of the levels, after one run of the solver; those that it spoils as they were."""
+        start = standing_still(dst_homo_src)
+        solution = solve(
+            self.build_problem(dst_homo_src, motion_parameters),
+            start,
+            max_iterations=STEPS_PER_RUN,
+            step_tol_px=STEP_TOL_PX,
+            loss_width=self._config.loss_width,
+            min_seen=LEAST_SEEN * self._template.jacobian.shape[-1] * start.gain,
+        )
+        moved = homography.normalise(dst_homo_src @ solution.state.dst_homo_src)
+        return torch.where(_is_plausible(moved, self._size)[:, None, None], moved, dst_homo_src)
+
+    def score(self, dst_homo_src: Tensor, side_px: int) -> Tensor:
+        """Return (K,) float64: see `Hypotheses.score`; the overlap is counted in squares of this side."""
+        found, overlap = correlation(self._src.select(self._member), self._warped(dst_homo_src))
+        # In pixels, so that hypotheses of unlike zoom compare.
+        squares = overlap * math.prod(self._size) / side_px**2
+        return torch.where(_is_plausible(dst_homo_src, self._size), found * squares.clamp(0, 4).sqrt(), -1.0)
+
+    def _warped(self, dst_homo_src: Tensor) -> Structure:
+        """Describe dst as src would see it."""
+        src_homo_dst = torch.linalg.inv_ex(dst_homo_src).inverse
+        dst = self._dst.select(self._pair)
+        warped, covered = warp_with_coverage(dst.image, src_homo_dst, self._size)
+        mask = covered[:, None]
+        if dst.mask is not None:
+            mask = mask & (warp_with_coverage(dst.mask, src_homo_dst, self._size)[0] > 0.999)
+        return describe(Level(torch.where(mask, warped, 0.0), mask.to(warped)))
+
+
+def standing_still(dst_homo_src: Tensor) -> Alignment:
+    """Return the state in which nothing is left of the motion."""
+    one = torch.ones(len(dst_homo_src), dtype=torch.float64, device=dst_homo_src.device)
+    return Alignment(torch.eye(3).to(dst_homo_src).expand(len(one), 3, 3), one, torch.zeros_like(one))
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """What inverse compositional steps need of src: see `StructureProblem`."""
+
+    u: Tensor
+    src_value: Tensor
+    jacobian: Tensor
+    usable: Tensor
+
+
+def _build_template(src: Structure, max_points: int) -> Template:
+    """Choose the pixels where the structure changes most, spread over the frame."""
+    batch, count, height, width = src.channels.shape
+    slope = Level(src.channels.flatten(0, 1)[:, None], None).slope.view(batch, 2 * count, height, width)
+    side = _cell_side(height, width, max_points)
+    chosen, usable = _steepest_of_cells(slope, src.usable, cell_side=side)  # (B, N)
+    half_side = max(height, width) / 2
+    x = ((chosen % width).to(slope) - (width - 1) / 2) / half_side
+    y = (torch.div(chosen, width, rounding_mode="floor").to(slope) - (height - 1) / 2) / half_side
+    at_points = chosen[:, None].expand(-1, 2 * count, -1)
+    slope = half_side * slope.flatten(2).gather(2, at_points).unflatten(1, (count, 2))  # (B, C, 2, N)
+    motion = [
+        (slope[:, :, 0] * along_x[:, None] + slope[:, :, 1] * along_y[:, None]).flatten(1)
+        for along_x, along_y in homography.velocities(x, y)
+    ]
+    value = src.channels.flatten(2).gather(2, at_points[:, :count])
+    return Template(torch.stack([x, y], dim=1), value.flatten(1), torch.stack(motion, dim=1), usable)
+
+
+def _is_plausible(dst_homo_src: Tensor, size: tuple[int, int]) -> Tensor:
+    """Say whether src, seen in dst, stays well in front of the horizon: (K,) bool; False for NaN."""
+    corners = homography.image_corners(*size, device=dst_homo_src.device)
+    depth = torch.cat([corners, torch.ones_like(corners[:, :1])], dim=1) @ dst_homo_src[:, 2, :, None]  # (K, 4, 1)
+    nearest, furthest = depth[..., 0].aminmax(dim=-1)
+    plausible: Tensor = (nearest > 0) & (nearest > LEAST_DEPTH_RATIO * furthest)
+    return plausible & dst_homo_src.isfinite().flatten(1).all(-1)
