@@ -24,8 +24,11 @@ from homoalign.solver import cauchy, robust_scale
 from homoalign.spline import spline_coefficients
 from homoalign.template import Template
 
-WORTH_DENOISING = 0.01
-"""Share of noise in the slopes' energy from which denoising pays."""
+WORTH_DENOISING = 0.02
+"""Share of noise in the energy of the points' slopes from which denoising pays."""
+
+WORTH_DENOISING_EARLY = 0.3
+"""Likewise for the rough run before the last one."""
 
 SUPPORT_PX = 2
 """A spline is read from pixels this far away."""
@@ -39,7 +42,7 @@ def refine_template(template: Template, src: Level) -> Template:
         src: source images.
     """
     sigma = noise_level(src.image)
-    index = _noisy(sigma, src)
+    index = _noisy(sigma, template, WORTH_DENOISING_EARLY)
     if len(index) == 0:
         return template
     image = src.image[index]
@@ -63,19 +66,25 @@ def refine_problem(
     """
     problem = replace(problem, dst=_spline_level(dst), interpolation="spline")
     src_noise = noise_level(src.image)
-    index = _noisy(src_noise, src)
-    if len(index) == 0 or not problem.template.is_whole:
+    index = _noisy(src_noise, problem.template, WORTH_DENOISING)
+    if len(index) == 0:
         return problem
-    dst_noise = noise_level(dst.image) / state.gain.abs().clamp_min(1e-3)
-    part, image = problem.select(index), src.image[index]
-    guide, sigma = _merge(part, image, state.select(index), src_noise[index], dst_noise[index], loss_width)
+    image = guide = src.image[index]
+    sigma = src_noise[index]
+    if problem.template.is_whole:
+        dst_noise = noise_level(dst.image) / state.gain.abs().clamp_min(1e-3)
+        everyone = len(index) == len(src_noise)
+        part, start = (problem, state) if everyone else (problem.select(index), state.select(index))
+        guide, sigma = _merge(part, image, start, sigma, dst_noise[index], loss_width)
     return replace(problem, template=problem.template.with_jacobian_of(denoise(image, guide, sigma), index))
 
 
-def _noisy(sigma: Tensor, src: Level) -> Tensor:
-    """Return the int64 indices of the pairs whose slopes hold noise that matters."""
-    slope_energy = 2 * src.slope.flatten(1).square().mean(-1).double()
-    return torch.nonzero(sigma.square() > WORTH_DENOISING * slope_energy)[:, 0]
+def _noisy(sigma: Tensor, template: Template, least_share: float) -> Tensor:
+    """Return the int64 indices of the pairs whose slopes hold at least this share of noise."""
+    # The first two rows are the slopes along x and y, per centred unit.
+    slope = template.jacobian[:, :2].flatten(1)
+    energy = 2 * slope.square().mean(-1).double() / template.half_side**2
+    return torch.nonzero(sigma.square() > least_share * energy)[:, 0]
 
 
 def _merge(

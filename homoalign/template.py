@@ -10,7 +10,7 @@ B pairs, H W rows and columns, N points.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ class Template:
         value: (B, N) float32, intensities as they were recorded.
         jacobian: (B, 10, N) float32: d(gain * src + bias) / d parameters at gain = 1.
         usable: (B, N) bool, False for points under a mask or on the border of src.
+        half_side: of src at this level, pixels a centred unit.
         is_whole: whether the points are all pixels, row by row.
     """
 
@@ -38,28 +39,30 @@ class Template:
     value: Tensor
     jacobian: Tensor
     usable: Tensor
+    half_side: float
     is_whole: bool
 
     def select(self, index: Tensor) -> Template:
         """Return the pairs that `index` (int64) names."""
-        return Template(
-            self.chosen[index],
-            self.u[index],
-            self.value[index],
-            self.jacobian[index],
-            self.usable[index],
-            self.is_whole,
+        return replace(
+            self,
+            chosen=self.chosen[index],
+            u=self.u[index],
+            value=self.value[index],
+            jacobian=self.jacobian[index],
+            usable=self.usable[index],
         )
 
     def every(self, stride: int) -> Template:
         """Return every `stride`-th point."""
-        return Template(
-            self.chosen[:, ::stride].contiguous(),
-            self.u[..., ::stride].contiguous(),
-            self.value[:, ::stride].contiguous(),
-            self.jacobian[..., ::stride].contiguous(),
-            self.usable[:, ::stride].contiguous(),
-            self.is_whole and stride == 1,
+        return replace(
+            self,
+            chosen=self.chosen[:, ::stride].contiguous(),
+            u=self.u[..., ::stride].contiguous(),
+            value=self.value[:, ::stride].contiguous(),
+            jacobian=self.jacobian[..., ::stride].contiguous(),
+            usable=self.usable[:, ::stride].contiguous(),
+            is_whole=self.is_whole and stride == 1,
         )
 
     def with_jacobian_of(self, image: Tensor, index: Tensor) -> Template:
@@ -72,9 +75,9 @@ class Template:
         padded = pad(image, (1, 1, 1, 1), mode="reflect")[:, 0]
         across, down = padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2], padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]
         slope = torch.stack([across, down], dim=1).mul_(0.5)
-        part = _jacobian(image, slope, self.chosen[index], self.u[index])
-        jacobian = part if len(index) == len(self.u) else self.jacobian.index_copy(0, index, part)
-        return Template(self.chosen, self.u, self.value, jacobian, self.usable, self.is_whole)
+        everyone = len(index) == len(self.u)
+        part = _jacobian(image, slope, self if everyone else self.select(index))
+        return replace(self, jacobian=part if everyone else self.jacobian.index_copy(0, index, part))
 
 
 def build_template(src: Level, max_points: int) -> Template:
@@ -91,18 +94,22 @@ def build_template(src: Level, max_points: int) -> Template:
     x = ((chosen % width).float() - (width - 1) / 2) / half_side
     y = (torch.div(chosen, width, rounding_mode="floor").float() - (height - 1) / 2) / half_side
     u = torch.stack([x, y], dim=1)
-    jacobian = _jacobian(src.image, src.slope, chosen, u)
-    return Template(chosen, u, jacobian[:, 8], jacobian, usable, cell_side == 1)
+    template = Template(chosen, u, x, x, usable, half_side, cell_side == 1)
+    jacobian = _jacobian(src.image, src.slope, template)
+    return replace(template, value=jacobian[:, 8], jacobian=jacobian)
 
 
-def _jacobian(image: Tensor, slope: Tensor, chosen: Tensor, u: Tensor) -> Tensor:
+def _jacobian(image: Tensor, slope: Tensor, template: Template) -> Tensor:
     """Return (B, 10, N) from images (B, 1, H, W) and their slopes (B, 2, H, W) per pixel."""
-    half_side = max(image.shape[-2:]) / 2
-    slope_u = half_side * slope.flatten(2).gather(2, chosen[:, None].expand(-1, 2, -1))  # (B, 2, N)
+    slope, value, u = slope.flatten(2), image.flatten(1), template.u
+    if not template.is_whole:
+        slope = slope.gather(2, template.chosen[:, None].expand(-1, 2, -1))  # (B, 2, N)
+        value = value.gather(1, template.chosen)
+    slope = template.half_side * slope
     jacobian = torch.empty(len(u), 10, u.shape[-1], dtype=u.dtype, device=u.device)
     for i, (along_x, along_y) in enumerate(homography.velocities(u[:, 0], u[:, 1])):
-        jacobian[:, i] = slope_u[:, 0] * along_x + slope_u[:, 1] * along_y
-    jacobian[:, 8] = image.flatten(1).gather(1, chosen)
+        torch.mul(slope[:, 0], along_x, out=jacobian[:, i]).addcmul_(slope[:, 1], along_y)
+    jacobian[:, 8] = value
     jacobian[:, 9] = 1.0
     return jacobian
 
