@@ -108,7 +108,8 @@ def _jacobian(image: Tensor, slope: Tensor, template: Template) -> Tensor:
     slope = template.half_side * slope
     jacobian = torch.empty(len(u), 10, u.shape[-1], dtype=u.dtype, device=u.device)
     for i, (along_x, along_y) in enumerate(homography.velocities(u[:, 0], u[:, 1])):
-        torch.mul(slope[:, 0], along_x, out=jacobian[:, i]).addcmul_(slope[:, 1], along_y)
+        # Not straight into its row: strided passes round otherwise than those of one pair alone.
+        jacobian[:, i] = slope[:, 0] * along_x + slope[:, 1] * along_y
     jacobian[:, 8] = value
     jacobian[:, 9] = 1.0
     return jacobian
