@@ -6,7 +6,7 @@ B pairs, C channels, H W rows and columns.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,9 +17,10 @@ from homoalign.config import AlignConfig
 from homoalign.homography import image_size
 from homoalign.intensity import to_unit_range
 from homoalign.pyramid import Level
+from homoalign.refinement import refine_problem, refine_template
 from homoalign.residual import Alignment, build_problem
 from homoalign.result import LevelTrace
-from homoalign.solver import REASONS, measure_precision, solve
+from homoalign.solver import REASONS, Slack, measure_precision, solve
 from homoalign.status import StopReason
 
 SMALLEST_PROBLEM = 20
@@ -27,6 +28,10 @@ SMALLEST_PROBLEM = 20
 
 SIMILARITY, HOMOGRAPHY = 4, 8
 """Parameters of motion, the first of `homography.SL3_BASIS`."""
+
+
+REFINED_SLACK = Slack(step_px=1.0, cost=0.01)
+"""What remains is a fraction of a pixel, and of flat, noisy pairs the cost does not tell where it ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +82,15 @@ class Solved:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of the solver: on every `stride`-th point, for how many parameters of motion, how precisely."""
+    """One run of the solver: on every `stride`-th point, for how many parameters of motion, how precisely.
+
+    A refined run is that of `refinement.py`.
+    """
 
     stride: int
     motion_parameters: int
     step_tol_px: float
+    is_refined: bool = False
 
 
 def plan_runs(level: int, num_points: int, track: Track) -> list[Run]:
@@ -89,7 +98,7 @@ def plan_runs(level: int, num_points: int, track: Track) -> list[Run]:
 
     From far away the coarsest level, a hundred pixels or two, is solved for a similarity alone, and the next one for
     a similarity first: eight parameters from that few pixels go astray. The full-size image is solved on few points
-    first where it has many, so that the precise run on all of them starts a hair from its end.
+    first where it has many; the last run, on all of them, starts a hair from its end and is refined.
 
     Args:
         level: 0 is full size.
@@ -100,11 +109,13 @@ def plan_runs(level: int, num_points: int, track: Track) -> list[Run]:
     rough, is_far = config.coarse_step_tol_px, track.first_level is None
     if is_far and level == count - 1 and level >= 2:
         return [Run(1, SIMILARITY, rough)]
-    runs = [Run(1, HOMOGRAPHY, rough if level else config.step_tol_px)]
+    runs = [Run(1, HOMOGRAPHY, rough)]
     if is_far and (0 < level == count - 2 or 1 == level == count - 1):
         runs.insert(0, Run(1, SIMILARITY, rough))
-    if level == 0 and num_points > 2 * config.points_per_level:
-        runs.insert(0, Run(num_points // config.points_per_level, HOMOGRAPHY, rough))
+    if level == 0:
+        # An odd stride does not fall in step with the rows of an image.
+        stride = max(1, num_points // config.points_per_level) // 2 * 2 + 1
+        runs = [*runs[:-1], Run(stride, HOMOGRAPHY, rough), Run(1, HOMOGRAPHY, config.step_tol_px, is_refined=True)]
     return runs
 
 
@@ -121,12 +132,17 @@ def solve_gauss_newton(track: Track) -> Solved:
             level=level,
             max_points=config.points_per_level if level else config.final_points,
             fit_photometric=config.photometric == "gain_bias",
-            interpolation="bilinear" if level else "bicubic",
         )
+        if level == 0:
+            problem = replace(problem, template=refine_template(problem.template, track.src[0]))
         if level == first and config.photometric == "gain_bias":
             state = Alignment(state.dst_homo_src, *problem.matched_moments(state.dst_homo_src))
         taken = torch.zeros_like(total)
-        for run in plan_runs(level, problem.u.shape[-1], track):
+        for run in plan_runs(level, problem.template.u.shape[-1], track):
+            if run.is_refined:
+                problem = refine_problem(
+                    problem, track.src[level], track.dst[level], state, loss_width=config.loss_width
+                )
             part = problem.restrict(run.stride, run.motion_parameters)
             solution = solve(
                 part,
@@ -135,7 +151,8 @@ def solve_gauss_newton(track: Track) -> Solved:
                 step_tol_px=run.step_tol_px,
                 loss_width=config.loss_width,
                 # A tenth of what `min_overlap` asks for in the end: on the way a pair may see less.
-                min_seen=(0.1 * config.min_overlap * part.usable.sum(-1)).clamp_min(SMALLEST_PROBLEM),
+                slack=REFINED_SLACK if run.is_refined else Slack(),
+                min_seen=(0.1 * config.min_overlap * part.template.usable.sum(-1)).clamp_min(SMALLEST_PROBLEM),
             )
             state = solution.state
             taken += solution.num_iterations

@@ -1,7 +1,6 @@
 """From two images of a pyramid level to residuals and normal equations: inverse compositional, on chosen pixels.
 
-The source is the template (Baker and Matthews, "Lucas-Kanade 20 years on", IJCV 2004): its gradients and their motion
-under the eight parameters are computed once a level; each iteration only reads the destination at the warped points.
+The source is the template (`template.py`); each iteration only reads the destination at the warped points.
 The residual is dst(H x) - (gain * src(x) + bias); gain and bias are parameters nine and ten.
 
 B pairs, H W rows and columns, N points, P = 8 + 2 parameters.
@@ -9,18 +8,17 @@ B pairs, H W rows and columns, N points, P = 8 + 2 parameters.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool2d
 
 from homoalign import homography, sampling
 from homoalign.homography import image_size
 from homoalign.pyramid import Level
 from homoalign.sampling import Interpolation
+from homoalign.template import Template, build_template
 
 BORDER_PX = 1.0
 """Pixels this close to dst's border are not compared: cubic interpolation and blurring see beyond it."""
@@ -112,12 +110,11 @@ class DirectProblem:
     """The pairs of one pyramid level; a `solver.Problem` whose state is an `Alignment`.
 
     Attributes:
-        dst: the destination images of this level.
+        dst: the destination images of this level; their spline coefficients where `interpolation` says so.
+        dst_size: (height, width) of dst at this level, pixels.
         level: 0 is full size.
         src_size: (height, width) of src at this level, pixels.
-        u: (B, 2, N) float32, chosen pixels of src, centred coordinates.
-        jacobian: (B, 10, N) float32: d(gain * src + bias) / d parameters at gain = 1.
-        usable: (B, N) bool, False for points under a mask or on the border of src.
+        template: chosen points of src.
         scale_floor: (B,) float64.
         free: (10,) float64, 1 for parameters that are solved for and 0 for those that stay as they are.
         fixed: (10, 10) float64, 1 on the diagonal for those that stay.
@@ -128,28 +125,20 @@ class DirectProblem:
     dst: Level
     level: int
     src_size: tuple[int, int]
-    u: Tensor
-    jacobian: Tensor
-    usable: Tensor
+    dst_size: tuple[int, int]
+    template: Template
     scale_floor: Tensor
     free: Tensor
     fixed: Tensor
     is_motion: Tensor
     interpolation: Interpolation
 
-    @property
-    def src_value(self) -> Tensor:
-        """(B, N) intensities of src at the points."""
-        return self.jacobian[:, 8]
-
     def select(self, index: Tensor) -> DirectProblem:
         """Return the pairs that `index` (int64) names."""
         return replace(
             self,
             dst=self.dst.select(index),
-            u=self.u[index],
-            jacobian=self.jacobian[index],
-            usable=self.usable[index],
+            template=self.template.select(index),
             scale_floor=self.scale_floor[index],
         )
 
@@ -157,30 +146,23 @@ class DirectProblem:
         """Return the problem on every `stride`-th point, free in the first `motion_parameters` of the basis."""
         free = self.free.clone()
         free[motion_parameters:8] = 0
-        part = replace(self, free=free, fixed=(1 - free).diag())
-        if stride == 1:
-            return part
-        return replace(
-            part,
-            u=self.u[..., ::stride].contiguous(),
-            jacobian=self.jacobian[..., ::stride].contiguous(),
-            usable=self.usable[:, ::stride].contiguous(),
-        )
+        template = self.template if stride == 1 else self.template.every(stride)
+        return replace(self, free=free, fixed=(1 - free).diag(), template=template)
 
     @property
     def frame(self) -> Frame:
         """Constant matrices of this level."""
-        return build_frame(self.src_size, image_size(self.dst.image), self.level, self.u.device)
+        return build_frame(self.src_size, self.dst_size, self.level, self.template.u.device)
 
     def read_dst(self, dst_homo_src: Tensor) -> tuple[Tensor, Tensor]:
         """Read dst at the warped points: values (B, N) and seen (B, N) bool."""
-        frame = self.frame
+        frame, u = self.frame, self.template.u
         # Everything up to grid_sample's own coordinates goes into one matrix: a pass over the points saved.
-        matrix = (dst_homo_src.flatten(1) @ frame.unit_homo_centred).view(-1, 3, 3).to(self.u.dtype)
-        xyw = torch.baddbmm(matrix[:, :, 2:], matrix[:, :, :2], self.u)  # (B, 3, N)
+        matrix = (dst_homo_src.flatten(1) @ frame.unit_homo_centred).view(-1, 3, 3).to(u.dtype)
+        xyw = torch.baddbmm(matrix[:, :, 2:], matrix[:, :, :2], u)  # (B, 3, N)
         unit = xyw[:, :2] / xyw[:, 2:]
         inside = unit.abs() <= frame.unit_limit
-        seen = inside[:, 0] & inside[:, 1] & self.usable & self._is_plausible(dst_homo_src)[:, None]
+        seen = inside[:, 0] & inside[:, 1] & self.template.usable & self._is_plausible(dst_homo_src)[:, None]
         if self.dst.mask is not None:
             seen &= sampling.sample_unit(self.dst.mask, unit)[:, 0] > 0.999  # all four neighbours are used
         return sampling.sample_unit(self.dst.image, unit, self.interpolation)[:, 0], seen
@@ -195,7 +177,7 @@ class DirectProblem:
     def evaluate(self, state: Alignment) -> tuple[Tensor, Tensor]:
         """Return residual (B, N), and seen (B, N): 1 where both images have that pixel, else 0."""
         value, seen = self.read_dst(state.dst_homo_src)
-        model = torch.addcmul(state.bias[:, None].to(value), state.gain[:, None].to(value), self.src_value)
+        model = torch.addcmul(state.bias[:, None].to(value), state.gain[:, None].to(value), self.template.value)
         return torch.where(seen, value - model, 0.0), seen.to(value.dtype)
 
     def normal_equations(self, state: Alignment, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,8 +186,9 @@ class DirectProblem:
         The residual's Jacobian is minus `jacobian`, its first eight columns times the gain. The rows of parameters
         that are not free are those of an identity matrix.
         """
-        weighted = self.jacobian * weight[:, None]
-        JtJ = (weighted @ self.jacobian.mT).double()
+        jacobian = self.template.jacobian
+        weighted = jacobian * weight[:, None]
+        JtJ = (weighted @ jacobian.mT).double()
         # Two columns, not one: a batched matrix-vector product rounds otherwise for one pair than for many, and a
         # pair's answer must not depend on its neighbours.
         twice = torch.stack([residual, residual], dim=-1)
@@ -236,7 +219,7 @@ class DirectProblem:
             centred = torch.where(seen, values - mean[:, None].to(values), 0.0)
             return mean, (centred.square().sum(-1, dtype=torch.float64) / count).sqrt()
 
-        (dst_mean, dst_std), (src_mean, src_std) = moments(value), moments(self.src_value)
+        (dst_mean, dst_std), (src_mean, src_std) = moments(value), moments(self.template.value)
         gain = (dst_std / src_std.clamp_min(1e-6)).clamp(1e-2, 1e2)
         return gain, dst_mean - gain * src_mean
 
@@ -248,9 +231,8 @@ def build_problem(
     level: int,
     max_points: int,
     fit_photometric: bool,
-    interpolation: Interpolation,
 ) -> DirectProblem:
-    """Choose the points of a level and precompute their Jacobian.
+    """Choose the points of a level; dst is to be read bilinearly.
 
     Args:
         src: source images of this level.
@@ -258,74 +240,20 @@ def build_problem(
         level: 0 is full size.
         max_points: about how many points; all pixels where there are no more.
         fit_photometric: whether gain and bias are free.
-        interpolation: of dst.
     """
-    height, width = src.image.shape[-2:]
-    slope = src.slope
-    chosen, usable = _steepest_of_cells(slope, src.mask, cell_side=_cell_side(height, width, max_points))
-
-    half_side = max(height, width) / 2
-    x = ((chosen % width).float() - (width - 1) / 2) / half_side
-    y = (torch.div(chosen, width, rounding_mode="floor").float() - (height - 1) / 2) / half_side
-
-    at_points = chosen[:, None].expand(-1, 2, -1)
-    slope_u = half_side * slope.flatten(2).gather(2, at_points)  # (B, 2, N)
-    jacobian = torch.empty(len(x), 10, x.shape[-1], dtype=x.dtype, device=x.device)
-    for i, (along_x, along_y) in enumerate(homography.velocities(x, y)):
-        jacobian[:, i] = slope_u[:, 0] * along_x + slope_u[:, 1] * along_y
-    jacobian[:, 8] = src.image.flatten(1).gather(1, chosen)
-    jacobian[:, 9] = 1.0
-
-    if interpolation == "bicubic" and dst.mask is not None:
-        # Cubic interpolation reads a pixel further than the bilinear reading of the mask tells.
-        dst = Level(dst.image, -max_pool2d(-dst.mask, 3, stride=1, padding=1))
     contrast = dst.image.flatten(1).std(-1).double()
     free = torch.ones(10, dtype=torch.float64, device=dst.image.device)
     free[8:] = float(fit_photometric)
     return DirectProblem(
         dst=dst,
         level=level,
-        src_size=(height, width),
-        u=torch.stack([x, y], dim=1),
-        jacobian=jacobian,
-        usable=usable,
+        src_size=image_size(src.image),
+        dst_size=image_size(dst.image),
+        template=build_template(src, max_points),
         # Half a percent of the contrast is about the interpolation error of a sharp noise-free photograph.
         scale_floor=(0.005 * contrast).clamp_min(1e-7),
         free=free,
         fixed=(1 - free).diag(),
         is_motion=torch.arange(10, device=free.device) < 8,
-        interpolation=interpolation,
+        interpolation="bilinear",
     )
-
-
-def _cell_side(height: int, width: int, max_points: int) -> int:
-    """Smallest side of square cells such that at most about `max_points` of them cover the image."""
-    return max(1, math.ceil(math.sqrt(height * width / max_points) - 0.05))
-
-
-def _steepest_of_cells(slope: Tensor, mask: Tensor | None, *, cell_side: int) -> tuple[Tensor, Tensor]:
-    """Pick the steepest usable pixel of every square cell.
-
-    Args:
-        slope: (B, 2, H, W).
-        mask: (B, 1, H, W) float32 or None.
-        cell_side: pixels; the ragged rows and columns at the far ends belong to no cell.
-
-    Returns:
-        chosen: (B, N) int64, flat pixel indices.
-        usable: (B, N) bool.
-    """
-    height, width = slope.shape[-2:]
-    batch, _, height, width = slope.shape
-    usable = torch.zeros(batch, 1, height, width, dtype=torch.bool, device=slope.device)
-    usable[..., 1:-1, 1:-1] = True
-    if mask is not None:
-        # A pixel's gradient reads its neighbours.
-        usable &= -max_pool2d(-mask, 3, stride=1, padding=1) > 0.5
-    if cell_side == 1:
-        everything = torch.arange(height * width, device=slope.device)
-        return everything.expand(batch, -1), usable.flatten(1)
-    steepness = torch.where(usable, slope.square().sum(1, keepdim=True), -1.0)
-    _, chosen = max_pool2d(steepness, cell_side, return_indices=True)
-    chosen = chosen.flatten(1)
-    return chosen, usable.flatten(1).gather(1, chosen)

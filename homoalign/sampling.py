@@ -13,29 +13,27 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from homoalign.homography import check_shape, image_size
+from homoalign.spline import read_spline
 
-Interpolation = Literal["bilinear", "bicubic"]
+Interpolation = Literal["bilinear", "spline"]
 
 
-def sample(image: Tensor, xy: Tensor, interpolation: Interpolation = "bilinear") -> Tensor:
+def sample_unit(image: Tensor, unit: Tensor, interpolation: Interpolation = "bilinear") -> Tensor:
     """Read an image at points; beyond its border the border's value.
 
     Args:
-        image: (B, C, H, W) float.
-        xy: (B, N, 2) pixels, same dtype. Points that are not finite give NaN or a border value.
-        interpolation: `bicubic` is Keys' kernel with a = -0.75, as in OpenCV.
+        image: (B, C, H, W) float; for `spline` what `spline_coefficients` made of it.
+        unit: (B, 2, N) same dtype, unit coordinates of the image: see `unit_from_pixels`. Points that are not finite
+            give NaN or a border value.
+        interpolation: `spline` is the cubic B-spline through the pixels.
 
     Returns:
         (B, C, N).
     """
-    to_unit = unit_from_pixels(*image_size(image), device=xy.device).to(xy.dtype)
-    return sample_unit(image, (xy * to_unit.diagonal()[:2] - 1).mT, interpolation)
-
-
-def sample_unit(image: Tensor, unit: Tensor, interpolation: Interpolation = "bilinear") -> Tensor:
-    """Read an image at points (B, 2, N) in unit coordinates; see `sample` and `unit_from_pixels`."""
+    if interpolation == "spline":
+        return read_spline(image, unit)
     grid = unit.mT[:, None]  # (B, 1, N, 2)
-    return grid_sample(image, grid, mode=interpolation, padding_mode="border", align_corners=True)[:, :, 0]
+    return grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=True)[:, :, 0]
 
 
 @lru_cache(maxsize=256)

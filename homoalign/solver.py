@@ -21,8 +21,7 @@ StateT = TypeVar("StateT", bound="BatchState")
 INITIAL_DAMPING = 1e-4
 LARGEST_DAMPING = 1e6
 LONGEST_EXTRAPOLATION = 10.0
-SHORT_PX = 0.05  # steps this short may raise the cost by FLAT_COST, and end a level where they raise it more
-FLAT_COST = 1e-3
+SHORT_PX = 0.05  # steps this short end a level where they raise the cost by more than the slack
 SCALE_SAMPLES = 8192  # residuals that the robust scale is read from; its own error is then about 1 %
 
 RUNNING = -1
@@ -79,6 +78,18 @@ class Solution(Generic[StateT]):
     state: StateT
     stop: Tensor
     num_iterations: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Slack:
+    """Steps up to `step_px` long may raise the cost by the share `cost`.
+
+    Inverse compositional steps head for a point a hair off the cost's minimum (the gradients are the template's, and
+    interpolation smooths noise away between pixels): of a short step the cost says nothing.
+    """
+
+    step_px: float = SHORT_PX
+    cost: float = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +175,7 @@ def solve(
     step_tol_px: float,
     loss_width: float,
     min_seen: Tensor,
+    slack: Slack = Slack(),
 ) -> Solution[StateT]:
     """Minimise the mean Cauchy loss of every pair from its start.
 
@@ -177,6 +189,7 @@ def solve(
         step_tol_px: a pair has converged when a step moves no corner further than this.
         loss_width: width of the loss in robust standard deviations of the residual.
         min_seen: (B,) least number of residuals a state must see; below it the overlap is lost.
+        slack: how far the cost may rise.
     """
     everyone = torch.arange(len(min_seen), device=min_seen.device)
     stop = torch.full_like(everyone, MAX_ITERATIONS)
@@ -213,11 +226,9 @@ def solve(
         old_cost = (cost * both).sum(-1).double()
         new_cost = (cauchy(new_residual, width)[0] * both).sum(-1).double()
         enough = new_seen.sum(-1) >= min_seen[pairs]
-        # Inverse compositional steps head for a point a hair off the cost's minimum (the gradients are the
-        # template's, and interpolation smooths noise away between pixels): of a short step the cost says nothing.
         length_px = part.length_px(torch.stack([step, plain_step])).amin(0)
-        short = length_px <= SHORT_PX
-        accepted = solved & enough & (new_cost < torch.where(short, 1 + FLAT_COST, 1.0) * old_cost)
+        bound = torch.where(length_px <= slack.step_px, 1 + slack.cost, 1.0) * old_cost
+        accepted = solved & enough & (new_cost < bound)
         memory = Memory(plain_step, step, accepted)
         if accepted.all():  # most often; saves a pass over the residuals
             state, residual, seen = candidate, new_residual, new_seen
@@ -226,7 +237,7 @@ def solve(
             residual = torch.where(accepted[:, None], new_residual, residual)
             seen = torch.where(accepted[:, None], new_seen, seen)
 
-        stalled = ~accepted & enough & ~extrapolated & short
+        stalled = ~accepted & enough & ~extrapolated & (length_px <= SHORT_PX)
         reason = torch.where(solved & ((length_px <= step_tol_px) | stalled), CONVERGED, reason)
         # A rejected extrapolation says nothing against the plain step.
         more_damping = torch.where(extrapolated, damping, (damping * 10).clamp_min(1e-3))

@@ -20,10 +20,11 @@ from homoalign import homography, sampling
 from homoalign.config import AlignConfig
 from homoalign.homography import image_size
 from homoalign.pyramid import Level
-from homoalign.residual import LEAST_DEPTH_RATIO, Alignment, Frame, _cell_side, _steepest_of_cells, build_frame
+from homoalign.residual import LEAST_DEPTH_RATIO, Alignment, Frame, build_frame
 from homoalign.sampling import warp_with_coverage
 from homoalign.solver import measure_precision, robust_scale, solve
 from homoalign.structure import Structure, correlation, describe
+from homoalign.template import side_of_cells, steepest_of_cells
 
 STEPS_PER_RUN = 5
 STEP_TOL_PX = 0.05
@@ -198,8 +199,8 @@ def _build_template(src: Structure, max_points: int) -> Template:
     """Choose the pixels where the structure changes most, spread over the frame."""
     batch, count, height, width = src.channels.shape
     slope = Level(src.channels.flatten(0, 1)[:, None], None).slope.view(batch, 2 * count, height, width)
-    side = _cell_side(height, width, max_points)
-    chosen, usable = _steepest_of_cells(slope, src.usable, cell_side=side)  # (B, N)
+    side = side_of_cells(height, width, max_points)
+    chosen, usable = steepest_of_cells(slope, src.usable, cell_side=side)  # (B, N)
     half_side = max(height, width) / 2
     x = ((chosen % width).to(slope) - (width - 1) / 2) / half_side
     y = (torch.div(chosen, width, rounding_mode="floor").to(slope) - (height - 1) / 2) / half_side

@@ -296,3 +296,17 @@ def test_a_callers_autocast_does_not_move_the_answer(make_pair):
     with torch.autocast("cpu", torch.bfloat16):
         within = align(src, dst)
     assert torch.equal(within.dst_homo_src, align(src, dst).dst_homo_src)
+
+
+NOISY_PHOTOGRAPHS = ("astronaut", "camera", "coffee", "brick", "chelsea", "coins")
+
+
+@pytest.mark.parametrize(("sigma", "most_px"), [(0.0, 0.008), (0.02, 0.03), (0.08, 0.12)])
+def test_noise_costs_about_what_it_must(make_pair, numpy_rng, sigma, most_px):
+    errors = []
+    for name in NOISY_PHOTOGRAPHS:
+        src, dst, truth = make_pair(name, size=(200, 200))
+        noisy = (image + sigma * numpy_rng.standard_normal(image.shape).astype(np.float32) for image in (src, dst))
+        errors.append(align(*noisy, gt=truth).gt_corner_error_px.item())
+    # About 1.3 times the Cramer-Rao bound of these photographs, or the error of the spline.
+    assert np.median(errors) < most_px, errors

@@ -23,7 +23,6 @@ def problem_of(src, dst, **options):
         "level": 0,
         "max_points": 10**6,
         "fit_photometric": True,
-        "interpolation": "bicubic",
     }
     return build_problem(src, dst, **(defaults | options))
 
@@ -47,9 +46,7 @@ def test_the_gradient_is_that_of_the_cost(make_pair):
     y, x = torch.meshgrid(*(torch.arange(side).float() for side in smooth.shape), indexing="ij")
     mask = torch.zeros(smooth.shape)
     mask[10:-10, 10:-10] = 1  # what moves in and out of sight is not in the gradient
-    problem = problem_of(
-        level(smooth, mask), level(smooth + 0.003 * torch.sin(0.1 * x + 0.07 * y)), interpolation="bilinear"
-    )
+    problem = problem_of(level(smooth, mask), level(smooth + 0.003 * torch.sin(0.1 * x + 0.07 * y)))
     state = alignment(torch.eye(3), bias=0.002)
     residual, seen = problem.evaluate(state)
     _, Jtr = problem.normal_equations(state, residual, seen)
@@ -91,8 +88,8 @@ def test_points_are_spread_and_avoid_the_mask(make_pair):
     mask[:, :80] = False
     problem = problem_of(level(src, mask), level(dst), max_points=src.size // 16)
     height, width = src.shape
-    x = problem.u[0, 0] * max(height, width) / 2 + (width - 1) / 2
-    used = problem.usable[0]
+    x = problem.template.u[0, 0] * max(height, width) / 2 + (width - 1) / 2
+    used = problem.template.usable[0]
     assert x[used].min() > 80
     assert 0.4 < used.float().mean() <= 0.5
     assert len({(int(a) // 16) for a in x[used]}) == 5  # every 16-pixel strip of the right half holds some

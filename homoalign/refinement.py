@@ -1,0 +1,120 @@
+"""The last iterations at full size: dst read by a spline, and the template's gradient freed of noise.
+
+With noise in both images the residual's own noise cannot be helped; what can is the gradient that the residual is
+projected on. The error of an alignment is least, and meets the Cramer-Rao bound, for the gradient of the noise-free
+image. The estimate of that image here is the mean of src and of the aligned dst, weighted such that its noise and the
+residual's are uncorrelated, then denoised.
+
+B pairs, H W rows and columns, N points.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import max_pool2d
+
+from homoalign.homography import image_size
+from homoalign.noise import denoise, noise_level, smooth
+from homoalign.pyramid import Level
+from homoalign.residual import Alignment, DirectProblem
+from homoalign.solver import cauchy, robust_scale
+from homoalign.spline import spline_coefficients
+from homoalign.template import Template
+
+WORTH_DENOISING = 0.02
+"""Share of noise in the energy of the points' slopes from which denoising pays."""
+
+WORTH_DENOISING_EARLY = 0.3
+"""Likewise for the rough run before the last one."""
+
+SUPPORT_PX = 2
+"""A spline is read from pixels this far away."""
+
+
+def refine_template(template: Template, src: Level) -> Template:
+    """Return the template with the Jacobian of src without its noise, where it is noisy.
+
+    Args:
+        template: of the full-size images.
+        src: source images.
+    """
+    sigma = noise_level(src.image)
+    index = _noisy(sigma, template, WORTH_DENOISING_EARLY)
+    if len(index) == 0:
+        return template
+    image = src.image[index]
+    return template.with_jacobian_of(denoise(image, image, sigma[index]), index)
+
+
+def refine_problem(
+    problem: DirectProblem, src: Level, dst: Level, state: Alignment, *, loss_width: float
+) -> DirectProblem:
+    """Return the same problem read by a spline, with the Jacobian of src without its noise, where it is noisy.
+
+    What stands out of the noise is told from the mean of src and the aligned dst. The gradient itself is src's alone:
+    that of the mean contains dst's noise, which is found again in the residual and holds the alignment where it is.
+
+    Args:
+        problem: of the full-size images.
+        src: source images.
+        dst: destination images.
+        state: an alignment that is good to a fraction of a pixel.
+        loss_width: of the robust loss, in standard deviations of the residual.
+    """
+    problem = replace(problem, dst=_spline_level(dst), interpolation="spline")
+    src_noise = noise_level(src.image)
+    index = _noisy(src_noise, problem.template, WORTH_DENOISING)
+    if len(index) == 0:
+        return problem
+    image = guide = src.image[index]
+    sigma = src_noise[index]
+    if problem.template.is_whole:
+        dst_noise = noise_level(dst.image) / state.gain.abs().clamp_min(1e-3)
+        everyone = len(index) == len(src_noise)
+        part, start = (problem, state) if everyone else (problem.select(index), state.select(index))
+        guide, sigma = _merge(part, image, start, sigma, dst_noise[index], loss_width)
+    return replace(problem, template=problem.template.with_jacobian_of(denoise(image, guide, sigma), index))
+
+
+def _noisy(sigma: Tensor, template: Template, least_share: float) -> Tensor:
+    """Return the int64 indices of the pairs whose slopes hold at least this share of noise."""
+    # The first two rows are the slopes along x and y, per centred unit.
+    slope = template.jacobian[:, :2].flatten(1)
+    energy = 2 * slope.square().mean(-1).double() / template.half_side**2
+    return torch.nonzero(sigma.square() > least_share * energy)[:, 0]
+
+
+def _merge(
+    problem: DirectProblem, image: Tensor, state: Alignment, src_noise: Tensor, dst_noise: Tensor, loss_width: float
+) -> tuple[Tensor, Tensor]:
+    """Average src and the aligned dst where they agree.
+
+    Returns:
+        image: (B, 1, H, W).
+        sigma: (B,) its noise.
+    """
+    residual, seen = problem.evaluate(state)
+    scale = robust_scale(residual, seen, problem.scale_floor)
+    _, weight = cauchy(residual, loss_width * scale)
+    # Half the squared step of 8-bit rounding keeps noise-free images finite.
+    src_variance, dst_variance = src_noise.square() + 1e-6, dst_noise.square() + 1e-6
+    share = src_variance / (src_variance + dst_variance)
+    correction = weight.mul_(residual) * (share / state.gain)[:, None].to(residual)
+    # A texture that looks like noise to `noise_level` is the same in both images.
+    seen_noise = (scale / state.gain).square() * share * (1 - share)
+    sigma = torch.fmin(share * dst_variance, seen_noise).sqrt()
+    return image + correction.view_as(image), sigma
+
+
+def _spline_level(dst: Level) -> Level:
+    """Return a level of spline coefficients; masked pixels do not ring into the others."""
+    if dst.mask is None:
+        return Level(spline_coefficients(dst.image), None)
+    share = smooth(smooth(dst.mask, 1), 2) if min(image_size(dst.image)) > 8 else dst.mask
+    around = smooth(smooth(dst.image * dst.mask, 1), 2) / share.clamp_min(1e-3) if share is not dst.mask else dst.image
+    side = 2 * SUPPORT_PX + 1
+    mask = -max_pool2d(-dst.mask, side, stride=1, padding=SUPPORT_PX)
+    return Level(spline_coefficients(torch.where(dst.mask > 0.5, dst.image, around)), mask)

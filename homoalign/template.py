@@ -1,0 +1,148 @@
+"""The source as the solver sees it: chosen pixels, their intensities and how these change with the motion.
+
+Gradients and their motion under the eight parameters are those of the source alone (Baker and Matthews, "Lucas-Kanade
+20 years on", IJCV 2004), so they are computed once and serve every iteration. For the last iterations they are those of
+the source without its noise.
+
+B pairs, H W rows and columns, N points.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import max_pool2d, pad
+
+from homoalign import homography
+from homoalign.pyramid import Level
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """The chosen points of one level of src.
+
+    Attributes:
+        chosen: (B, N) int64, flat pixel indices.
+        u: (B, 2, N) float32, centred coordinates.
+        value: (B, N) float32, intensities as they were recorded.
+        jacobian: (B, 10, N) float32: d(gain * src + bias) / d parameters at gain = 1.
+        usable: (B, N) bool, False for points under a mask or on the border of src.
+        half_side: of src at this level, pixels a centred unit.
+        is_whole: whether the points are all pixels, row by row.
+    """
+
+    chosen: Tensor
+    u: Tensor
+    value: Tensor
+    jacobian: Tensor
+    usable: Tensor
+    half_side: float
+    is_whole: bool
+
+    def select(self, index: Tensor) -> Template:
+        """Return the pairs that `index` (int64) names."""
+        return replace(
+            self,
+            chosen=self.chosen[index],
+            u=self.u[index],
+            value=self.value[index],
+            jacobian=self.jacobian[index],
+            usable=self.usable[index],
+        )
+
+    def every(self, stride: int) -> Template:
+        """Return every `stride`-th point."""
+        return replace(
+            self,
+            chosen=self.chosen[:, ::stride].contiguous(),
+            u=self.u[..., ::stride].contiguous(),
+            value=self.value[:, ::stride].contiguous(),
+            jacobian=self.jacobian[..., ::stride].contiguous(),
+            usable=self.usable[:, ::stride].contiguous(),
+            is_whole=self.is_whole and stride == 1,
+        )
+
+    def with_jacobian_of(self, image: Tensor, index: Tensor) -> Template:
+        """Return this template with the Jacobian of another image of src for the pairs that `index` names.
+
+        Args:
+            image: (b, 1, H, W), for the b pairs of `index`.
+            index: (b,) int64.
+        """
+        padded = pad(image, (1, 1, 1, 1), mode="reflect")[:, 0]
+        across, down = padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2], padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]
+        slope = torch.stack([across, down], dim=1).mul_(0.5)
+        everyone = len(index) == len(self.u)
+        part = _jacobian(image, slope, self if everyone else self.select(index))
+        return replace(self, jacobian=part if everyone else self.jacobian.index_copy(0, index, part))
+
+
+def build_template(src: Level, max_points: int) -> Template:
+    """Choose the points of a level and compute their Jacobian.
+
+    Args:
+        src: source images of this level.
+        max_points: about how many points; all pixels where there are no more.
+    """
+    height, width = src.image.shape[-2:]
+    cell_side = side_of_cells(height, width, max_points)
+    chosen, usable = steepest_of_cells(src.slope, src.mask, cell_side=cell_side)
+    half_side = max(height, width) / 2
+    x = ((chosen % width).float() - (width - 1) / 2) / half_side
+    y = (torch.div(chosen, width, rounding_mode="floor").float() - (height - 1) / 2) / half_side
+    u = torch.stack([x, y], dim=1)
+    template = Template(chosen, u, x, x, usable, half_side, cell_side == 1)
+    jacobian = _jacobian(src.image, src.slope, template)
+    return replace(template, value=jacobian[:, 8], jacobian=jacobian)
+
+
+def _jacobian(image: Tensor, slope: Tensor, template: Template) -> Tensor:
+    """Return (B, 10, N) from images (B, 1, H, W) and their slopes (B, 2, H, W) per pixel."""
+    slope, value, u = slope.flatten(2), image.flatten(1), template.u
+    if not template.is_whole:
+        slope = slope.gather(2, template.chosen[:, None].expand(-1, 2, -1))  # (B, 2, N)
+        value = value.gather(1, template.chosen)
+    slope = template.half_side * slope
+    jacobian = torch.empty(len(u), 10, u.shape[-1], dtype=u.dtype, device=u.device)
+    for i, (along_x, along_y) in enumerate(homography.velocities(u[:, 0], u[:, 1])):
+        # Not straight into its row: strided passes round otherwise than those of one pair alone.
+        jacobian[:, i] = slope[:, 0] * along_x + slope[:, 1] * along_y
+    jacobian[:, 8] = value
+    jacobian[:, 9] = 1.0
+    return jacobian
+
+
+def side_of_cells(height: int, width: int, max_points: int) -> int:
+    """Smallest side of square cells such that at most about `max_points` of them cover the image."""
+    return max(1, math.ceil(math.sqrt(height * width / max_points) - 0.05))
+
+
+def steepest_of_cells(slope: Tensor, mask: Tensor | None, *, cell_side: int) -> tuple[Tensor, Tensor]:
+    """Pick the steepest usable pixel of every square cell.
+
+    Args:
+        slope: (B, 2, H, W).
+        mask: (B, 1, H, W) float32 or None.
+        cell_side: pixels; the ragged rows and columns at the far ends belong to no cell.
+
+    Returns:
+        chosen: (B, N) int64, flat pixel indices.
+        usable: (B, N) bool.
+    """
+    height, width = slope.shape[-2:]
+    batch, _, height, width = slope.shape
+    usable = torch.zeros(batch, 1, height, width, dtype=torch.bool, device=slope.device)
+    usable[..., 1:-1, 1:-1] = True
+    if mask is not None:
+        # A pixel's gradient reads its neighbours.
+        usable &= -max_pool2d(-mask, 3, stride=1, padding=1) > 0.5
+    if cell_side == 1:
+        everything = torch.arange(height * width, device=slope.device)
+        return everything.expand(batch, -1), usable.flatten(1)
+    steepness = torch.where(usable, slope.square().sum(1, keepdim=True), -1.0)
+    _, chosen = max_pool2d(steepness, cell_side, return_indices=True)
+    chosen = chosen.flatten(1)
+    return chosen, usable.flatten(1).gather(1, chosen)
