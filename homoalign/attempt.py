@@ -6,21 +6,28 @@ B pairs, H W rows and columns.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from homoalign import homography, metrics, verdict
 from homoalign.arguments import Pairs
-from homoalign.coarse_to_fine import Solved, Track, solve_gauss_newton, solve_tutorial
+from homoalign.coarse_to_fine import Solved, Track, solve_gauss_newton, solve_structure, solve_tutorial
 from homoalign.config import AlignConfig
 from homoalign.homography import image_size
+from homoalign.hypotheses import Hypotheses, agreement
 from homoalign.intensity import to_unit_range
 from homoalign.pyramid import Level
 from homoalign.residual import Alignment
 from homoalign.result import AlignResult
 from homoalign.status import Initialisation
 from homoalign.zoom import MatchedLevels, match_levels, zoom_octave
+
+SCORE_SIDE_PX = 256
+"""The structure of two answers is compared on levels of about this side."""
+
+Signal = Literal["intensity", "structure"]
 
 NEAR_SIDE_PX = 256
 """A start that was refined already is solved from the level whose side is nearest to this."""
@@ -59,7 +66,7 @@ class Batch:
 
 
 def attempt(
-    batch: Batch, dst_homo_src: Tensor, initialisation: list[Initialisation], *, is_near: bool
+    batch: Batch, dst_homo_src: Tensor, initialisation: list[Initialisation], *, is_near: bool, signal: Signal
 ) -> AlignResult:
     """Solve, measure and judge.
 
@@ -68,6 +75,7 @@ def attempt(
         dst_homo_src: (B, 3, 3) float64 start, full-size pixels.
         initialisation: where each start came from.
         is_near: whether the starts are good to about a pixel in 256, so that coarse levels have nothing to add.
+        signal: what is compared.
     """
     src_size = image_size(batch.src[0].image)
     octave = zoom_octave(dst_homo_src, src_size).cpu()
@@ -82,6 +90,7 @@ def attempt(
             [initialisation[i] for i in index.tolist()],
             zoom=zoom,
             is_near=is_near,
+            signal=signal,
         )
         parts.append(part)
         order.append(index)
@@ -90,7 +99,13 @@ def attempt(
 
 
 def _attempt_matched(
-    batch: Batch, dst_homo_src: Tensor, initialisation: list[Initialisation], *, zoom: int, is_near: bool
+    batch: Batch,
+    dst_homo_src: Tensor,
+    initialisation: list[Initialisation],
+    *,
+    zoom: int,
+    is_near: bool,
+    signal: Signal,
 ) -> AlignResult:
     """Attempt pairs of one zoom, on levels of like pitch."""
     matched = match_levels(batch.src, batch.dst, zoom=zoom, side_px=None)
@@ -108,12 +123,35 @@ def _attempt_matched(
         trace=batch.trace,
         first_level=min(near, count - 1) if is_near else None,
     )
-    solved = solve_tutorial(track) if batch.config.solver == "adam" else solve_gauss_newton(track)
-    return _measure(batch, track, solved, matched, initialisation)
+    if batch.config.solver == "adam":
+        solved = solve_tutorial(track)
+    else:
+        solved = solve_structure(track) if signal == "structure" else solve_gauss_newton(track)
+    return _measure(batch, track, solved, matched, initialisation, signal)
+
+
+def structure_score(batch: Batch, dst_homo_src: Tensor) -> Tensor:
+    """Return (B,) float64, how well the structure of both images agrees: the yardstick for unlike attempts at a pair.
+
+    Args:
+        batch: the pairs.
+        dst_homo_src: (B, 3, 3) float64, full-size pixels; NaN scores -1.
+    """
+    found = Hypotheses(
+        pair=torch.arange(len(dst_homo_src), device=dst_homo_src.device),
+        dst_homo_src=dst_homo_src,
+        score=torch.zeros_like(dst_homo_src[:, 0, 0]),
+    )
+    return agreement(batch.src, batch.dst, found, side_px=SCORE_SIDE_PX, config=batch.config)
 
 
 def _measure(
-    batch: Batch, track: Track, solved: Solved, matched: MatchedLevels, initialisation: list[Initialisation]
+    batch: Batch,
+    track: Track,
+    solved: Solved,
+    matched: MatchedLevels,
+    initialisation: list[Initialisation],
+    signal: Signal,
 ) -> AlignResult:
     """Measure what the solver found, and judge it."""
     config = track.config
@@ -125,7 +163,7 @@ def _measure(
     src_full, dst_full = batch.src[0], batch.dst[0]
     src_size, dst_size = image_size(src_full.image), image_size(dst_full.image)
     scale = solved.scale
-    if config.solver == "adam":  # which estimates none
+    if bool(scale.isnan().any()):  # not every solver estimates one
         scale = metrics.residual_scale(src_full, dst_full, matrix)
     fit = metrics.measure_fit(
         src_full,
@@ -145,6 +183,7 @@ def _measure(
         overlap=fit.overlap.cpu(),
         src_overlap=metrics.share_of_src_seen(src, dst, level_matrix).cpu(),
         is_finite=finite.cpu(),
+        structure=None if signal == "intensity" else structure_score(batch, matrix).cpu(),
     )
     confidence = verdict.confidence(evidence)
     status, detail = verdict.judge(evidence, confidence, solved.stop_reason, config)

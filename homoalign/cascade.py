@@ -12,16 +12,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from homoalign import hypotheses
-from homoalign.attempt import Batch, attempt
+from homoalign.attempt import Batch, Signal, attempt, structure_score
 from homoalign.features import match_features
-from homoalign.hypotheses import Hypotheses
+from homoalign.hypotheses import Hypotheses, refine
 from homoalign.result import AlignResult
 from homoalign.search import search_similarities
 from homoalign.status import Initialisation, Status
 
-AGREEMENT_SIDE_PX = 256
-"""Answers from unlike starts are compared on levels of about this side."""
+SIGNALS: tuple[Signal, ...] = ("intensity", "structure")
 
 SEARCHED = 200
 """Hypotheses a pair that the search hands on."""
@@ -35,8 +33,8 @@ def run_cascade(batch: Batch, start: Tensor, initialisation: list[Initialisation
         start: (B, 3, 3) float64 priors and identities, full-size pixels.
         initialisation: which of the two each is.
     """
-    result = attempt(batch, start, initialisation, is_near=False)
     config = batch.config
+    result = attempt(batch, start, initialisation, is_near=False, signal="intensity")
     if config.solver == "adam":  # the tutorial knows no other start
         return result
     steps: list[tuple[bool, Initialisation, Callable[[Batch], Hypotheses]]] = [
@@ -44,26 +42,36 @@ def run_cascade(batch: Batch, start: Tensor, initialisation: list[Initialisation
         (config.use_features, Initialisation.FEATURES, _match),
     ]
     for is_wanted, name, propose in steps:
-        doubtful = torch.tensor([i for i, status in enumerate(result.status) if status != Status.OK], dtype=torch.int64)
+        doubtful = _doubtful(result)
         if is_wanted and len(doubtful) > 0:
             result = result.put(doubtful, _escalate(batch.select(doubtful), result.select(doubtful), name, propose))
     return result
 
 
+def _doubtful(result: AlignResult) -> Tensor:
+    return torch.tensor([i for i, status in enumerate(result.status) if status != Status.OK], dtype=torch.int64)
+
+
 def _escalate(
     batch: Batch, result: AlignResult, name: Initialisation, propose: Callable[[Batch], Hypotheses]
 ) -> AlignResult:
-    """Try other starts, and keep for each pair whichever answer lies better."""
-    proposed = propose(batch)
-    if len(proposed.pair) == 0:
+    """Try other starts, first on intensities, which are more precise, then on structure, which asks for less."""
+    refined = propose(batch)
+    if len(refined.pair) == 0:
         return result
-    refined = hypotheses.refine(batch.src, batch.dst, proposed, batch.config)
     members, first = _first_of_each(refined.pair)
-    members = members.cpu()
-    batch, before = batch.select(members), result.select(members)
-    after = attempt(batch, refined.dst_homo_src[first], [name] * len(members), is_near=True)
-    better = torch.nonzero(_agreement(batch, after) > _agreement(batch, before))[:, 0].cpu()
-    return result.put(members[better], after.select(better))
+    start, members = refined.dst_homo_src[first], members.cpu()
+    for signal in SIGNALS:
+        doubtful = torch.tensor([k for k, i in enumerate(members.tolist()) if result.status[i] != Status.OK])
+        if len(doubtful) == 0:
+            break
+        index = members[doubtful]
+        part, before = batch.select(index), result.select(index)
+        names = [name] * len(index)
+        after = attempt(part, start[doubtful.to(start.device)], names, is_near=True, signal=signal)
+        better = torch.nonzero(_score(part, after) > _score(part, before))[:, 0].cpu()
+        result = result.put(index[better], after.select(better))
+    return result
 
 
 def _first_of_each(pair: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,31 +80,25 @@ def _first_of_each(pair: Tensor) -> tuple[Tensor, Tensor]:
     return members, count.cumsum(0) - count
 
 
-def _agreement(batch: Batch, result: AlignResult) -> Tensor:
-    """Return (B,) how well the structure of both images agrees under each result."""
-    matrix = result.dst_homo_src.to(batch.src[0].image.device)
-    pair = torch.arange(len(matrix), device=matrix.device)
-    found = Hypotheses(pair, matrix, torch.zeros_like(matrix[:, 0, 0]))
-    return hypotheses.agreement(batch.src, batch.dst, found, side_px=AGREEMENT_SIDE_PX, config=batch.config)
+def _score(batch: Batch, result: AlignResult) -> Tensor:
+    return structure_score(batch, result.dst_homo_src.to(batch.src[0].image.device))
 
 
 def _search(batch: Batch) -> Hypotheses:
-    """Return the search's best, `SEARCHED` a pair."""
+    """Search every pair, and refine what is found."""
     found, scores = [], []
     for i in range(len(batch.src[0].image)):
-        index = torch.tensor([i])
-        one = batch.select(index)
+        one = batch.select(torch.tensor([i]))
         matrix, score = search_similarities(one.src, one.dst, batch.config, keep=SEARCHED)
         found.append(matrix[0])
         scores.append(score[0])
-    pair = torch.arange(len(found), device=found[0].device).repeat_interleave(
-        torch.tensor([len(matrix) for matrix in found], device=found[0].device)
-    )
-    return Hypotheses(pair, torch.cat(found), torch.cat(scores))
+    count = torch.tensor([len(matrix) for matrix in found], device=found[0].device)
+    pair = torch.arange(len(found), device=found[0].device).repeat_interleave(count)
+    return refine(batch.src, batch.dst, Hypotheses(pair, torch.cat(found), torch.cat(scores)), batch.config)
 
 
 def _match(batch: Batch) -> Hypotheses:
-    """Return what matched features say, for the pairs where they say anything."""
+    """Match features, for the pairs where any do; coarse levels have nothing to add to what they say."""
     matrix = match_features(batch.src, batch.dst)
     pair = torch.nonzero(matrix.isfinite().flatten(1).all(-1))[:, 0]
     return Hypotheses(pair, matrix[pair], torch.ones(len(pair), dtype=torch.float64, device=matrix.device))

@@ -22,12 +22,19 @@ from homoalign.residual import Alignment, build_problem
 from homoalign.result import LevelTrace
 from homoalign.solver import REASONS, Slack, measure_precision, solve
 from homoalign.status import StopReason
+from homoalign.structure_problem import LevelRefiner, standing_still
 
 SMALLEST_PROBLEM = 20
 """Twice the unknowns: with fewer residuals a robust fit says nothing."""
 
 SIMILARITY, HOMOGRAPHY = 4, 8
 """Parameters of motion, the first of `homography.SL3_BASIS`."""
+
+STRUCTURE_RUNS = 3
+"""Times a level's structure is described anew."""
+
+STRUCTURE_TOL_PX = 0.25
+"""Structure is solved when the last run moves no corner further than this."""
 
 
 REFINED_SLACK = Slack(step_px=1.0, cost=0.01)
@@ -164,6 +171,35 @@ def solve_gauss_newton(track: Track) -> Solved:
     stop = [REASONS[reason] for reason in solution.stop.tolist()]
     scale, covariance = measure_precision(problem, state, config.loss_width)
     return Solved(state, stop, total, scale, covariance, levels)
+
+
+def solve_structure(track: Track) -> Solved:
+    """Solve level by level on the images' structure; for starts that are near, as `Track.first_level` says."""
+    config, matrix = track.config, track.start.dst_homo_src
+    pair = torch.arange(len(matrix), device=matrix.device)
+    total = torch.zeros(len(matrix), dtype=torch.int32, device=matrix.device)
+    levels: list[list[LevelTrace]] = [[] for _ in range(len(matrix))]
+    first = len(track.src) - 1 if track.first_level is None else track.first_level
+    for level in range(first, -1, -1):
+        refiner = LevelRefiner(track.src[level], track.dst[level], pair, config.points_per_level, config)
+        found, taken = homography.rescale(matrix, level), torch.zeros_like(total)
+        for _ in range(STRUCTURE_RUNS):
+            before, (found, steps) = found, refiner.refine(found, HOMOGRAPHY)
+            taken += steps
+        matrix, total = homography.rescale(found, -level), total + taken
+        if track.trace:
+            truth = None if track.gt is None else homography.rescale(track.gt, level)
+            _append_trace(levels, level, track.src[level], track.dst[level], found, truth, taken)
+    size = image_size(track.src[0].image)
+    moved = homography.corner_errors(found, before, *size).amax(-1)
+    problem, still = refiner.build_problem(found), standing_still(found)
+    _, covariance = measure_precision(problem, still, config.loss_width)
+    stop = [StopReason.CONVERGED if px <= STRUCTURE_TOL_PX else StopReason.MAX_ITERATIONS for px in moved.tolist()]
+    intensities = build_problem(
+        track.src[0], track.dst[0], level=0, max_points=config.points_per_level, fit_photometric=False
+    )
+    alignment = Alignment(matrix, *intensities.matched_moments(matrix))
+    return Solved(alignment, stop, total, torch.full_like(alignment.gain, math.nan), covariance, levels)
 
 
 def solve_tutorial(track: Track) -> Solved:

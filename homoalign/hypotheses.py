@@ -106,7 +106,7 @@ def refine(
             part = matched.from_full(found.dst_homo_src[chosen])
             level = LevelRefiner(src[matched.src_level], dst[matched.dst_level], found.pair[chosen], stage.max_points, config)
             for motion in stage.motion:
-                part = level.refine(part, motion)
+                part, _ = level.refine(part, motion)
             refined[chosen], score[chosen] = matched.to_full(part), level.score(part, stage.side_px)
         found = Hypotheses(found.pair, refined, score).best_first()
     return found

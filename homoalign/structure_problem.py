@@ -147,8 +147,13 @@ class LevelRefiner:
             free=(torch.arange(8, device=dst_homo_src.device) < motion_parameters).double(),
         )
 
-    def refine(self, dst_homo_src: Tensor, motion_parameters: int) -> Tensor:
-        """Return (K, 3, 3), pixels of the levels, after one run of the solver; those that it spoils as they were."""
+    def refine(self, dst_homo_src: Tensor, motion_parameters: int) -> tuple[Tensor, Tensor]:
+        """Run the solver once.
+
+        Returns:
+            dst_homo_src: (K, 3, 3), pixels of the levels; those that the solver spoils as they were.
+            num_iterations: (K,) int32.
+        """
         start = standing_still(dst_homo_src)
         solution = solve(
             self.build_problem(dst_homo_src, motion_parameters),
@@ -159,7 +164,8 @@ class LevelRefiner:
             min_seen=LEAST_SEEN * self._template.jacobian.shape[-1] * start.gain,
         )
         moved = homography.normalise(dst_homo_src @ solution.state.dst_homo_src)
-        return torch.where(_is_plausible(moved, self._size)[:, None, None], moved, dst_homo_src)
+        kept = torch.where(_is_plausible(moved, self._size)[:, None, None], moved, dst_homo_src)
+        return kept, solution.num_iterations
 
     def score(self, dst_homo_src: Tensor, side_px: int) -> Tensor:
         """Return (K,) float64: see `Hypotheses.score`; the overlap is counted in squares of this side."""

@@ -18,6 +18,8 @@ from homoalign.status import Status, StopReason
 
 CORRELATION_AT_EVEN_ODDS = 0.45
 CORRELATION_SLOPE = 25.0
+STRUCTURE_AT_EVEN_ODDS = 0.25
+STRUCTURE_SLOPE = 30.0
 LOCAL_LEVEL_SIDE_PX = 160
 """The local correlation is measured on the level whose shorter side is nearest below this: noise averages out there,
 and 5 px at 480 are still more than one."""
@@ -33,6 +35,7 @@ class Evidence:
         overlap: share of dst that is covered.
         src_overlap: share of src that lands on dst.
         is_finite: (B,) bool, whether there is a matrix at all.
+        structure: `attempt.structure_score` of pairs that were solved on structure; None where on intensities.
     """
 
     local_correlation: Tensor
@@ -40,6 +43,7 @@ class Evidence:
     overlap: Tensor
     src_overlap: Tensor
     is_finite: Tensor
+    structure: Tensor | None = None
 
 
 def evidence_level(sizes: list[tuple[int, int]], count: int) -> int:
@@ -58,6 +62,8 @@ def confidence(evidence: Evidence) -> Tensor:
     overlap = torch.fmax(evidence.overlap, evidence.src_overlap).nan_to_num(0.0)
     even = CORRELATION_AT_EVEN_ODDS + 0.2 * (0.5 - overlap).clamp(0, 0.5)
     odds = CORRELATION_SLOPE * (correlation - even)
+    if evidence.structure is not None:
+        odds = torch.maximum(odds, STRUCTURE_SLOPE * (evidence.structure.double() - STRUCTURE_AT_EVEN_ODDS))
     return torch.where(evidence.is_finite, torch.sigmoid(odds), 0.0)
 
 
