@@ -5,6 +5,7 @@ B pairs, H W rows and columns.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,7 +30,7 @@ SCORE_SIDE_PX = 256
 
 Signal = Literal["intensity", "structure"]
 
-NEAR_SIDE_PX = 256
+NEAR_SIDE_PX = 64
 """A start that was refined already is solved from the level whose side is nearest to this."""
 
 
@@ -66,7 +67,7 @@ class Batch:
 
 
 def attempt(
-    batch: Batch, dst_homo_src: Tensor, initialisation: list[Initialisation], *, is_near: bool, signal: Signal
+    batch: Batch, dst_homo_src: Tensor, initialisation: Sequence[Initialisation], *, is_near: bool, signal: Signal
 ) -> AlignResult:
     """Solve, measure and judge.
 
@@ -74,7 +75,7 @@ def attempt(
         batch: the pairs.
         dst_homo_src: (B, 3, 3) float64 start, full-size pixels.
         initialisation: where each start came from.
-        is_near: whether the starts are good to about a pixel in 256, so that coarse levels have nothing to add.
+        is_near: whether the starts were refined, so that the coarsest levels have nothing to add.
         signal: what is compared.
     """
     src_size = image_size(batch.src[0].image)
@@ -82,7 +83,7 @@ def attempt(
     if batch.config.solver == "adam":  # it solves the images as they are
         octave = torch.zeros_like(octave)
     parts, order = [], []
-    for zoom in octave.unique().tolist():
+    for zoom in sorted(set(octave.tolist())):
         index = torch.nonzero(octave == zoom)[:, 0]
         part = _attempt_matched(
             batch.select(index),
@@ -101,7 +102,7 @@ def attempt(
 def _attempt_matched(
     batch: Batch,
     dst_homo_src: Tensor,
-    initialisation: list[Initialisation],
+    initialisation: Sequence[Initialisation],
     *,
     zoom: int,
     is_near: bool,
@@ -127,7 +128,7 @@ def _attempt_matched(
         solved = solve_tutorial(track)
     else:
         solved = solve_structure(track) if signal == "structure" else solve_gauss_newton(track)
-    return _measure(batch, track, solved, matched, initialisation, signal)
+    return _measure(batch, track, solved, matched, initialisation)
 
 
 def structure_score(batch: Batch, dst_homo_src: Tensor) -> Tensor:
@@ -150,8 +151,7 @@ def _measure(
     track: Track,
     solved: Solved,
     matched: MatchedLevels,
-    initialisation: list[Initialisation],
-    signal: Signal,
+    initialisation: Sequence[Initialisation],
 ) -> AlignResult:
     """Measure what the solver found, and judge it."""
     config = track.config
@@ -183,9 +183,14 @@ def _measure(
         overlap=fit.overlap.cpu(),
         src_overlap=metrics.share_of_src_seen(src, dst, level_matrix).cpu(),
         is_finite=finite.cpu(),
-        structure=None if signal == "intensity" else structure_score(batch, matrix).cpu(),
+        structure=torch.full((len(matrix),), torch.nan, dtype=torch.float64),
     )
     confidence = verdict.confidence(evidence)
+    doubtful = torch.nonzero(confidence < config.confidence_threshold)[:, 0]
+    if len(doubtful) > 0 and config.solver != "adam":
+        score = structure_score(batch.select(doubtful), matrix[doubtful.to(matrix.device)]).cpu()
+        evidence = evidence.with_structure(doubtful, score)
+        confidence = verdict.confidence(evidence)
     status, detail = verdict.judge(evidence, confidence, solved.stop_reason, config)
     covariance = metrics.corner_covariance(solved.covariance, matrix, *src_size)
     nan = torch.full_like(fit.zncc, torch.nan)
@@ -209,7 +214,7 @@ def _measure(
         forward_backward_px=nan.cpu(),
         gain=torch.where(finite, solved.alignment.gain, torch.nan).cpu(),
         bias=torch.where(finite, solved.alignment.bias, torch.nan).cpu(),
-        initialisation=initialisation,
+        initialisation=list(initialisation),
         stop_reason=solved.stop_reason,
         num_iterations=solved.num_iterations.cpu(),
         levels=solved.levels,

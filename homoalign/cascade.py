@@ -21,6 +21,9 @@ from homoalign.status import Initialisation, Status
 
 SIGNALS: tuple[Signal, ...] = ("intensity", "structure")
 
+LEAST_GAIN: dict[Signal, float] = {"intensity": 0.02, "structure": 0.04}
+"""An answer replaces the one before where its structure agrees better by more than noise makes it do."""
+
 SEARCHED = 200
 """Hypotheses a pair that the search hands on."""
 
@@ -69,14 +72,15 @@ def _escalate(
         part, before = batch.select(index), result.select(index)
         names = [name] * len(index)
         after = attempt(part, start[doubtful.to(start.device)], names, is_near=True, signal=signal)
-        better = torch.nonzero(_score(part, after) > _score(part, before))[:, 0].cpu()
+        gain = _score(part, after) - _score(part, before)
+        better = torch.nonzero(gain > LEAST_GAIN[signal])[:, 0].cpu()
         result = result.put(index[better], after.select(better))
     return result
 
 
 def _first_of_each(pair: Tensor) -> tuple[Tensor, Tensor]:
     """Return the pairs of (K,) sorted `pair`, and where each appears first."""
-    members, count = pair.unique_consecutive(return_counts=True)
+    members, count = torch.unique_consecutive(pair, return_counts=True)
     return members, count.cumsum(0) - count
 
 

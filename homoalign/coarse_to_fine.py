@@ -11,34 +11,44 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from homoalign import homography, metrics, tutorial
+from homoalign import homography, metrics, tutorial, verdict
 from homoalign.arguments import Pairs
 from homoalign.config import AlignConfig
 from homoalign.homography import image_size
 from homoalign.intensity import to_unit_range
+from homoalign.photometry import Light, apply_light, fit_light, normalise_locally, to_plain
 from homoalign.pyramid import Level
-from homoalign.refinement import refine_problem, refine_template
-from homoalign.residual import Alignment, build_problem
+from homoalign.refinement import refine_template, refine_template_at, spline_level
+from homoalign.residual import Alignment, DirectProblem, build_problem
 from homoalign.result import LevelTrace
-from homoalign.solver import REASONS, Slack, measure_precision, solve
+from homoalign.solver import REASONS, Slack, Solution, measure_precision, robust_scale, solve
 from homoalign.status import StopReason
 from homoalign.structure_problem import LevelRefiner, standing_still
 
 SMALLEST_PROBLEM = 20
 """Twice the unknowns: with fewer residuals a robust fit says nothing."""
 
+DOUBTFUL_CORRELATION = 0.7
+"""Pairs whose local correlation is below this before the full size get a second look."""
+
+LEAST_NORMALISED_SIDE_PX = 24
+"""Smaller levels have hardly any neighbourhoods to be normalised by."""
+
+CLEARLY_BETTER = 0.02
+"""By so much the second look must correlate better."""
+
 SIMILARITY, HOMOGRAPHY = 4, 8
 """Parameters of motion, the first of `homography.SL3_BASIS`."""
+
+
+REFINED_SLACK = Slack(step_px=1.0, cost=0.01)
+"""What remains is a fraction of a pixel, and of flat, noisy pairs the cost does not tell where it ends."""
 
 STRUCTURE_RUNS = 3
 """Times a level's structure is described anew."""
 
 STRUCTURE_TOL_PX = 0.25
 """Structure is solved when the last run moves no corner further than this."""
-
-
-REFINED_SLACK = Slack(step_px=1.0, cost=0.01)
-"""What remains is a fraction of a pixel, and of flat, noisy pairs the cost does not tell where it ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +74,31 @@ class Track:
     config: AlignConfig
     trace: bool
     first_level: int | None = None
+
+    @property
+    def coarsest(self) -> int:
+        """The level where the solver begins."""
+        return len(self.src) - 1 if self.first_level is None else self.first_level
+
+    def select(self, index: Tensor) -> Track:
+        """Return the pairs that `index` (int64) names."""
+        return replace(
+            self,
+            src=[level.select(index) for level in self.src],
+            dst=[level.select(index) for level in self.dst],
+            pairs=self.pairs.select(index.cpu()),
+            start=self.start.select(index),
+            gt=None if self.gt is None else self.gt[index],
+        )
+
+    def shallow(self, min_side_px: int) -> Track:
+        """Return the same without the levels whose shorter side is below this, but with two levels at least."""
+        sides = [
+            min(*image_size(src.image), *image_size(dst.image)) for src, dst in zip(self.src, self.dst, strict=True)
+        ]
+        count = max(2, sum(side >= min_side_px for side in sides))
+        first = None if self.first_level is None else min(self.first_level, count - 1)
+        return replace(self, src=self.src[:count], dst=self.dst[:count], first_level=first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,51 +161,131 @@ def plan_runs(level: int, num_points: int, track: Track) -> list[Run]:
     return runs
 
 
+@dataclass(frozen=True, slots=True)
+class Descent:
+    """Where pairs are after some levels: their states, iterations (B,) int32, and traces of the levels so far."""
+
+    state: Alignment
+    num_iterations: Tensor
+    levels: list[list[LevelTrace]]
+
+    def put(self, index: Tensor, part: Descent) -> Descent:
+        """Return this with the pairs that `index` (int64) names replaced by `part`."""
+        levels = list(self.levels)
+        for i, pair in zip(index.tolist(), part.levels, strict=True):
+            levels[i] = pair
+        return Descent(
+            self.state.put(index, part.state),
+            self.num_iterations.index_copy(0, index, part.num_iterations),
+            levels,
+        )
+
+
 def solve_gauss_newton(track: Track) -> Solved:
     """Solve level by level on gray intensities, coarse to fine."""
-    config, state = track.config, track.start
-    first = len(track.src) - 1 if track.first_level is None else track.first_level
+    descent = _descend(track, track.start, normalised=False)
+    if track.config.photometric == "auto" and len(track.src) > 1:
+        descent = _look_again(track, descent)
+    return _finish(track, descent)
+
+
+def _descend(track: Track, start: Alignment, *, normalised: bool) -> Descent:
+    """Solve every level but the full size, on intensities or on locally normalised ones."""
+    config, state, first = track.config, start, track.coarsest
     total = torch.zeros(len(state.gain), dtype=torch.int32, device=state.gain.device)
     levels: list[list[LevelTrace]] = [[] for _ in range(len(total))]
-    for level in range(first, -1, -1):
-        problem = build_problem(
-            track.src[level],
-            track.dst[level],
-            level=level,
-            max_points=config.points_per_level if level else config.final_points,
-            fit_photometric=config.photometric == "gain_bias",
-        )
-        if level == 0:
-            problem = replace(problem, template=refine_template(problem.template, track.src[0]))
-        if level == first and config.photometric == "gain_bias":
+    for level in range(first, 0, -1):
+        src, dst = track.src[level], track.dst[level]
+        if normalised:
+            src, dst = normalise_locally(src), normalise_locally(dst)
+        fit = config.photometric != "none"
+        problem = build_problem(src, dst, level=level, max_points=config.points_per_level, fit_photometric=fit)
+        if level == first and fit:
             state = Alignment(state.dst_homo_src, *problem.matched_moments(state.dst_homo_src))
         taken = torch.zeros_like(total)
         for run in plan_runs(level, problem.template.u.shape[-1], track):
-            if run.is_refined:
-                problem = refine_problem(
-                    problem, track.src[level], track.dst[level], state, loss_width=config.loss_width
-                )
-            part = problem.restrict(run.stride, run.motion_parameters)
-            solution = solve(
-                part,
-                state,
-                max_iterations=config.max_iterations,
-                step_tol_px=run.step_tol_px,
-                loss_width=config.loss_width,
-                # A tenth of what `min_overlap` asks for in the end: on the way a pair may see less.
-                slack=REFINED_SLACK if run.is_refined else Slack(),
-                min_seen=(0.1 * config.min_overlap * part.template.usable.sum(-1)).clamp_min(SMALLEST_PROBLEM),
-            )
+            solution = _solve_run(problem, state, run, config)
             state = solution.state
             taken += solution.num_iterations
         total += taken
-        if track.trace:
-            truth = None if track.gt is None else homography.rescale(track.gt, level)
-            matrix = homography.rescale(state.dst_homo_src, level)
-            _append_trace(levels, level, track.src[level], track.dst[level], matrix, truth, taken)
+        _append_trace(levels, track, level, state, taken)
+    return Descent(state, total, levels)
+
+
+def _look_again(track: Track, descent: Descent) -> Descent:
+    """Give the pairs that do not fit yet a second descent, on locally normalised images; keep what fits better.
+
+    Where the light falls unlike in the two images, intensities lead astray; where it does not, they reach further.
+    """
+    level = max(
+        1, verdict.evidence_level([image_size(track.src[0].image), image_size(track.dst[0].image)], len(track.src))
+    )
+
+    def correlation(some: Track, state: Alignment) -> Tensor:
+        matrix = homography.rescale(state.dst_homo_src, level)
+        return metrics.local_correlation(some.src[level], some.dst[level], matrix)[0].nan_to_num(-1.0)
+
+    first = correlation(track, descent.state)
+    doubtful = torch.nonzero(first < DOUBTFUL_CORRELATION)[:, 0]
+    if len(doubtful) == 0:
+        return descent
+    some = track.select(doubtful).shallow(LEAST_NORMALISED_SIDE_PX)
+    again = _descend(some, some.start, normalised=True)
+    better = torch.nonzero(correlation(some, again.state) > first[doubtful] + CLEARLY_BETTER)[:, 0]
+    chosen = Descent(
+        again.state.select(better), again.num_iterations[better], [again.levels[i] for i in better.tolist()]
+    )
+    return descent.put(doubtful[better], chosen)
+
+
+def _finish(track: Track, descent: Descent) -> Solved:
+    """Solve the full size: dst's light is fitted where it takes more than a gain and a bias, noise is taken away."""
+    config, state = track.config, descent.state
+    src, dst = track.src[0], track.dst[0]
+    fit = config.photometric != "none"
+    raw = build_problem(src, dst, level=0, max_points=config.final_points, fit_photometric=fit)
+    if track.coarsest == 0 and fit:
+        state = Alignment(state.dst_homo_src, *raw.matched_moments(state.dst_homo_src))
+    taken = torch.zeros_like(descent.num_iterations)
+    light: Light | None = None
+    template = refine_template(raw.template, src)
+    for run in plan_runs(0, raw.template.u.shape[-1], track):
+        if light is not None:
+            state = to_plain(light, raw, state)
+        if run.is_refined:
+            raw = replace(raw, dst=spline_level(dst), interpolation="spline")
+        if config.photometric == "auto":
+            light, state = fit_light(replace(raw, template=template), state, loss_width=config.loss_width)
+        problem = replace(raw, template=template if light is None else apply_light(template, light))
+        if run.is_refined:
+            template = refine_template_at(raw.template, problem, src, dst, state, loss_width=config.loss_width)
+            problem = replace(problem, template=template if light is None else apply_light(template, light))
+        solution = _solve_run(problem, state, run, config)
+        state = solution.state
+        taken += solution.num_iterations
     stop = [REASONS[reason] for reason in solution.stop.tolist()]
     scale, covariance = measure_precision(problem, state, config.loss_width)
-    return Solved(state, stop, total, scale, covariance, levels)
+    if light is not None:
+        state = to_plain(light, raw, state)
+        residual, seen = raw.evaluate(state)
+        scale = torch.where(light.is_rich, robust_scale(residual, seen, raw.scale_floor), scale)
+    levels = descent.levels
+    _append_trace(levels, track, 0, state, taken)
+    return Solved(state, stop, descent.num_iterations + taken, scale, covariance, levels)
+
+
+def _solve_run(problem: DirectProblem, state: Alignment, run: Run, config: AlignConfig) -> Solution[Alignment]:
+    part = problem.restrict(run.stride, run.motion_parameters)
+    return solve(
+        part,
+        state,
+        max_iterations=config.max_iterations,
+        step_tol_px=run.step_tol_px,
+        loss_width=config.loss_width,
+        # A tenth of what `min_overlap` asks for in the end: on the way a pair may see less.
+        min_seen=(0.1 * config.min_overlap * part.template.usable.sum(-1)).clamp_min(SMALLEST_PROBLEM),
+        slack=REFINED_SLACK if run.is_refined else Slack(),
+    )
 
 
 def solve_structure(track: Track) -> Solved:
@@ -179,21 +294,18 @@ def solve_structure(track: Track) -> Solved:
     pair = torch.arange(len(matrix), device=matrix.device)
     total = torch.zeros(len(matrix), dtype=torch.int32, device=matrix.device)
     levels: list[list[LevelTrace]] = [[] for _ in range(len(matrix))]
-    first = len(track.src) - 1 if track.first_level is None else track.first_level
-    for level in range(first, -1, -1):
+    still = standing_still(matrix)
+    for level in range(track.coarsest, -1, -1):
         refiner = LevelRefiner(track.src[level], track.dst[level], pair, config.points_per_level, config)
         found, taken = homography.rescale(matrix, level), torch.zeros_like(total)
         for _ in range(STRUCTURE_RUNS):
             before, (found, steps) = found, refiner.refine(found, HOMOGRAPHY)
             taken += steps
         matrix, total = homography.rescale(found, -level), total + taken
-        if track.trace:
-            truth = None if track.gt is None else homography.rescale(track.gt, level)
-            _append_trace(levels, level, track.src[level], track.dst[level], found, truth, taken)
+        _append_trace(levels, track, level, Alignment(matrix, still.gain, still.bias), taken)
     size = image_size(track.src[0].image)
     moved = homography.corner_errors(found, before, *size).amax(-1)
-    problem, still = refiner.build_problem(found), standing_still(found)
-    _, covariance = measure_precision(problem, still, config.loss_width)
+    _, covariance = measure_precision(refiner.build_problem(found), still, config.loss_width)
     stop = [StopReason.CONVERGED if px <= STRUCTURE_TOL_PX else StopReason.MAX_ITERATIONS for px in moved.tolist()]
     intensities = build_problem(
         track.src[0], track.dst[0], level=0, max_points=config.points_per_level, fit_photometric=False
@@ -227,7 +339,7 @@ def solve_tutorial(track: Track) -> Solved:
             matrix = done.level_homo_full_dst @ dst_homo_src @ full_src
             truth = None if track.gt is None else done.level_homo_full_dst @ track.gt @ full_src
             taken = torch.full_like(total, done.num_iterations)
-            _append_trace(levels, done.level, Level(done.src, None), Level(done.dst, None), matrix, truth, taken)
+            _append_level(levels, done.level, Level(done.src, None), Level(done.dst, None), matrix, truth, taken)
     nan = torch.full((batch,), math.nan, dtype=torch.float64, device=src.device)
     return Solved(
         alignment=Alignment(dst_homo_src, torch.ones_like(nan), torch.zeros_like(nan)),
@@ -240,6 +352,17 @@ def solve_tutorial(track: Track) -> Solved:
 
 
 def _append_trace(
+    levels: list[list[LevelTrace]], track: Track, level: int, state: Alignment, num_iterations: Tensor
+) -> None:
+    """Add a finished level to every pair's trace, where traces are wanted."""
+    if not track.trace:
+        return
+    truth = None if track.gt is None else homography.rescale(track.gt, level)
+    matrix = homography.rescale(state.dst_homo_src, level)
+    _append_level(levels, level, track.src[level], track.dst[level], matrix, truth, num_iterations)
+
+
+def _append_level(
     levels: list[list[LevelTrace]],
     level: int,
     src: Level,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Solver = Literal["gauss_newton", "adam"]
-Photometric = Literal["gain_bias", "none"]
+Photometric = Literal["auto", "gain_bias", "none"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,8 +19,8 @@ class AlignConfig:
     solver: Solver = "gauss_newton"
     """`gauss_newton`: this project's solver; `adam`: kornia's tutorial, with its published settings."""
 
-    photometric: Photometric = "gain_bias"
-    """Photometric model the solver fits beside the homography; `none` compares intensities as they are."""
+    photometric: Photometric = "auto"
+    """Light the solver fits: a tone curve and slow fields where they explain more (`auto`), `gain_bias`, or `none`."""
 
     min_level_side_px: int = 8
     """The pyramid ends before the shorter side of either image would fall below this."""

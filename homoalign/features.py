@@ -79,9 +79,7 @@ def _match_pair(src: Any, dst: Any) -> npt.NDArray[np.float64] | None:
         return None
     xy_src = np.array([points_src[match.queryIdx].pt for match in matches])
     xy_dst = np.array([points_dst[match.trainIdx].pt for match in matches])
-    matrix, _ = cv2.findHomography(
-        xy_src, xy_dst, cv2.USAC_MAGSAC, INLIER_PX, maxIters=MAX_SAMPLES, confidence=0.9999
-    )
+    matrix, _ = cv2.findHomography(xy_src, xy_dst, cv2.USAC_MAGSAC, INLIER_PX, maxIters=MAX_SAMPLES, confidence=0.9999)
     if matrix is None or not np.isfinite(matrix).all() or matrix[2, 2] == 0:
         return None
     return np.asarray(matrix, dtype=np.float64)

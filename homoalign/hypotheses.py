@@ -43,7 +43,7 @@ class Stage:
 
 
 STAGES = (
-    Stage(64, 24, 4096, (SIMILARITY, AFFINE, HOMOGRAPHY)),
+    Stage(64, 24, 4096, (SIMILARITY, AFFINE, HOMOGRAPHY, HOMOGRAPHY, HOMOGRAPHY)),
     Stage(128, 6, 8192, (HOMOGRAPHY, HOMOGRAPHY)),
     Stage(256, 2, 16384, (HOMOGRAPHY, HOMOGRAPHY)),
 )
@@ -100,11 +100,12 @@ def refine(
         found = keep_distinct(found, src_size, tolerance_px=SAME_CORNERS * sides[1], keep=stage.keep)
         octave = zoom_octave(found.dst_homo_src, src_size)
         refined, score = found.dst_homo_src.clone(), found.score.clone()
-        for zoom in octave.unique().tolist():
+        for zoom in sorted(set(octave.tolist())):
             chosen = torch.nonzero(octave == zoom)[:, 0]
             matched = match_levels(src, dst, zoom=zoom, side_px=stage.side_px)
             part = matched.from_full(found.dst_homo_src[chosen])
-            level = LevelRefiner(src[matched.src_level], dst[matched.dst_level], found.pair[chosen], stage.max_points, config)
+            levels = src[matched.src_level], dst[matched.dst_level]
+            level = LevelRefiner(*levels, found.pair[chosen], stage.max_points, config)
             for motion in stage.motion:
                 part, _ = level.refine(part, motion)
             refined[chosen], score[chosen] = matched.to_full(part), level.score(part, stage.side_px)
@@ -120,7 +121,7 @@ def agreement(src: list[Level], dst: list[Level], found: Hypotheses, *, side_px:
     """
     octave = zoom_octave(found.dst_homo_src, image_size(src[0].image))
     score = torch.full_like(found.score, -1.0)
-    for zoom in octave.unique().tolist():
+    for zoom in sorted(set(octave.tolist())):
         chosen = torch.nonzero(octave == zoom)[:, 0]
         matched = match_levels(src, dst, zoom=zoom, side_px=side_px)
         level = LevelRefiner(src[matched.src_level], dst[matched.dst_level], found.pair[chosen], 1, config)
@@ -133,7 +134,7 @@ def keep_distinct(found: Hypotheses, src_size: tuple[int, int], *, tolerance_px:
     corners = homography.image_corners(*src_size, device=found.pair.device)
     places = homography.warp_points(found.dst_homo_src, corners.expand(len(found.pair), 4, 2)).nan_to_num(1e9)
     kept: list[int] = []
-    for pair in found.pair.unique().tolist():
+    for pair in sorted(set(found.pair.tolist())):
         rows = torch.nonzero(found.pair == pair)[:, 0]
         distance = (places[rows, None] - places[None, rows]).norm(dim=-1).mean(-1)  # (K, K)
         near = (distance < tolerance_px).cpu()

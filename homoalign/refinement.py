@@ -10,8 +10,6 @@ B pairs, H W rows and columns, N points.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
@@ -49,34 +47,34 @@ def refine_template(template: Template, src: Level) -> Template:
     return template.with_jacobian_of(denoise(image, image, sigma[index]), index)
 
 
-def refine_problem(
-    problem: DirectProblem, src: Level, dst: Level, state: Alignment, *, loss_width: float
-) -> DirectProblem:
-    """Return the same problem read by a spline, with the Jacobian of src without its noise, where it is noisy.
+def refine_template_at(
+    template: Template, problem: DirectProblem, src: Level, dst: Level, state: Alignment, *, loss_width: float
+) -> Template:
+    """Return the template with the Jacobian of src without its noise, where it is noisy, told with dst's help.
 
     What stands out of the noise is told from the mean of src and the aligned dst. The gradient itself is src's alone:
     that of the mean contains dst's noise, which is found again in the residual and holds the alignment where it is.
 
     Args:
-        problem: of the full-size images.
+        template: of the full-size images.
+        problem: of the same points, dst read by a spline.
         src: source images.
         dst: destination images.
         state: an alignment that is good to a fraction of a pixel.
         loss_width: of the robust loss, in standard deviations of the residual.
     """
-    problem = replace(problem, dst=_spline_level(dst), interpolation="spline")
     src_noise = noise_level(src.image)
-    index = _noisy(src_noise, problem.template, WORTH_DENOISING)
+    index = _noisy(src_noise, template, WORTH_DENOISING)
     if len(index) == 0:
-        return problem
+        return template
     image = guide = src.image[index]
     sigma = src_noise[index]
-    if problem.template.is_whole:
+    if template.is_whole:
         dst_noise = noise_level(dst.image) / state.gain.abs().clamp_min(1e-3)
         everyone = len(index) == len(src_noise)
         part, start = (problem, state) if everyone else (problem.select(index), state.select(index))
         guide, sigma = _merge(part, image, start, sigma, dst_noise[index], loss_width)
-    return replace(problem, template=problem.template.with_jacobian_of(denoise(image, guide, sigma), index))
+    return template.with_jacobian_of(denoise(image, guide, sigma), index)
 
 
 def _noisy(sigma: Tensor, template: Template, least_share: float) -> Tensor:
@@ -109,7 +107,7 @@ def _merge(
     return image + correction.view_as(image), sigma
 
 
-def _spline_level(dst: Level) -> Level:
+def spline_level(dst: Level) -> Level:
     """Return a level of spline coefficients; masked pixels do not ring into the others."""
     if dst.mask is None:
         return Level(spline_coefficients(dst.image), None)

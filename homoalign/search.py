@@ -103,7 +103,7 @@ def _search_scale(src: list[Level], dst: list[Level], scale: float, rotation: Te
     channels, usable, turned_homo_src = _turn(from_src.structure, rotation)
     score, x, y = _best_shifts(channels, usable, onto_dst.structure, min_overlap=_min_overlap(from_src, onto_dst))
 
-    batch, rotations, peaks = score.shape
+    batch, _, peaks = score.shape
     canvas_homo_canvas = turned_homo_src[None, :, None].repeat(batch, 1, peaks, 1, 1)
     canvas_homo_canvas[..., 0, 2] += x
     canvas_homo_canvas[..., 1, 2] += y
@@ -193,10 +193,12 @@ def _best_shifts(
     rows, columns = (_fast_length(side + extent - min(side, extent) // 6) for extent in dst_size)
 
     def spectrum(values: Tensor) -> Tensor:
-        return torch.fft.rfft2(values, s=(rows, columns))
+        spectrum: Tensor = torch.fft.rfft2(values, s=(rows, columns))
+        return spectrum
 
     def correlate(a: Tensor, b: Tensor) -> Tensor:
-        return torch.fft.irfft2(a.conj() * b, s=(rows, columns))
+        product: Tensor = torch.fft.irfft2(a.conj() * b, s=(rows, columns))
+        return product
 
     dst_channels = _as_complex(dst.channels)[:, None]  # (B, 1, M, H, W)
     products = torch.fft.fft2(channels, s=(rows, columns)).conj_physical_()

@@ -3,7 +3,7 @@
 dst is described anew after every warp, so that rotation, zoom and perspective do not change what the channels say; the
 small motion that is left is found on all channels together (inverse compositional, src the template).
 
-B pairs, K hypotheses (each a row of one batch, whatever pair it belongs to), C channels, N points, H W rows and columns.
+B pairs, K hypotheses, each a row of one batch, C channels, N points, H W rows and columns.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool2d
 
 from homoalign import homography, sampling
 from homoalign.config import AlignConfig
@@ -22,7 +21,7 @@ from homoalign.homography import image_size
 from homoalign.pyramid import Level
 from homoalign.residual import LEAST_DEPTH_RATIO, Alignment, Frame, build_frame
 from homoalign.sampling import warp_with_coverage
-from homoalign.solver import measure_precision, robust_scale, solve
+from homoalign.solver import solve
 from homoalign.structure import Structure, correlation, describe
 from homoalign.template import side_of_cells, steepest_of_cells
 
@@ -124,7 +123,7 @@ class LevelRefiner:
     """
 
     def __init__(self, src: Level, dst: Level, pair: Tensor, max_points: int, config: AlignConfig) -> None:
-        members, self._member = pair.unique(return_inverse=True)
+        members, self._member = torch.unique(pair, return_inverse=True)
         self._src = describe(src.select(members))
         self._dst, self._pair, self._config = dst, pair, config
         self._size = image_size(src.image)
@@ -136,7 +135,6 @@ class LevelRefiner:
 
     def build_problem(self, dst_homo_src: Tensor, motion_parameters: int = 8) -> StructureProblem:
         """Return the problem of what is left of the motion, free in the first parameters of the basis."""
-        count = len(dst_homo_src)
         return StructureProblem(
             dst=self._warped(dst_homo_src),
             size=self._size,
@@ -211,7 +209,7 @@ def _build_template(src: Structure, max_points: int) -> Template:
     x = ((chosen % width).to(slope) - (width - 1) / 2) / half_side
     y = (torch.div(chosen, width, rounding_mode="floor").to(slope) - (height - 1) / 2) / half_side
     at_points = chosen[:, None].expand(-1, 2 * count, -1)
-    slope = half_side * slope.flatten(2).gather(2, at_points).unflatten(1, (count, 2))  # (B, C, 2, N)
+    slope = half_side * slope.flatten(2).gather(2, at_points).view(batch, count, 2, -1)  # (B, C, 2, N)
     motion = [
         (slope[:, :, 0] * along_x[:, None] + slope[:, :, 1] * along_y[:, None]).flatten(1)
         for along_x, along_y in homography.velocities(x, y)

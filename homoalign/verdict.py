@@ -8,7 +8,7 @@ but chosen such that wrong answers are not `ok`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from homoalign.status import Status, StopReason
 
 CORRELATION_AT_EVEN_ODDS = 0.45
 CORRELATION_SLOPE = 25.0
-STRUCTURE_AT_EVEN_ODDS = 0.25
+STRUCTURE_AT_EVEN_ODDS = 0.3
 STRUCTURE_SLOPE = 30.0
 LOCAL_LEVEL_SIDE_PX = 160
 """The local correlation is measured on the level whose shorter side is nearest below this: noise averages out there,
@@ -35,7 +35,7 @@ class Evidence:
         overlap: share of dst that is covered.
         src_overlap: share of src that lands on dst.
         is_finite: (B,) bool, whether there is a matrix at all.
-        structure: `attempt.structure_score` of pairs that were solved on structure; None where on intensities.
+        structure: `attempt.structure_score`; NaN where it was not asked for.
     """
 
     local_correlation: Tensor
@@ -43,7 +43,11 @@ class Evidence:
     overlap: Tensor
     src_overlap: Tensor
     is_finite: Tensor
-    structure: Tensor | None = None
+    structure: Tensor
+
+    def with_structure(self, index: Tensor, structure: Tensor) -> Evidence:
+        """Return this evidence with the structure's of the pairs that `index` (int64) names."""
+        return replace(self, structure=self.structure.index_copy(0, index, structure))
 
 
 def evidence_level(sizes: list[tuple[int, int]], count: int) -> int:
@@ -62,8 +66,7 @@ def confidence(evidence: Evidence) -> Tensor:
     overlap = torch.fmax(evidence.overlap, evidence.src_overlap).nan_to_num(0.0)
     even = CORRELATION_AT_EVEN_ODDS + 0.2 * (0.5 - overlap).clamp(0, 0.5)
     odds = CORRELATION_SLOPE * (correlation - even)
-    if evidence.structure is not None:
-        odds = torch.maximum(odds, STRUCTURE_SLOPE * (evidence.structure.double() - STRUCTURE_AT_EVEN_ODDS))
+    odds = torch.fmax(odds, STRUCTURE_SLOPE * (evidence.structure - STRUCTURE_AT_EVEN_ODDS))
     return torch.where(evidence.is_finite, torch.sigmoid(odds), 0.0)
 
 

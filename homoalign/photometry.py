@@ -1,0 +1,201 @@
+"""Light that a gain and a bias do not explain: tone curves, vignettes, slow illumination, saturation.
+
+At a given alignment dst is regressed on src: a polynomial tone curve, and a gain and a bias that are quadratic in
+position (Bartoli, "Groupwise geometric and photometric direct image registration", PAMI 2008, fits affine light
+jointly; here it alternates with the motion). The template is then replaced by what it should look like in dst, and the
+solver goes on with a gain and a bias. A pair keeps the plain model unless the richer one explains clearly more.
+
+B pairs, H W rows and columns, N points, K basis functions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from homoalign.noise import smooth
+from homoalign.pyramid import Level
+from homoalign.residual import Alignment, DirectProblem
+from homoalign.solver import cauchy, robust_scale
+from homoalign.template import Template
+
+LINEAR = 2
+"""The first basis functions: a constant and the intensity."""
+
+LEAST_GAIN = 0.05
+"""Share of the robust cost that the richer model must save; chance saves a thousandth."""
+
+LEAST_SHARE = 0.1
+"""Share of the points that must be seen and unsaturated for the richer model to be tried."""
+
+FIT_POINTS = 8192
+REWEIGHTINGS = 4
+SATURATED = 0.5 / 255
+"""Intensities this close to 0 or 1 say nothing about how bright it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Light:
+    """How dst's intensities follow from src's.
+
+    Attributes:
+        weights: (B, K) of the basis functions, float32.
+        is_rich: (B,) bool, False where a gain and a bias are enough and `weights` is not to be used.
+    """
+
+    weights: Tensor
+    is_rich: Tensor
+
+
+def fit_light(problem: DirectProblem, state: Alignment, *, loss_width: float) -> tuple[Light, Alignment]:
+    """Regress dst on src at an alignment.
+
+    Args:
+        problem: of the full-size images, with src's own intensities as its template.
+        state: an alignment that is good to a fraction of a pixel or so.
+        loss_width: of the robust loss, in standard deviations of the residual.
+
+    Returns:
+        light: dst as a function of src.
+        state: the alignment with the gain and bias to go on with: those on top of `light` where it is rich.
+    """
+    stride = max(1, problem.template.u.shape[-1] // FIT_POINTS) | 1
+    part = replace(problem, template=problem.template.every(stride))
+    value, seen = part.read_dst(state.dst_homo_src)
+    seen = seen & (value > SATURATED) & (value < 1 - SATURATED)
+    # Noise in what is regressed on would flatten the tone curve: where it is strong the template is without.
+    basis = _basis(part.template.jacobian[:, 8], part.template.u)
+    rich, rich_scale = _regress(basis, value, seen, part.scale_floor, loss_width)
+    plain, _ = _regress(basis[:, :LINEAR], value, seen, part.scale_floor, loss_width)
+    width = loss_width * rich_scale
+    rich_cost = _cost(basis, rich, value, seen, width)
+    plain_cost = _cost(basis[:, :LINEAR], plain, value, seen, width)
+    # A falling tone curve is a negative, or a wrong alignment.
+    enough = seen.double().mean(-1) > LEAST_SHARE
+    usable = (rich[:, 1] > 0.02) & rich.isfinite().all(-1) & enough
+    light = Light(rich.to(value), usable & (rich_cost < (1 - LEAST_GAIN) * plain_cost))
+    gain, bias = 2 * plain[:, 1], plain[:, 0] - plain[:, 1]
+    known = enough & (gain > 0.01) & bias.isfinite()
+    gain, bias = torch.where(known, gain, state.gain), torch.where(known, bias, state.bias)
+    gain, bias = torch.where(light.is_rich, 1.0, gain), torch.where(light.is_rich, 0.0, bias)
+    return light, Alignment(state.dst_homo_src, gain, bias)
+
+
+def apply_light(template: Template, light: Light) -> Template:
+    """Return the template as it should look in dst: intensities, and a Jacobian that follows the tone curve's slope."""
+    value, slope = _predict(light.weights, template.value, template.u)
+    smoothed, _ = _predict(light.weights, template.jacobian[:, 8], template.u)
+    jacobian = template.jacobian * slope[:, None]
+    jacobian[:, 8] = smoothed
+    jacobian[:, 9] = 1.0
+    rich = light.is_rich[:, None]
+    return replace(
+        template,
+        value=torch.where(rich, value, template.value),
+        jacobian=torch.where(rich[:, None], jacobian, template.jacobian),
+    )
+
+
+def to_plain(light: Light, problem: DirectProblem, state: Alignment) -> Alignment:
+    """Return the state with the gain and bias that come nearest to light and state together, over what is seen.
+
+    Args:
+        light: what the problem's template was made with.
+        problem: with src's own intensities as its template.
+        state: an alignment, its gain and bias on top of `light`.
+    """
+    _, seen = problem.read_dst(state.dst_homo_src)
+    raw = problem.template.value
+    lit, _ = _predict(light.weights, raw, problem.template.u)
+    count = seen.sum(-1).clamp_min(1)
+
+    def mean(values: Tensor) -> Tensor:
+        return torch.where(seen, values, 0.0).sum(-1, dtype=torch.float64) / count
+
+    raw_mean, lit_mean = mean(raw), mean(lit)
+    centred = raw - raw_mean[:, None].to(raw)
+    gain = mean(centred * lit) / mean(centred * centred).clamp_min(1e-12)
+    bias = lit_mean - gain * raw_mean
+    return Alignment(
+        state.dst_homo_src,
+        torch.where(light.is_rich, state.gain * gain, state.gain),
+        torch.where(light.is_rich, state.gain * bias + state.bias, state.bias),
+    )
+
+
+def normalise_locally(level: Level) -> Level:
+    """Take each neighbourhood's mean away and divide by its standard deviation, with a floor.
+
+    Args:
+        level: images.
+
+    Returns:
+        Images of about a tenth's standard deviation.
+    """
+    share = 1.0 if level.mask is None else _neighbourhood(level.mask).clamp_min(1e-3)
+    used = level.image if level.mask is None else level.image * level.mask
+    centred = level.image - _neighbourhood(used) / share
+    centred = centred if level.mask is None else centred * level.mask
+    variance = _neighbourhood(centred.square()) / share
+    return Level(0.1 * centred / (variance + 0.02**2).sqrt(), level.mask)
+
+
+def _neighbourhood(image: Tensor) -> Tensor:
+    """Blur with a standard deviation of about five pixels, less where the image is small."""
+    for hole in (1, 2, 4):
+        if 2 * hole < min(image.shape[-2:]):
+            image = smooth(image, hole)
+    return image
+
+
+def _basis(intensity: Tensor, u: Tensor) -> Tensor:
+    """Return (B, K, N): 1, z, z^2, z^3, and 1 and z each times x, y, x^2, xy, y^2; z is the intensity from -1 to 1."""
+    z = 2 * intensity - 1
+    x, y = u[:, 0], u[:, 1]
+    fields = [x, y, x * x, x * y, y * y]
+    tone = [torch.ones_like(z), z, z * z, z * z * z]
+    return torch.stack([*tone, *fields, *(z * field for field in fields)], dim=1)
+
+
+def _predict(weights: Tensor, intensity: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Return intensities in dst, (B, N), and their slope over src's; flat where they saturate."""
+    z = 2 * intensity - 1
+    x, y = u[:, 0], u[:, 1]
+    w = weights[..., None].unbind(1)  # K of (B, 1)
+    bias = w[4] * x + w[5] * y + w[6] * x * x + w[7] * x * y + w[8] * y * y
+    gain = w[9] * x + w[10] * y + w[11] * x * x + w[12] * x * y + w[13] * y * y
+    value = w[0] + bias + z * (w[1] + gain + z * (w[2] + z * w[3]))
+    slope = 2 * (w[1] + gain + z * (2 * w[2] + 3 * z * w[3]))
+    inside = (value > 0) & (value < 1)
+    return value.clamp(0, 1), torch.where(inside, slope, 0.0)
+
+
+def _regress(basis: Tensor, value: Tensor, seen: Tensor, floor: Tensor, loss_width: float) -> tuple[Tensor, Tensor]:
+    """Robust ridge regression: weights (B, K) float64, and the residual's scale (B,)."""
+    weight = seen.to(value)
+    ridge = 1e-3 * torch.eye(basis.shape[1], dtype=torch.float64, device=basis.device)
+    # Two columns, as in `DirectProblem.normal_equations`.
+    twice = torch.stack([value, value], dim=-1)
+    for _ in range(REWEIGHTINGS):
+        weighted = basis * weight[:, None]
+        normal = (weighted @ basis.mT).double() + ridge
+        solution = torch.linalg.solve_ex(normal, (weighted @ twice).double()).result[..., 0]
+        residual = torch.where(seen, value - _sum(basis, solution), 0.0)
+        scale = robust_scale(residual, seen.to(value), floor)
+        weight = cauchy(residual, loss_width * scale)[1] * seen
+    return solution, scale
+
+
+def _sum(basis: Tensor, weights: Tensor) -> Tensor:
+    """Return (B, N), added up in one order whatever the batch."""
+    result = torch.zeros_like(basis[:, 0])
+    for k in range(basis.shape[1]):
+        result.addcmul_(basis[:, k], weights[:, k, None].to(basis))
+    return result
+
+
+def _cost(basis: Tensor, weights: Tensor, value: Tensor, seen: Tensor, width: Tensor) -> Tensor:
+    residual = torch.where(seen, value - _sum(basis, weights), 0.0)
+    return cauchy(residual, width)[0].sum(-1, dtype=torch.float64)
