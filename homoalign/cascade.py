@@ -7,7 +7,7 @@ B pairs, K hypotheses.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from homoalign.search import search_similarities
 from homoalign.status import Initialisation, Status
 
 SIGNALS: tuple[Signal, ...] = ("intensity", "structure")
+
+STANDING = 0.25
+"""From this score on an answer is refined on structure before any other start is tried."""
 
 LEAST_GAIN: dict[Signal, float] = {"intensity": 0.02, "structure": 0.04}
 """An answer replaces the one before where its structure agrees better by more than noise makes it do."""
@@ -40,19 +43,34 @@ def run_cascade(batch: Batch, start: Tensor, initialisation: list[Initialisation
     result = attempt(batch, start, initialisation, is_near=False, signal="intensity")
     if config.solver == "adam":  # the tutorial knows no other start
         return result
+    result = _stay(batch, result)
     steps: list[tuple[bool, Initialisation, Callable[[Batch], Hypotheses]]] = [
         (config.use_search, Initialisation.SEARCH, _search),
         (config.use_features, Initialisation.FEATURES, _match),
     ]
     for is_wanted, name, propose in steps:
-        doubtful = _doubtful(result)
+        doubtful = _where(status != Status.OK for status in result.status)
         if is_wanted and len(doubtful) > 0:
             result = result.put(doubtful, _escalate(batch.select(doubtful), result.select(doubtful), name, propose))
     return result
 
 
-def _doubtful(result: AlignResult) -> Tensor:
-    return torch.tensor([i for i, status in enumerate(result.status) if status != Status.OK], dtype=torch.int64)
+def _where(chosen: Iterable[bool]) -> Tensor:
+    """Return the indices (int64) at which `chosen` holds."""
+    return torch.tensor([i for i, is_chosen in enumerate(chosen) if is_chosen], dtype=torch.int64)
+
+
+def _stay(batch: Batch, result: AlignResult) -> AlignResult:
+    """Solve on structure what stands but does not look alike: another sensor, other light, something in the way."""
+    doubtful = _where(status != Status.OK for status in result.status)
+    if len(doubtful) == 0:
+        return result
+    standing = _score(batch.select(doubtful), result.select(doubtful)) >= STANDING
+    index = doubtful[standing.cpu()]
+    if len(index) == 0:
+        return result
+    names = [result.initialisation[i] or Initialisation.IDENTITY for i in index.tolist()]
+    return _attempt_better(batch, result, index, result.dst_homo_src[index], names, "structure")
 
 
 def _escalate(
@@ -63,19 +81,24 @@ def _escalate(
     if len(refined.pair) == 0:
         return result
     members, first = _first_of_each(refined.pair)
-    start, members = refined.dst_homo_src[first], members.cpu()
+    start, members = refined.dst_homo_src[first].cpu(), members.cpu()
     for signal in SIGNALS:
-        doubtful = torch.tensor([k for k, i in enumerate(members.tolist()) if result.status[i] != Status.OK])
-        if len(doubtful) == 0:
+        open_ = _where(result.status[i] != Status.OK for i in members.tolist())
+        if len(open_) == 0:
             break
-        index = members[doubtful]
-        part, before = batch.select(index), result.select(index)
-        names = [name] * len(index)
-        after = attempt(part, start[doubtful.to(start.device)], names, is_near=True, signal=signal)
-        gain = _score(part, after) - _score(part, before)
-        better = torch.nonzero(gain > LEAST_GAIN[signal])[:, 0].cpu()
-        result = result.put(index[better], after.select(better))
+        result = _attempt_better(batch, result, members[open_], start[open_], [name] * len(open_), signal)
     return result
+
+
+def _attempt_better(
+    batch: Batch, result: AlignResult, index: Tensor, start: Tensor, names: list[Initialisation], signal: Signal
+) -> AlignResult:
+    """Attempt the pairs that `index` names from near, and keep the new answers whose structure agrees better."""
+    part = batch.select(index)
+    after = attempt(part, start.to(part.src[0].image.device), names, is_near=True, signal=signal)
+    gain = _score(part, after) - _score(part, result.select(index))
+    better = torch.nonzero(gain > LEAST_GAIN[signal])[:, 0].cpu()
+    return result.put(index[better], after.select(better))
 
 
 def _first_of_each(pair: Tensor) -> tuple[Tensor, Tensor]:

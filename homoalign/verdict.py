@@ -18,7 +18,7 @@ from homoalign.status import Status, StopReason
 
 CORRELATION_AT_EVEN_ODDS = 0.45
 CORRELATION_SLOPE = 25.0
-STRUCTURE_AT_EVEN_ODDS = 0.3
+STRUCTURE_AT_EVEN_ODDS = 0.36
 STRUCTURE_SLOPE = 30.0
 LOCAL_LEVEL_SIDE_PX = 160
 """The local correlation is measured on the level whose shorter side is nearest below this: noise averages out there,
