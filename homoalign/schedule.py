@@ -1,0 +1,49 @@
+"""Which runs of the solver make up a level."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from homoalign.config import AlignConfig
+
+SIMILARITY, HOMOGRAPHY = 4, 8
+"""Parameters of motion, the first of `homography.SL3_BASIS`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of the solver: on every `stride`-th point, for how many parameters of motion, how precisely.
+
+    A refined run is that of `refinement.py`.
+    """
+
+    stride: int
+    motion_parameters: int
+    step_tol_px: float
+    is_refined: bool = False
+
+
+def plan_runs(level: int, count: int, num_points: int, config: AlignConfig) -> list[Run]:
+    """Return the runs of a level.
+
+    The coarsest level, a hundred pixels or two, is solved for a similarity alone, and the next one for a similarity
+    first: eight parameters from that few pixels and from far away go astray. The full-size image is solved on few
+    points first where it has many; the last run, on all of them, starts a hair from its end and is refined.
+
+    Args:
+        level: 0 is full size.
+        count: number of levels.
+        num_points: points chosen at this level.
+        config: what changes the answer.
+    """
+    rough = config.coarse_step_tol_px
+    if level == count - 1 and level >= 2:
+        return [Run(1, SIMILARITY, rough)]
+    runs = [Run(1, HOMOGRAPHY, rough)]
+    if 0 < level == count - 2 or 1 == level == count - 1:
+        runs.insert(0, Run(1, SIMILARITY, rough))
+    if level == 0:
+        # An odd stride does not fall in step with the rows of an image.
+        stride = max(1, num_points // config.points_per_level) // 2 * 2 + 1
+        runs = [*runs[:-1], Run(stride, HOMOGRAPHY, rough), Run(1, HOMOGRAPHY, config.step_tol_px, is_refined=True)]
+    return runs
