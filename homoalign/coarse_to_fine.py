@@ -21,7 +21,7 @@ from homoalign.pyramid import Level
 from homoalign.refinement import refine_template, refine_template_at, spline_level
 from homoalign.residual import Alignment, DirectProblem, build_problem
 from homoalign.result import LevelTrace
-from homoalign.schedule import Run, plan_runs
+from homoalign.schedule import MOTION_PARAMETERS, Run, plan_runs
 from homoalign.solver import REASONS, Slack, Solution, measure_precision, solve
 from homoalign.status import StopReason
 
@@ -227,11 +227,16 @@ def _finish(track: Track, descent: Descent) -> Solved:
         state = solution.state
         taken += solution.num_iterations
     stop = [REASONS[reason] for reason in solution.stop.tolist()]
-    scale, covariance = measure_precision(problem, state, config.loss_width)
+    scale, covariance = measure_precision(
+        problem.restrict(1, MOTION_PARAMETERS[config.model]), state, config.loss_width
+    )
     state, plain_scale = to_plain(light, raw, state)
     scale = torch.where(light.is_rich, plain_scale, scale)
     levels = descent.levels
     _append_trace(levels, track, 0, state, taken)
+    # What the model does not move is known.
+    covariance[:, MOTION_PARAMETERS[config.model] : 8] = 0
+    covariance[:, :, MOTION_PARAMETERS[config.model] : 8] = 0
     return Solved(state, stop, descent.num_iterations + taken, scale, covariance, levels)
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from homoalign.config import AlignConfig
 
-SIMILARITY, HOMOGRAPHY = 4, 8
-"""Parameters of motion, the first of `homography.SL3_BASIS`."""
+MOTION_PARAMETERS = {"translation": 2, "euclidean": 3, "similarity": 4, "affine": 6, "homography": 8}
+"""How many of `homography.SL3_BASIS` each model of motion is made of, from the first on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +37,15 @@ def plan_runs(level: int, count: int, num_points: int, config: AlignConfig) -> l
         config: what changes the answer.
     """
     rough = config.coarse_step_tol_px
+    full = MOTION_PARAMETERS[config.model]
+    simple = min(full, MOTION_PARAMETERS["similarity"])
     if level == count - 1 and level >= 2:
-        return [Run(1, SIMILARITY, rough)]
-    runs = [Run(1, HOMOGRAPHY, rough)]
+        return [Run(1, simple, rough)]
+    runs = [Run(1, full, rough)]
     if 0 < level == count - 2 or 1 == level == count - 1:
-        runs.insert(0, Run(1, SIMILARITY, rough))
+        runs.insert(0, Run(1, simple, rough))
     if level == 0:
         # An odd stride does not fall in step with the rows of an image.
         stride = max(1, num_points // config.points_per_level) // 2 * 2 + 1
-        runs = [*runs[:-1], Run(stride, HOMOGRAPHY, rough), Run(1, HOMOGRAPHY, config.step_tol_px, is_refined=True)]
+        runs = [*runs[:-1], Run(stride, full, rough), Run(1, full, config.step_tol_px, is_refined=True)]
     return runs
