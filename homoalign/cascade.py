@@ -46,7 +46,7 @@ def run_cascade(batch: Batch, start: Tensor, initialisation: list[Initialisation
     result = _stay(batch, result)
     steps: list[tuple[bool, Initialisation, Callable[[Batch], Hypotheses]]] = [
         (config.use_search, Initialisation.SEARCH, _search),
-        (config.use_features, Initialisation.FEATURES, _match),
+        (config.use_features and config.model == "homography", Initialisation.FEATURES, _match),
     ]
     for is_wanted, name, propose in steps:
         doubtful = _where(status != Status.OK for status in result.status)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from homoalign import homography, metrics, tutorial, verdict
+from homoalign import homography, metrics, tutorial
 from homoalign.arguments import Pairs
 from homoalign.config import AlignConfig
 from homoalign.homography import image_size
@@ -21,7 +21,8 @@ from homoalign.pyramid import Level
 from homoalign.refinement import refine_template, refine_template_at, spline_level
 from homoalign.residual import Alignment, DirectProblem, build_problem
 from homoalign.result import LevelTrace
-from homoalign.solver import REASONS, Slack, Solution, measure_precision, robust_scale, solve
+from homoalign.schedule import MOTION_PARAMETERS, Run, plan_runs
+from homoalign.solver import REASONS, Slack, Solution, measure_precision, solve
 from homoalign.status import StopReason
 from homoalign.structure_problem import LevelRefiner, standing_still
 
@@ -31,15 +32,14 @@ SMALLEST_PROBLEM = 20
 DOUBTFUL_CORRELATION = 0.7
 """Pairs whose local correlation is below this before the full size get a second look."""
 
+DOUBT_SIDE_PX = 100
+"""That correlation is measured on the finest level whose shorter side is no longer."""
+
 LEAST_NORMALISED_SIDE_PX = 24
 """Smaller levels have hardly any neighbourhoods to be normalised by."""
 
 CLEARLY_BETTER = 0.02
 """By so much the second look must correlate better."""
-
-SIMILARITY, HOMOGRAPHY = 4, 8
-"""Parameters of motion, the first of `homography.SL3_BASIS`."""
-
 
 REFINED_SLACK = Slack(step_px=1.0, cost=0.01)
 """What remains is a fraction of a pixel, and of flat, noisy pairs the cost does not tell where it ends."""
@@ -74,6 +74,11 @@ class Track:
     config: AlignConfig
     trace: bool
     first_level: int | None = None
+
+    @property
+    def is_near(self) -> bool:
+        """Whether the starts were refined already."""
+        return self.first_level is not None
 
     @property
     def coarsest(self) -> int:
@@ -123,50 +128,19 @@ class Solved:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """One run of the solver: on every `stride`-th point, for how many parameters of motion, how precisely.
-
-    A refined run is that of `refinement.py`.
-    """
-
-    stride: int
-    motion_parameters: int
-    step_tol_px: float
-    is_refined: bool = False
-
-
-def plan_runs(level: int, num_points: int, track: Track) -> list[Run]:
-    """Return the runs of a level.
-
-    From far away the coarsest level, a hundred pixels or two, is solved for a similarity alone, and the next one for
-    a similarity first: eight parameters from that few pixels go astray. The full-size image is solved on few points
-    first where it has many; the last run, on all of them, starts a hair from its end and is refined.
-
-    Args:
-        level: 0 is full size.
-        num_points: points chosen at this level.
-        track: the levels and the config.
-    """
-    config, count = track.config, len(track.src)
-    rough, is_far = config.coarse_step_tol_px, track.first_level is None
-    if is_far and level == count - 1 and level >= 2:
-        return [Run(1, SIMILARITY, rough)]
-    runs = [Run(1, HOMOGRAPHY, rough)]
-    if is_far and (0 < level == count - 2 or 1 == level == count - 1):
-        runs.insert(0, Run(1, SIMILARITY, rough))
-    if level == 0:
-        # An odd stride does not fall in step with the rows of an image.
-        stride = max(1, num_points // config.points_per_level) // 2 * 2 + 1
-        runs = [*runs[:-1], Run(stride, HOMOGRAPHY, rough), Run(1, HOMOGRAPHY, config.step_tol_px, is_refined=True)]
-    return runs
-
-
-@dataclass(frozen=True, slots=True)
 class Descent:
-    """Where pairs are after some levels: their states, iterations (B,) int32, and traces of the levels so far."""
+    """Where pairs are after some levels.
+
+    Attributes:
+        state: so far.
+        num_iterations: (B,) int32.
+        is_normalised: (B,) bool, whether that was on locally normalised images.
+        levels: traces of the levels so far.
+    """
 
     state: Alignment
     num_iterations: Tensor
+    is_normalised: Tensor
     levels: list[list[LevelTrace]]
 
     def put(self, index: Tensor, part: Descent) -> Descent:
@@ -177,6 +151,7 @@ class Descent:
         return Descent(
             self.state.put(index, part.state),
             self.num_iterations.index_copy(0, index, part.num_iterations),
+            self.is_normalised.index_copy(0, index, part.is_normalised),
             levels,
         )
 
@@ -203,13 +178,13 @@ def _descend(track: Track, start: Alignment, *, normalised: bool) -> Descent:
         if level == first and fit:
             state = Alignment(state.dst_homo_src, *problem.matched_moments(state.dst_homo_src))
         taken = torch.zeros_like(total)
-        for run in plan_runs(level, problem.template.u.shape[-1], track):
+        for run in plan_runs(level, len(track.src), problem.template.u.shape[-1], config, is_near=track.is_near):
             solution = _solve_run(problem, state, run, config)
             state = solution.state
             taken += solution.num_iterations
         total += taken
         _append_trace(levels, track, level, state, taken)
-    return Descent(state, total, levels)
+    return Descent(state, total, torch.full_like(total, normalised, dtype=torch.bool), levels)
 
 
 def _look_again(track: Track, descent: Descent) -> Descent:
@@ -217,9 +192,8 @@ def _look_again(track: Track, descent: Descent) -> Descent:
 
     Where the light falls unlike in the two images, intensities lead astray; where it does not, they reach further.
     """
-    level = max(
-        1, verdict.evidence_level([image_size(track.src[0].image), image_size(track.dst[0].image)], len(track.src))
-    )
+    sides = [min(*image_size(src.image), *image_size(dst.image)) for src, dst in zip(track.src, track.dst, strict=True)]
+    level = next((i for i, side in enumerate(sides) if i and side <= DOUBT_SIDE_PX), len(sides) - 1)
 
     def correlation(some: Track, state: Alignment) -> Tensor:
         matrix = homography.rescale(state.dst_homo_src, level)
@@ -233,7 +207,10 @@ def _look_again(track: Track, descent: Descent) -> Descent:
     again = _descend(some, some.start, normalised=True)
     better = torch.nonzero(correlation(some, again.state) > first[doubtful] + CLEARLY_BETTER)[:, 0]
     chosen = Descent(
-        again.state.select(better), again.num_iterations[better], [again.levels[i] for i in better.tolist()]
+        again.state.select(better),
+        again.num_iterations[better],
+        again.is_normalised[better],
+        [again.levels[i] for i in better.tolist()],
     )
     return descent.put(doubtful[better], chosen)
 
@@ -247,30 +224,37 @@ def _finish(track: Track, descent: Descent) -> Solved:
     if track.coarsest == 0 and fit:
         state = Alignment(state.dst_homo_src, *raw.matched_moments(state.dst_homo_src))
     taken = torch.zeros_like(descent.num_iterations)
-    light: Light | None = None
+    light = Light.plain(state.gain)
     template = refine_template(raw.template, src)
-    for run in plan_runs(0, raw.template.u.shape[-1], track):
-        if light is not None:
-            state = to_plain(light, raw, state)
+    for run in plan_runs(0, len(track.src), raw.template.u.shape[-1], config, is_near=track.is_near):
+        state, _ = to_plain(light, raw, state)
+        light = Light.plain(state.gain)
         if run.is_refined:
             raw = replace(raw, dst=spline_level(dst), interpolation="spline")
-        if config.photometric == "auto":
-            light, state = fit_light(replace(raw, template=template), state, loss_width=config.loss_width)
-        problem = replace(raw, template=template if light is None else apply_light(template, light))
+        # Before the last run only the light of those that were solved on normalised images is needed.
+        index = torch.nonzero(descent.is_normalised | run.is_refined)[:, 0]
+        if config.photometric == "auto" and len(index):
+            part = replace(raw, template=template).select(index)
+            some, lit = fit_light(part, state.select(index), loss_width=config.loss_width)
+            light, state = light.put(index, some), state.put(index, lit)
+        problem = replace(raw, template=apply_light(template, light))
         if run.is_refined:
             template = refine_template_at(raw.template, problem, src, dst, state, loss_width=config.loss_width)
-            problem = replace(problem, template=template if light is None else apply_light(template, light))
+            problem = replace(raw, template=apply_light(template, light))
         solution = _solve_run(problem, state, run, config)
         state = solution.state
         taken += solution.num_iterations
     stop = [REASONS[reason] for reason in solution.stop.tolist()]
-    scale, covariance = measure_precision(problem, state, config.loss_width)
-    if light is not None:
-        state = to_plain(light, raw, state)
-        residual, seen = raw.evaluate(state)
-        scale = torch.where(light.is_rich, robust_scale(residual, seen, raw.scale_floor), scale)
+    scale, covariance = measure_precision(
+        problem.restrict(1, MOTION_PARAMETERS[config.model]), state, config.loss_width
+    )
+    state, plain_scale = to_plain(light, raw, state)
+    scale = torch.where(light.is_rich, plain_scale, scale)
     levels = descent.levels
     _append_trace(levels, track, 0, state, taken)
+    # What the model does not move is known.
+    covariance[:, MOTION_PARAMETERS[config.model] : 8] = 0
+    covariance[:, :, MOTION_PARAMETERS[config.model] : 8] = 0
     return Solved(state, stop, descent.num_iterations + taken, scale, covariance, levels)
 
 
@@ -299,7 +283,7 @@ def solve_structure(track: Track) -> Solved:
         refiner = LevelRefiner(track.src[level], track.dst[level], pair, config.points_per_level, config)
         found, taken = homography.rescale(matrix, level), torch.zeros_like(total)
         for _ in range(STRUCTURE_RUNS):
-            before, (found, steps) = found, refiner.refine(found, HOMOGRAPHY)
+            before, (found, steps) = found, refiner.refine(found, MOTION_PARAMETERS[config.model])
             taken += steps
         matrix, total = homography.rescale(found, -level), total + taken
         _append_trace(levels, track, level, Alignment(matrix, still.gain, still.bias), taken)

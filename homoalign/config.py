@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Solver = Literal["gauss_newton", "adam"]
+Model = Literal["translation", "euclidean", "similarity", "affine", "homography"]
 Photometric = Literal["auto", "gain_bias", "none"]
 
 
@@ -18,6 +19,9 @@ class AlignConfig:
 
     solver: Solver = "gauss_newton"
     """`gauss_newton`: this project's solver; `adam`: kornia's tutorial, with its published settings."""
+
+    model: Model = "homography"
+    """Motion `gauss_newton` adds to the start: `translation`, `euclidean`, `similarity`, `affine`, `homography`."""
 
     photometric: Photometric = "auto"
     """Light the solver fits: a tone curve and slow fields where they explain more (`auto`), `gain_bias`, or `none`."""
@@ -80,7 +84,8 @@ class AlignConfig:
     """Pyramid levels of `solver="adam"`; fewer where the image is too small for them."""
 
     def __post_init__(self) -> None:
-        for name, allowed in (("solver", get_args(Solver)), ("photometric", get_args(Photometric))):
+        choices = {"solver": Solver, "model": Model, "photometric": Photometric}
+        for name, allowed in ((name, get_args(choice)) for name, choice in choices.items()):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is none of {', '.join(allowed)}")
         for name in ("min_overlap", "confidence_threshold"):

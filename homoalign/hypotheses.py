@@ -18,11 +18,9 @@ from homoalign import homography
 from homoalign.config import AlignConfig
 from homoalign.homography import image_size
 from homoalign.pyramid import Level
+from homoalign.schedule import AFFINE, HOMOGRAPHY, MOTION_PARAMETERS, SIMILARITY
 from homoalign.structure_problem import LevelRefiner
 from homoalign.zoom import match_levels, zoom_octave
-
-AFFINE, SIMILARITY, HOMOGRAPHY = 6, 4, 8
-"""Parameters of motion, the first of `homography.SL3_BASIS`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +105,7 @@ def refine(
             levels = src[matched.src_level], dst[matched.dst_level]
             level = LevelRefiner(*levels, found.pair[chosen], stage.max_points, config)
             for motion in stage.motion:
-                part, _ = level.refine(part, motion)
+                part, _ = level.refine(part, min(motion, MOTION_PARAMETERS[config.model]))
             refined[chosen], score[chosen] = matched.to_full(part), level.score(part, stage.side_px)
         found = Hypotheses(found.pair, refined, score).best_first()
     return found

@@ -21,6 +21,9 @@ from homoalign.residual import Alignment, DirectProblem
 from homoalign.solver import cauchy, robust_scale
 from homoalign.template import Template
 
+NUM_FUNCTIONS = 14
+"""K, see `_basis`."""
+
 LINEAR = 2
 """The first basis functions: a constant and the intensity."""
 
@@ -31,7 +34,7 @@ LEAST_SHARE = 0.1
 """Share of the points that must be seen and unsaturated for the richer model to be tried."""
 
 FIT_POINTS = 8192
-REWEIGHTINGS = 4
+REWEIGHTINGS = 3
 SATURATED = 0.5 / 255
 """Intensities this close to 0 or 1 say nothing about how bright it was."""
 
@@ -47,6 +50,16 @@ class Light:
 
     weights: Tensor
     is_rich: Tensor
+
+    @staticmethod
+    def plain(like: Tensor) -> Light:
+        """Return light that a gain and a bias explain, for as many pairs as `like` (B,) has."""
+        weights = torch.zeros(len(like), NUM_FUNCTIONS, dtype=torch.float32, device=like.device)
+        return Light(weights, torch.zeros(len(like), dtype=torch.bool, device=like.device))
+
+    def put(self, index: Tensor, part: Light) -> Light:
+        """Return this with the pairs that `index` (int64) names replaced by `part`."""
+        return Light(self.weights.index_copy(0, index, part.weights), self.is_rich.index_copy(0, index, part.is_rich))
 
 
 def fit_light(problem: DirectProblem, state: Alignment, *, loss_width: float) -> tuple[Light, Alignment]:
@@ -85,30 +98,41 @@ def fit_light(problem: DirectProblem, state: Alignment, *, loss_width: float) ->
 
 def apply_light(template: Template, light: Light) -> Template:
     """Return the template as it should look in dst: intensities, and a Jacobian that follows the tone curve's slope."""
-    value, slope = _predict(light.weights, template.value, template.u)
-    smoothed, _ = _predict(light.weights, template.jacobian[:, 8], template.u)
-    jacobian = template.jacobian * slope[:, None]
-    jacobian[:, 8] = smoothed
+    rich = torch.nonzero(light.is_rich)[:, 0]
+    if len(rich) == 0:
+        return template
+    part, weights = template.select(rich), light.weights[rich]
+    value, slope = _predict(weights, part.value, part.u)
+    jacobian = part.jacobian * slope[:, None]
+    jacobian[:, 8], _ = _predict(weights, part.jacobian[:, 8], part.u)
     jacobian[:, 9] = 1.0
-    rich = light.is_rich[:, None]
     return replace(
         template,
-        value=torch.where(rich, value, template.value),
-        jacobian=torch.where(rich[:, None], jacobian, template.jacobian),
+        value=template.value.index_copy(0, rich, value),
+        jacobian=template.jacobian.index_copy(0, rich, jacobian),
     )
 
 
-def to_plain(light: Light, problem: DirectProblem, state: Alignment) -> Alignment:
-    """Return the state with the gain and bias that come nearest to light and state together, over what is seen.
+def to_plain(light: Light, problem: DirectProblem, state: Alignment) -> tuple[Alignment, Tensor]:
+    """Say what light and state come to as one gain and one bias, over what is seen.
 
     Args:
         light: what the problem's template was made with.
         problem: with src's own intensities as its template.
         state: an alignment, its gain and bias on top of `light`.
+
+    Returns:
+        state: with the gain and bias of dst ~ gain * src + bias.
+        scale: (B,) robust standard deviation of what this leaves where the light is rich, NaN elsewhere.
     """
-    _, seen = problem.read_dst(state.dst_homo_src)
-    raw = problem.template.value
-    lit, _ = _predict(light.weights, raw, problem.template.u)
+    scale = torch.full_like(state.gain, torch.nan)
+    rich = torch.nonzero(light.is_rich)[:, 0]
+    if len(rich) == 0:
+        return state, scale
+    part, weights, start = problem.select(rich), light.weights[rich], state.select(rich)
+    _, seen = part.read_dst(start.dst_homo_src)
+    raw = part.template.value
+    lit, _ = _predict(weights, raw, part.template.u)
     count = seen.sum(-1).clamp_min(1)
 
     def mean(values: Tensor) -> Tensor:
@@ -118,11 +142,9 @@ def to_plain(light: Light, problem: DirectProblem, state: Alignment) -> Alignmen
     centred = raw - raw_mean[:, None].to(raw)
     gain = mean(centred * lit) / mean(centred * centred).clamp_min(1e-12)
     bias = lit_mean - gain * raw_mean
-    return Alignment(
-        state.dst_homo_src,
-        torch.where(light.is_rich, state.gain * gain, state.gain),
-        torch.where(light.is_rich, state.gain * bias + state.bias, state.bias),
-    )
+    plain = Alignment(start.dst_homo_src, start.gain * gain, start.gain * bias + start.bias)
+    left = robust_scale(*part.evaluate(plain), part.scale_floor)
+    return state.put(rich, plain), scale.index_copy(0, rich, left)
 
 
 def normalise_locally(level: Level) -> Level:

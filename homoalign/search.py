@@ -20,6 +20,7 @@ from torch.nn.functional import grid_sample, max_pool2d
 from homoalign.config import AlignConfig
 from homoalign.homography import image_size
 from homoalign.pyramid import Level
+from homoalign.schedule import MOTION_PARAMETERS
 from homoalign.structure import CHANNELS, HARMONICS, Structure, describe
 
 CANVAS_SIDE_PX = 64
@@ -54,7 +55,7 @@ def search_similarities(src: list[Level], dst: list[Level], config: AlignConfig,
     Args:
         src: pyramid of the source images, full size first.
         dst: pyramid of the destination images.
-        config: bounds the search.
+        config: bounds the search; so does its model of motion.
         keep: how many to return a pair.
 
     Returns:
@@ -63,8 +64,10 @@ def search_similarities(src: list[Level], dst: list[Level], config: AlignConfig,
             CANVAS_SIDE_PX; entries that the grid is too small to fill have -1.
     """
     matrices, scores = [], []
-    for scale in _scales(config.search_max_scale):
-        found, score = _search_scale(src, dst, scale, _rotations(config.search_max_rotation_deg, src[0].image.device))
+    may_turn, may_scale = (MOTION_PARAMETERS[config.model] >= MOTION_PARAMETERS[k] for k in ("euclidean", "similarity"))
+    rotations = _rotations(config.search_max_rotation_deg if may_turn else 0.0, src[0].image.device)
+    for scale in _scales(config.search_max_scale if may_scale else 1.0):
+        found, score = _search_scale(src, dst, scale, rotations)
         matrices.append(found)
         scores.append(score)
     score, matrix = torch.cat(scores, dim=1), torch.cat(matrices, dim=1)

@@ -8,7 +8,7 @@ from homoalign import AlignConfig
 def test_the_fingerprint_is_stable_and_changes_with_every_field():
     default = AlignConfig()
     assert default.fingerprint() == AlignConfig().fingerprint()
-    other = {"solver": "adam", "photometric": "none"}
+    other = {"solver": "adam", "model": "affine", "photometric": "none"}
     for field in dataclasses.fields(AlignConfig):
         value = other.get(field.name, getattr(default, field.name) / 2 if field.type == "float" else None)
         value = getattr(default, field.name) + 1 if value is None else value
@@ -19,6 +19,7 @@ def test_the_fingerprint_is_stable_and_changes_with_every_field():
     ("field", "value", "message"),
     [
         ("solver", "newton", "solver='newton' is none of gauss_newton, adam"),
+        ("model", "rigid", "model='rigid' is none of translation, euclidean, similarity, affine, homography"),
         ("min_overlap", 1.5, r"min_overlap=1.5 is outside \[0, 1\]"),
         ("min_level_side_px", 1, "min_level_side_px=1 is below 4"),
         ("max_iterations", 0, "max_iterations=0 is below 1"),

@@ -1,0 +1,54 @@
+"""Which runs of the solver make up a level."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from homoalign.config import AlignConfig
+
+MOTION_PARAMETERS = {"translation": 2, "euclidean": 3, "similarity": 4, "affine": 6, "homography": 8}
+"""How many of `homography.SL3_BASIS` each model of motion is made of, from the first on."""
+
+SIMILARITY, AFFINE, HOMOGRAPHY = (MOTION_PARAMETERS[name] for name in ("similarity", "affine", "homography"))
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of the solver: on every `stride`-th point, for how many parameters of motion, how precisely.
+
+    A refined run is that of `refinement.py`.
+    """
+
+    stride: int
+    motion_parameters: int
+    step_tol_px: float
+    is_refined: bool = False
+
+
+def plan_runs(level: int, count: int, num_points: int, config: AlignConfig, *, is_near: bool = False) -> list[Run]:
+    """Return the runs of a level.
+
+    From far away the coarsest level, a hundred pixels or two, is solved for a similarity alone, and the next one for
+    a similarity first: eight parameters from that few pixels go astray. The full-size image is solved on few
+    points first where it has many; the last run, on all of them, starts a hair from its end and is refined.
+
+    Args:
+        level: 0 is full size.
+        count: number of levels.
+        num_points: points chosen at this level.
+        config: what changes the answer.
+        is_near: whether the start was refined already.
+    """
+    rough = config.coarse_step_tol_px
+    full = MOTION_PARAMETERS[config.model]
+    simple = min(full, MOTION_PARAMETERS["similarity"])
+    if not is_near and level == count - 1 and level >= 2:
+        return [Run(1, simple, rough)]
+    runs = [Run(1, full, rough)]
+    if not is_near and (0 < level == count - 2 or 1 == level == count - 1):
+        runs.insert(0, Run(1, simple, rough))
+    if level == 0:
+        # An odd stride does not fall in step with the rows of an image.
+        stride = max(1, num_points // config.points_per_level) // 2 * 2 + 1
+        runs = [*runs[:-1], Run(stride, full, rough), Run(1, full, config.step_tol_px, is_refined=True)]
+    return runs
