@@ -14,7 +14,7 @@ from torch import Tensor
 
 from homoalign import homography, metrics, verdict
 from homoalign.arguments import Pairs
-from homoalign.coarse_to_fine import Solved, Track, solve_gauss_newton, solve_structure, solve_tutorial
+from homoalign.coarse_to_fine import solve_gauss_newton
 from homoalign.config import AlignConfig
 from homoalign.homography import image_size
 from homoalign.hypotheses import Hypotheses, agreement
@@ -23,6 +23,9 @@ from homoalign.pyramid import Level
 from homoalign.residual import Alignment
 from homoalign.result import AlignResult
 from homoalign.status import Initialisation
+from homoalign.structure_solver import solve_structure, solve_unexplained
+from homoalign.track import Solved, Track
+from homoalign.tutorial import solve_tutorial
 from homoalign.zoom import MatchedLevels, match_levels, zoom_octave
 
 SCORE_SIDE_PX = 256
@@ -126,8 +129,12 @@ def _attempt_matched(
     )
     if batch.config.solver == "adam":
         solved = solve_tutorial(track)
+    elif signal == "structure":
+        solved = solve_structure(track)
     else:
-        solved = solve_structure(track) if signal == "structure" else solve_gauss_newton(track)
+        solved = solve_gauss_newton(track)
+        if batch.config.signal == "auto":
+            solved = solve_unexplained(track, solved)
     return _measure(batch, track, solved, matched, initialisation)
 
 

@@ -19,7 +19,12 @@ from homoalign.result import AlignResult
 from homoalign.search import search_similarities
 from homoalign.status import Initialisation, Status
 
-SIGNALS: tuple[Signal, ...] = ("intensity", "structure")
+SIGNALS: dict[str, tuple[Signal, ...]] = {
+    "auto": ("intensity", "structure"),
+    "intensity": ("intensity",),
+    "structure": ("structure",),
+}
+"""What is compared, in turn, for each `AlignConfig.signal`."""
 
 STANDING = 0.25
 """From this score on an answer is refined on structure before any other start is tried."""
@@ -40,10 +45,13 @@ def run_cascade(batch: Batch, start: Tensor, initialisation: list[Initialisation
         initialisation: which of the two each is.
     """
     config = batch.config
-    result = attempt(batch, start, initialisation, is_near=False, signal="intensity")
+    on_structure = config.signal == "structure"
+    signal: Signal = "structure" if on_structure else "intensity"
+    result = attempt(batch, start, initialisation, is_near=on_structure, signal=signal)
     if config.solver == "adam":  # the tutorial knows no other start
         return result
-    result = _stay(batch, result)
+    if config.signal == "auto":
+        result = _stay(batch, result)
     steps: list[tuple[bool, Initialisation, Callable[[Batch], Hypotheses]]] = [
         (config.use_search, Initialisation.SEARCH, _search),
         (config.use_features and config.model == "homography", Initialisation.FEATURES, _match),
@@ -82,7 +90,7 @@ def _escalate(
         return result
     members, first = _first_of_each(refined.pair)
     start, members = refined.dst_homo_src[first].cpu(), members.cpu()
-    for signal in SIGNALS:
+    for signal in SIGNALS[batch.config.signal]:
         open_ = _where(result.status[i] != Status.OK for i in members.tolist())
         if len(open_) == 0:
             break

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 Solver = Literal["gauss_newton", "adam"]
 Model = Literal["translation", "euclidean", "similarity", "affine", "homography"]
+Signal = Literal["auto", "intensity", "structure"]
 Photometric = Literal["auto", "gain_bias", "none"]
 
 
@@ -31,6 +32,9 @@ class AlignConfig:
 
     max_levels: int = 12
     """At most this many pyramid levels, the full-size image included."""
+
+    signal: Signal = "auto"
+    """What is compared: `intensity`, the `structure` of edges, or `auto`: structure where intensities do not tell."""
 
     use_search: bool = True
     """Whether pairs that identity and prior do not solve are searched over rotation, scale and translation."""

@@ -10,6 +10,7 @@ B pairs, C channels, H W rows and columns.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,6 +19,12 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from homoalign import homography
+from homoalign.intensity import to_unit_range
+from homoalign.pyramid import Level
+from homoalign.residual import Alignment
+from homoalign.result import LevelTrace
+from homoalign.status import StopReason
+from homoalign.track import Solved, Track, append_level
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,3 +131,40 @@ def _level_from_full(level_image: Tensor, unit_from_full: Tensor) -> Tensor:
     unit_from_level = unit_from_pixels(*level_image.shape[-2:], device=level_image.device)
     level_from_unit: Tensor = torch.linalg.inv(unit_from_level)
     return level_from_unit @ unit_from_full
+
+
+def solve_tutorial(track: Track) -> Solved:
+    """Run kornia's tutorial on all channels; masks are not used, as it knows none."""
+    config = track.config
+    src, dst = track.src[0].image, track.dst[0].image
+    if track.pairs.src.shape[1] == track.pairs.dst.shape[1]:
+        src, dst = to_unit_range(track.pairs.src)[0], to_unit_range(track.pairs.dst)[0]
+    batch = len(src)
+    levels: list[list[LevelTrace]] = [[] for _ in range(batch)]
+    total = torch.zeros(batch, dtype=torch.int32, device=src.device)
+    dst_homo_src = track.start.dst_homo_src
+    for done in adam_levels(
+        src,
+        dst,
+        dst_homo_src,
+        levels=config.adam_levels,
+        steps=config.adam_steps,
+        learning_rate=config.adam_learning_rate,
+    ):
+        dst_homo_src = done.dst_homo_src
+        total += done.num_iterations
+        if track.trace:
+            full_src = torch.linalg.inv(done.level_homo_full_src)
+            matrix = done.level_homo_full_dst @ dst_homo_src @ full_src
+            truth = None if track.gt is None else done.level_homo_full_dst @ track.gt @ full_src
+            taken = torch.full_like(total, done.num_iterations)
+            append_level(levels, done.level, Level(done.src, None), Level(done.dst, None), matrix, truth, taken)
+    nan = torch.full((batch,), math.nan, dtype=torch.float64, device=src.device)
+    return Solved(
+        alignment=Alignment(dst_homo_src, torch.ones_like(nan), torch.zeros_like(nan)),
+        stop_reason=[StopReason.MAX_ITERATIONS] * batch,
+        num_iterations=total,
+        scale=nan,
+        covariance=nan[:, None, None].expand(-1, 8, 8),
+        levels=levels,
+    )

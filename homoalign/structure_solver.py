@@ -1,0 +1,97 @@
+"""The second solver: level by level on the images' structure, where intensities do not tell what is the same.
+
+B pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+
+from homoalign import homography
+from homoalign.homography import image_size
+from homoalign.noise import noise_level
+from homoalign.residual import Alignment, build_problem
+from homoalign.result import LevelTrace
+from homoalign.schedule import MOTION_PARAMETERS
+from homoalign.solver import measure_precision
+from homoalign.status import StopReason
+from homoalign.structure_problem import LevelRefiner, standing_still
+from homoalign.track import Solved, Track, append_trace
+
+RUNS = 3
+"""Times a level's structure is described anew."""
+
+TOL_PX = 0.25
+"""Structure is solved when the last run moves no corner further than this."""
+
+FINEST_SIDE_PX = 512
+"""The finest level has sides of at most this, in the geometric mean: beyond it structure gains nothing but noise."""
+
+UNEXPLAINED = 2.3
+"""Residuals this many times the noise are unlike light, blur or depth, not noise."""
+
+QUANTISATION = 0.29 / 255
+"""Least noise, the rounding of eight bits."""
+
+FURTHEST = 0.03
+"""Of the shorter side: structure may correct an answer on intensities by no more."""
+
+
+def solve_unexplained(track: Track, solved: Solved) -> Solved:
+    """Solve on structure the pairs whose intensities differ by more than noise, from where intensities end.
+
+    Intensities are the more precise where they say the same of both images, and biased where they do not.
+    """
+    alignment = solved.alignment
+    noise = [noise_level(pyramid[0].image).clamp_min(QUANTISATION) for pyramid in (track.src, track.dst)]
+    explained = ((alignment.gain * noise[0]).square() + noise[1].square()).sqrt()
+    index = torch.nonzero(solved.scale > UNEXPLAINED * explained)[:, 0]
+    if len(index) == 0:
+        return solved
+    part = replace(track.select(index), start=alignment.select(index), first_level=0)
+    again = solve_structure(part)
+    size = image_size(track.src[0].image)
+    moved = homography.corner_errors(again.alignment.dst_homo_src, part.start.dst_homo_src, *size).mean(-1)
+    close = torch.nonzero(moved < FURTHEST * min(image_size(track.dst[0].image)))[:, 0]
+    return solved.put(index[close], again.select(close))
+
+
+def solve_structure(track: Track) -> Solved:
+    """Solve the levels from where structure is worth describing, for starts that are near.
+
+    The photometric model is left as it comes: structure has none.
+    """
+    config, matrix = track.config, track.start.dst_homo_src
+    pair = torch.arange(len(matrix), device=matrix.device)
+    total = torch.zeros(len(matrix), dtype=torch.int32, device=matrix.device)
+    levels: list[list[LevelTrace]] = [[] for _ in range(len(matrix))]
+    still = standing_still(matrix)
+    finest = _finest_level(track)
+    for level in range(max(track.coarsest, finest), finest - 1, -1):
+        refiner = LevelRefiner(track.src[level], track.dst[level], pair, config.points_per_level, config)
+        found, taken = homography.rescale(matrix, level), torch.zeros_like(total)
+        for _ in range(RUNS):
+            before, (found, steps) = found, refiner.refine(found, MOTION_PARAMETERS[config.model])
+            taken += steps
+        matrix, total = homography.rescale(found, -level), total + taken
+        append_trace(levels, track, level, Alignment(matrix, still.gain, still.bias), taken)
+    size = image_size(track.src[finest].image)
+    moved = homography.corner_errors(found, before, *size).amax(-1)
+    stop = [StopReason.CONVERGED if px <= TOL_PX else StopReason.MAX_ITERATIONS for px in moved.tolist()]
+    _, covariance = measure_precision(refiner.build_problem(found), still, config.loss_width)
+    intensities = build_problem(
+        track.src[0], track.dst[0], level=0, max_points=config.points_per_level, fit_photometric=False
+    )
+    alignment = Alignment(matrix, *intensities.matched_moments(matrix))
+    unknown = torch.full_like(alignment.gain, math.nan)
+    return Solved(alignment, stop, total, unknown, covariance, levels)
+
+
+def _finest_level(track: Track) -> int:
+    for level, (src, dst) in enumerate(zip(track.src, track.dst, strict=True)):
+        if math.prod(image_size(src.image)) * math.prod(image_size(dst.image)) <= FINEST_SIDE_PX**4:
+            return level
+    return len(track.src) - 1

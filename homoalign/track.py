@@ -1,0 +1,166 @@
+"""Pairs on their way through a solver, and what it hands on.
+
+B pairs, H W rows and columns.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from homoalign import homography, metrics
+from homoalign.arguments import Pairs
+from homoalign.config import AlignConfig
+from homoalign.homography import image_size
+from homoalign.pyramid import Level
+from homoalign.residual import Alignment
+from homoalign.result import LevelTrace
+from homoalign.status import StopReason
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """Pairs on their way through the solver.
+
+    Attributes:
+        src: pyramid of the gray source images, full size first.
+        dst: pyramid of the gray destination images, as many levels.
+        pairs: the images as they came, which the tutorial's solver runs on.
+        start: where the solver starts, pixels of the first levels.
+        gt: (B, 3, 3) truth, likewise and on the images' device; or None.
+        config: what changes the answer.
+        trace: whether `levels` is wanted.
+        first_level: the coarsest level to solve; None: the last, for starts that may be far off.
+    """
+
+    src: list[Level]
+    dst: list[Level]
+    pairs: Pairs
+    start: Alignment
+    gt: Tensor | None
+    config: AlignConfig
+    trace: bool
+    first_level: int | None = None
+
+    @property
+    def is_near(self) -> bool:
+        """Whether the starts were refined already."""
+        return self.first_level is not None
+
+    @property
+    def coarsest(self) -> int:
+        """The level where the solver begins."""
+        return len(self.src) - 1 if self.first_level is None else self.first_level
+
+    def select(self, index: Tensor) -> Track:
+        """Return the pairs that `index` (int64) names."""
+        return replace(
+            self,
+            src=[level.select(index) for level in self.src],
+            dst=[level.select(index) for level in self.dst],
+            pairs=self.pairs.select(index.cpu()),
+            start=self.start.select(index),
+            gt=None if self.gt is None else self.gt[index],
+        )
+
+    def shallow(self, min_side_px: int) -> Track:
+        """Return the same without the levels whose shorter side is below this, but with two levels at least."""
+        sides = [
+            min(*image_size(src.image), *image_size(dst.image)) for src, dst in zip(self.src, self.dst, strict=True)
+        ]
+        count = max(2, sum(side >= min_side_px for side in sides))
+        first = None if self.first_level is None else min(self.first_level, count - 1)
+        return replace(self, src=self.src[:count], dst=self.dst[:count], first_level=first)
+
+
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """What a solver hands to the metrics.
+
+    Attributes:
+        alignment: the answers.
+        stop_reason: why each pair stopped at its last level.
+        num_iterations: (B,) int32, over all levels.
+        scale: (B,) robust standard deviation of the residual, intensities in [0, 1]; NaN where not estimated.
+        covariance: (B, P, P) of the parameters, the first eight those of sl(3); NaN where not estimated.
+        levels: the traces, coarse to fine; empty unless asked for.
+    """
+
+    alignment: Alignment
+    stop_reason: list[StopReason]
+    num_iterations: Tensor
+    scale: Tensor
+    covariance: Tensor
+    levels: list[list[LevelTrace]]
+
+    def select(self, index: Tensor) -> Solved:
+        """Return the pairs that `index` (int64) names."""
+        rows = index.tolist()
+        return Solved(
+            self.alignment.select(index),
+            [self.stop_reason[i] for i in rows],
+            self.num_iterations[index],
+            self.scale[index],
+            self.covariance[index],
+            [self.levels[i] for i in rows],
+        )
+
+    def put(self, index: Tensor, part: Solved) -> Solved:
+        """Return this with the answers of `part`, the next solver's, for the pairs that `index` names."""
+        stop, levels = list(self.stop_reason), [list(trace) for trace in self.levels]
+        for k, i in enumerate(index.tolist()):
+            stop[i] = part.stop_reason[k]
+            levels[i] += part.levels[k]
+        covariance = self.covariance.clone()
+        covariance[index, :8, :8] = part.covariance[:, :8, :8]
+        return Solved(
+            self.alignment.put(index, part.alignment),
+            stop,
+            self.num_iterations.index_add(0, index, part.num_iterations),
+            self.scale,
+            covariance,
+            levels,
+        )
+
+
+def append_trace(
+    levels: list[list[LevelTrace]], track: Track, level: int, state: Alignment, num_iterations: Tensor
+) -> None:
+    """Add a finished level to every pair's trace, where traces are wanted."""
+    if not track.trace:
+        return
+    truth = None if track.gt is None else homography.rescale(track.gt, level)
+    matrix = homography.rescale(state.dst_homo_src, level)
+    append_level(levels, level, track.src[level], track.dst[level], matrix, truth, num_iterations)
+
+
+def append_level(
+    levels: list[list[LevelTrace]],
+    level: int,
+    src: Level,
+    dst: Level,
+    dst_homo_src: Tensor,
+    dst_homo_src_gt: Tensor | None,
+    num_iterations: Tensor,
+) -> None:
+    """Add a finished level to every pair's trace; the matrices are in that level's pixels."""
+    size = image_size(dst.image)
+    if dst_homo_src_gt is None:
+        reprojection = [math.nan] * len(levels)
+    else:
+        reprojection = metrics.reprojection_l1(src.image, dst_homo_src, dst_homo_src_gt, size).tolist()
+    photometric = metrics.photometric_l1(src, dst, dst_homo_src).tolist()
+    height, width = image_size(src.image)
+    for i, pair in enumerate(levels):
+        pair.append(
+            LevelTrace(
+                level=level,
+                height=height,
+                width=width,
+                num_iterations=int(num_iterations[i]),
+                photometric_l1=photometric[i],
+                gt_reprojection_l1=reprojection[i],
+            )
+        )
