@@ -19,7 +19,8 @@ from homoalign.config import AlignConfig
 from homoalign.homography import image_size
 from homoalign.hypotheses import Hypotheses, agreement
 from homoalign.intensity import to_unit_range
-from homoalign.pyramid import Level
+from homoalign.noise import noise_level
+from homoalign.pyramid import Level, noise_gain
 from homoalign.residual import Alignment
 from homoalign.result import AlignResult
 from homoalign.status import Initialisation
@@ -183,7 +184,10 @@ def _measure(
     level = verdict.evidence_level([image_size(track.src[0].image), image_size(track.dst[0].image)], len(track.src))
     src, dst = track.src[level], track.dst[level]
     level_matrix = homography.rescale(matched_matrix, level)
-    whole, weak = metrics.local_correlation(src, dst, level_matrix)
+    noise_src, noise_dst = (
+        noise_gain(level) * noise_level(pyramid[0].image).square() for pyramid in (track.src, track.dst)
+    )
+    whole, weak = metrics.local_correlation(src, dst, level_matrix, (noise_src, noise_dst))
     evidence = verdict.Evidence(
         local_correlation=whole.cpu(),
         weak_correlation=weak.cpu(),

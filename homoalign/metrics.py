@@ -29,6 +29,13 @@ LEAST_TEXTURE = 0.003
 """Blocks with a smaller standard deviation about their neighbourhoods' means show rounding, not structure."""
 
 
+LEAST_SIGNAL = 0.3
+"""Least share of an energy that is taken for signal, whatever the noise is said to be."""
+
+INTERPOLATED_NOISE = 0.45
+"""What bilinear interpolation leaves of white noise's variance, (2 / 3)^2 on average."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fit:
     """Per-pair figures, (B,) float64; NaN where there is no overlap.
@@ -114,15 +121,23 @@ def photometric_l1(src: Level, dst: Level, dst_homo_src: Tensor) -> Tensor:
     return total(difference) / covered.sum((-2, -1))
 
 
-def local_correlation(src: Level, dst: Level, dst_homo_src: Tensor) -> tuple[Tensor, Tensor]:
+def local_correlation(
+    src: Level,
+    dst: Level,
+    dst_homo_src: Tensor,
+    noise: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
     """Correlation of what is left when every pixel's neighbourhood mean is taken away.
 
-    Brightness, vignetting and large-scale contrast, which unrelated photographs share easily, do not count.
+    Brightness, vignetting and large-scale contrast, which unrelated photographs share easily, do not count. Known
+    noise is taken out of the energies, so that a noisy pair is not called unlike (Spearman's correction for
+    attenuation, 1904).
 
     Args:
         src: source images of a level.
         dst: destination images of the same level.
         dst_homo_src: (B, 3, 3), of that level's pixels.
+        noise: (B,) variance of src's and of dst's noise at this level.
 
     Returns:
         whole: (B,) in [-1, 1], over the overlap; NaN where no window lies in it or all are flat.
@@ -148,14 +163,23 @@ def local_correlation(src: Level, dst: Level, dst_homo_src: Tensor) -> tuple[Ten
     floor_a, floor_b = 0.05 * _mean(energy_a, counted), 0.05 * _mean(energy_b, counted)
     weight = 1 / ((energy_a + floor_a).sqrt() * (energy_b + floor_b).sqrt())
     weight = torch.where(counted, weight, 0.0)
-    norm = total(weight * a * a) * total(weight * b * b)
-    whole = (total(weight * a * b) / norm.sqrt()).clamp(-1, 1)
+    noise_a, noise_b = (torch.zeros_like(dst_homo_src[:, 0, 0]),) * 2 if noise is None else noise
+    noise_a = INTERPOLATED_NOISE * noise_a
+    energies = [
+        (energy - variance * total(weight)).clamp_min(LEAST_SIGNAL * energy)
+        for energy, variance in ((total(weight * a * a), noise_a), (total(weight * b * b), noise_b))
+    ]
+    whole = (total(weight * a * b) / (energies[0] * energies[1]).sqrt()).clamp(-1, 1)
 
     per_block = torch.stack([counted.to(a), a * a, b * b, a * b], dim=1)
     filled, aa, bb, ab = adaptive_avg_pool2d(per_block, BLOCKS).flatten(2).unbind(1)  # (B, BLOCKS^2) each
     textured = (filled > 0.3) & (torch.fmin(aa, bb) > LEAST_TEXTURE**2 * filled)
-    of_block = torch.where(textured, ab / (aa * bb).sqrt(), torch.nan)
-    return whole, torch.nanquantile(of_block.double(), WEAK_SHARE, dim=-1)
+    signal_a, signal_b = aa - filled * noise_a[:, None].to(aa), bb - filled * noise_b[:, None].to(bb)
+    clear = textured & (signal_a > LEAST_SIGNAL * aa) & (signal_b > LEAST_SIGNAL * bb)
+    of_block = torch.where(clear, ab / (signal_a * signal_b).sqrt(), torch.nan)
+    weak = torch.nanquantile(of_block.double().clamp(-1, 1), WEAK_SHARE, dim=-1)
+    # Where noise hides what every block shows, the whole must do.
+    return whole, torch.where(weak.isnan() & textured.any(-1), whole, weak)
 
 
 def _mean(values: Tensor, counted: Tensor) -> Tensor:

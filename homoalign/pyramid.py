@@ -9,7 +9,7 @@ B pairs, H W rows and columns.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -42,6 +42,18 @@ class Level:
     def select(self, index: Tensor) -> Level:
         """Return the pairs that `index` (int64) names."""
         return Level(self.image[index], None if self.mask is None else self.mask[index])
+
+
+@lru_cache
+def noise_gain(level: int) -> float:
+    """Return the variance of a level's noise over that of the white noise of the image."""
+    kernel, row = torch.ones(1, dtype=torch.float64), torch.tensor([1, 4, 6, 4, 1], dtype=torch.float64) / 16
+    for k in range(level):
+        spread = torch.zeros(4 * 2**k + 1, dtype=torch.float64)
+        spread[:: 2**k] = row
+        kernel = torch.nn.functional.conv1d(kernel.view(1, 1, -1), spread.view(1, 1, -1), padding=len(spread) - 1)
+        kernel = kernel.flatten()
+    return float(kernel.square().sum() ** 2)
 
 
 def halve(image: Tensor) -> Tensor:
