@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from homoalign.homography import image_size
 from homoalign.pyramid import Level
 
 MAX_FEATURES = 4000
@@ -50,7 +51,7 @@ def match_features(src: list[Level], dst: list[Level]) -> Tensor:
 def _level_to_match(pyramid: list[Level]) -> tuple[Level, float]:
     """Return the finest level that is small enough, and how many full-size pixels its pixels are wide."""
     for number, level in enumerate(pyramid):
-        if max(level.image.shape) <= LARGEST_SIDE_PX or number == len(pyramid) - 1:
+        if max(image_size(level.image)) <= LARGEST_SIDE_PX or number == len(pyramid) - 1:
             return level, 2.0**number
     raise ValueError("the pyramid has no level")
 
