@@ -104,9 +104,11 @@ def _attempt_better(
     """Attempt the pairs that `index` names from near, and keep the new answers whose structure agrees better."""
     part = batch.select(index)
     after = attempt(part, start.to(part.src[0].image.device), names, is_near=True, signal=signal)
-    gain = _score(part, after) - _score(part, result.select(index))
-    better = torch.nonzero(gain > LEAST_GAIN[signal])[:, 0].cpu()
-    return result.put(index[better], after.select(better))
+    before = result.select(index)
+    gain = (_score(part, after) - _score(part, before)).cpu()
+    better = (gain > LEAST_GAIN[signal]) | ((gain > 0) & (after.confidence > before.confidence))
+    chosen = torch.nonzero(better)[:, 0]
+    return result.put(index[chosen], after.select(chosen))
 
 
 def _first_of_each(pair: Tensor) -> tuple[Tensor, Tensor]:

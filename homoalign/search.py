@@ -82,7 +82,8 @@ def _scales(largest: float) -> list[float]:
 
 
 def _rotations(largest_deg: float, device: torch.device) -> Tensor:
-    """Return (R,) angles from -largest to largest, radians; all of them once where it is 180 degrees."""
+    """Return (R,) angles from -largest to largest, radians; all of them once where it is 180 degrees or more."""
+    largest_deg = min(largest_deg, 180.0)
     steps = math.ceil(largest_deg / ROTATION_STEP_DEG - 1e-9)
     if largest_deg >= 180:
         return torch.arange(-steps, steps, dtype=torch.float64, device=device) * (math.pi / steps)

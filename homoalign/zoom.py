@@ -39,19 +39,18 @@ class MatchedLevels:
 
     def from_full(self, dst_homo_src: Tensor) -> Tensor:
         """Return (K, 3, 3) between the levels, given those between the full-size images."""
-        return homography.normalise(self._dst_shrink[:, None] * dst_homo_src / self._src_shrink)
+        src_shrink, dst_shrink = self._shrinks(dst_homo_src)
+        return homography.normalise(dst_shrink[:, None] * dst_homo_src / src_shrink)
 
     def to_full(self, dst_homo_src: Tensor) -> Tensor:
         """Undo `from_full`."""
-        return homography.normalise(dst_homo_src / self._dst_shrink[:, None] * self._src_shrink)
+        src_shrink, dst_shrink = self._shrinks(dst_homo_src)
+        return homography.normalise(dst_homo_src / dst_shrink[:, None] * src_shrink)
 
-    @property
-    def _src_shrink(self) -> Tensor:
-        return torch.tensor([0.5**self.src_level, 0.5**self.src_level, 1], dtype=torch.float64)
-
-    @property
-    def _dst_shrink(self) -> Tensor:
-        return torch.tensor([0.5**self.dst_level, 0.5**self.dst_level, 1], dtype=torch.float64)
+    def _shrinks(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (3,) for src and for dst: what takes homogeneous full-size pixels to those of the level."""
+        src, dst = (like.new_tensor([0.5**level, 0.5**level, 1]) for level in (self.src_level, self.dst_level))
+        return src, dst
 
 
 def match_levels(src: list[Level], dst: list[Level], *, zoom: int, side_px: int | None) -> MatchedLevels:

@@ -174,9 +174,13 @@ def test_an_unreadable_pair_and_a_manifest_without_truth_are_usage_errors(manife
 
 
 def test_the_groups_follow_from_the_columns():
-    assert groups_of({"kind": "cross-time", "tier": "B", "gt_is_sub_pixel": False}) == ("photo",)
+    assert groups_of({"kind": "mono", "tier": "B", "gt_is_sub_pixel": False}) == ("photo",)
+    assert groups_of({"kind": "mono", "gt_is_sub_pixel": True}) == ("photo", "sub-pixel")
+    assert groups_of({"kind": "cross-modal", "tier": "A", "gt_is_sub_pixel": False}) == ("cross-modal",)
+    assert groups_of({"kind": "cross-time", "tier": "B", "gt_is_sub_pixel": False}) == ("cross-modal",)
+    assert groups_of({"kind": "cross-time", "tier": "P"}) == ()
     assert groups_of({"kind": "mono", "tier": "P", "gt_is_sub_pixel": False}) == ()
-    assert groups_of({"pair_id": "a"}) == ("all",)
+    assert groups_of({"pair_id": "a"}) == groups_of({"kind": "aerial"}) == ("all",)
 
 
 def outcome(method, number, error_px, **fields):

@@ -13,7 +13,6 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MODULE_OF = {"pillow": "PIL", "kornia-rs": "kornia_rs", "opencv-python-headless": "cv2", "scikit-image": "skimage"}
 WITH_EXTRA = {
-    "cv2": "bench",
     "skimage": "demo",
     "scipy": "demo",
     "aiohttp": "http",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import platform
 import statistics
@@ -18,7 +17,6 @@ from rich import box
 from rich.table import Table
 
 from jobs.console import stdout_console
-from jobs.errors import UsageError
 
 T = TypeVar("T")
 
@@ -36,12 +34,6 @@ class Timed:
     value: Any
     cpu_s: float
     wall_s: float
-
-
-def require_opencv() -> None:
-    """Raise UsageError where OpenCV, which holds most peers, is not installed."""
-    if importlib.util.find_spec("cv2") is None:
-        raise UsageError("OpenCV is missing, and most peers are in it: pip install 'homoalign[bench]'")
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from typing import Any
 import click
 
 from homoalign.config import AlignConfig
-from jobs.bench.measure import require_opencv
 from jobs.bench.photographs import find_photographs
 from jobs.errors import UsageError
 from jobs.options import align_config, read_config, together
@@ -67,7 +66,6 @@ def bench_options(function: Function) -> Function:
     def call(
         *, config_file: str | None, settings: tuple[str, ...], peers: bool, json_path: Path | None, **others: Any
     ) -> None:
-        require_opencv()
         config = read_config(Store({}), config_file, settings)
         if json_path is not None and not json_path.parent.is_dir():
             raise UsageError(f"--json {json_path}: there is no folder {json_path.parent}")  # not after an hour's run

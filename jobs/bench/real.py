@@ -32,10 +32,10 @@ def real_command(*, manifest: str, groups: tuple[str, ...], patterns: tuple[str,
     """Compare accuracy on real pairs: mean corner error at 480 (dst's shorter side scaled to 480 px).
 
     \b
-    photo        column kind is not cross-modal, and tier, where it is there, A or B
-    sub-pixel    of these, where gt_is_sub_pixel
-    cross-modal  kind is cross-modal, tier A or B
-    all          a manifest without the column kind
+    photo        column kind is mono, and tier, where it is there, A or B
+    cross-modal  kind is cross-modal or cross-time (season, day and night), tier likewise
+    sub-pixel    of both, where gt_is_sub_pixel
+    all          another kind, or a manifest without that column
 
     Pairs that show the same pixels as an earlier one count once. Priors are not used.
     """

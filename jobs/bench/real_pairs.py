@@ -22,17 +22,20 @@ Row = dict[str, Any]
 
 PHOTO, SUB_PIXEL, CROSS_MODAL, ALL = "photo", "sub-pixel", "cross-modal", "all"
 GROUPS = (PHOTO, SUB_PIXEL, CROSS_MODAL, ALL)
+GROUP_OF_KIND = {"mono": PHOTO, "cross-modal": CROSS_MODAL, "cross-time": CROSS_MODAL}
+"""Season, day and night change what is seen as another sensor does: only structure is left of it."""
+
 ACCURATE_TIERS = ("A", "B")
 """Whose truth is good to about 1 % of the diagonal; tier P is good for gross success only."""
 
 
 def groups_of(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the groups a pair counts in: by `kind`, `tier` and `gt_is_sub_pixel`; `all` without `kind`."""
-    if row.get("kind") is None:
+    """Return the groups a pair counts in: by `kind`, `tier` and `gt_is_sub_pixel`; `all` without a `kind` it knows."""
+    if row.get("kind") not in GROUP_OF_KIND:
         return (ALL,)
     if row.get("tier", ACCURATE_TIERS[0]) not in ACCURATE_TIERS:
         return ()
-    by_kind = CROSS_MODAL if row["kind"] == CROSS_MODAL else PHOTO
+    by_kind = GROUP_OF_KIND[row["kind"]]
     return (by_kind, SUB_PIXEL) if row.get("gt_is_sub_pixel") else (by_kind,)
 
 

@@ -16,7 +16,7 @@ import homoalign
 from homoalign.homography import corner_errors
 from homoalign.images import decode_image
 from jobs.bench import peers
-from jobs.bench.measure import Timed, one_thread, require_opencv, show, time_call
+from jobs.bench.measure import Timed, one_thread, show, time_call
 
 PAIR_ID = "kornia_tutorial/graf_1_2"
 STAND_IN_SIZE = (320, 400)
@@ -49,7 +49,6 @@ def tutorial_command(
     manifest: Path, pair_id: str, photograph: str, seed: int, runs: int, json_path: Path | None
 ) -> None:
     """Compare corner error and CPU seconds on the tutorial's pair, one thread each."""
-    require_opencv()
     pair = read_pair(manifest, pair_id) if manifest.exists() else render_stand_in(photograph, seed)
     with one_thread():
         rows = measure(pair, runs)

@@ -1,0 +1,227 @@
+"""Whole attempts, through `align`: where a pair starts, and what it is worth to go on."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from homoalign import AlignConfig, Status, align
+from homoalign.homography import corner_errors
+from jobs.degrade import adjust_exposure, occlude
+from jobs.synthetic import load_photograph, load_scene, random_homography, render_pair, similarity_homography
+
+SIZE = (120, 160)
+BARE = AlignConfig(use_search=False, use_features=False)
+ONLY_FEATURES = AlignConfig(use_search=False)
+ONLY_SEARCH = AlignConfig(use_features=False)
+
+
+@pytest.fixture
+def view(numpy_rng):
+    """Render a pair under a similarity about the centre and a little perspective: (src, dst, dst_homo_src)."""
+
+    def render(photograph="astronaut", *, angle_deg=0.0, scale=1.0, shift=(0.0, 0.0), size=SIZE):
+        similarity = similarity_homography(size, angle_deg=angle_deg, scale=scale)
+        moved = np.array([[1, 0, shift[0]], [0, 1, shift[1]], [0, 0, 1]]) @ similarity
+        moved = moved @ random_homography(numpy_rng, size, 3.0)
+        pair = render_pair(load_scene(photograph, gray=True), moved, size, rng=numpy_rng)
+        return pair.src.clip(0, 1), pair.dst.clip(0, 1), pair.dst_homo_src
+
+    return render
+
+
+def as_batch(*images):
+    return torch.stack([torch.as_tensor(np.ascontiguousarray(image)) for image in images])[:, None]
+
+
+def assert_same(a, b):
+    for field in dataclasses.fields(a):
+        one, other = getattr(a, field.name), getattr(b, field.name)
+        if isinstance(one, torch.Tensor):
+            torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True, msg=field.name)
+        else:
+            assert one == other, field.name
+
+
+@pytest.mark.parametrize(
+    ("photograph", "angle_deg", "scale"),
+    [("astronaut", 90, 1.0), ("camera", 130, 0.8), ("coffee", 180, 1.4), ("chelsea", -110, 0.6)],
+)
+def test_turned_and_scaled_pairs_are_searched(view, photograph, angle_deg, scale):
+    src, dst, truth = view(photograph, angle_deg=angle_deg, scale=scale)
+    result = align(src, dst, gt=truth)
+    assert result.status == [Status.OK]
+    assert result.initialisation == ["search"]
+    assert result.gt_corner_error_px.item() < 1
+    assert result.status_detail == [None]
+
+
+def test_what_identity_solves_ends_there_bit_for_bit(make_pair):
+    pairs = [make_pair(name) for name in ("astronaut", "camera", "coffee")]
+    src, dst = as_batch(*(pair[0] for pair in pairs)), as_batch(*(pair[1] for pair in pairs))
+    whole = align(src, dst)
+    assert whole.status == [Status.OK] * 3
+    assert whole.initialisation == ["identity"] * 3
+    assert_same(whole, align(src, dst, config=BARE))
+
+
+def test_without_search_and_features_a_pair_stays_what_identity_gives(view):
+    src, dst, truth = view(angle_deg=130)
+    result = align(src, dst, gt=truth, config=BARE)
+    assert result.status[0] is not Status.OK
+    assert result.initialisation == ["identity"]
+    assert result.gt_corner_error_px.item() > 20
+
+
+def test_without_the_search_features_solve_it(view):
+    src, dst, truth = view(angle_deg=130, size=(160, 200))
+    result = align(src, dst, gt=truth, config=ONLY_FEATURES)
+    assert result.status == [Status.OK]
+    assert result.initialisation == ["features"]
+    assert result.gt_corner_error_px.item() < 0.1
+
+
+def test_the_search_stays_within_its_bounds(view):
+    src, dst, truth = view(angle_deg=130)
+    narrow = dataclasses.replace(ONLY_SEARCH, search_max_rotation_deg=40.0, search_max_scale=1.5)
+    wide = dataclasses.replace(ONLY_SEARCH, search_max_rotation_deg=130.0, search_max_scale=1.5)
+    assert align(src, dst, config=narrow).status[0] is not Status.OK
+    found = align(src, dst, gt=truth, config=wide)
+    assert found.status == [Status.OK]
+    assert found.gt_corner_error_px.item() < 1
+
+
+@pytest.mark.parametrize("angle_deg", [0, 130])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda image: 1 - image,
+        lambda image: adjust_exposure(1 - image, gamma=2.0),
+        lambda image: adjust_exposure(image, gamma=0.4),
+    ],
+    ids=["inverted", "inverted, gamma 2", "gamma 0.4"],
+)
+def test_inverted_and_distorted_light_is_solved(view, change, angle_deg):
+    src, dst, truth = view(angle_deg=angle_deg)
+    result = align(src, change(dst).astype(np.float32), gt=truth)
+    assert result.status == [Status.OK]
+    assert result.gt_corner_error_px.item() < 1
+
+
+@pytest.mark.parametrize(("photograph", "angle_deg"), [("astronaut", 0), ("coffee", 0), ("camera", 150)])
+def test_what_another_photograph_hides_in_part_is_solved(view, numpy_rng, photograph, angle_deg):
+    src, dst, truth = view(photograph, angle_deg=angle_deg)
+    hidden, covered = occlude(dst, other=load_photograph("gravel"), share=0.3, rng=numpy_rng)
+    assert covered.mean() == pytest.approx(0.3, abs=0.01)
+    # Whether it is `ok` depends on how little of the frame may agree; the matrix is to be right in any case.
+    assert align(src, hidden, gt=truth).gt_corner_error_px.item() < 1
+
+
+def test_a_shift_of_a_third_of_the_frame_is_solved(view):
+    src, dst, truth = view("camera", shift=(55, -25))
+    result = align(src, dst, gt=truth)
+    assert result.status == [Status.OK]
+    assert result.initialisation == ["search"]
+    assert result.gt_corner_error_px.item() < 0.5
+
+
+def test_a_prior_that_is_100_px_off_is_searched_past(view):
+    src, dst, truth = view()
+    prior = np.array([[1, 0, 100], [0, 1, 0], [0, 0, 1.0]]) @ truth
+    assert align(src, dst, init=prior, config=BARE).status[0] is not Status.OK
+    result = align(src, dst, init=prior, gt=truth)
+    assert result.status == [Status.OK]
+    assert result.initialisation == ["search"]
+    assert result.gt_corner_error_px.item() < 0.1
+
+
+def test_a_good_prior_spares_the_search(view):
+    src, dst, truth = view(angle_deg=130)
+    prior = np.array([[1, 0, 3], [0, 1, -2], [0, 0, 1.0]]) @ truth
+    result = align(src, dst, init=prior, gt=truth)
+    assert result.initialisation == ["prior"]
+    assert result.gt_corner_error_px.item() < 0.1
+
+
+@pytest.mark.parametrize("names", [("astronaut", "coffee"), ("chelsea", "grass"), ("page", "camera")])
+def test_unrelated_images_are_not_ok_wherever_they_are_started(view, names):
+    src, dst = (view(name)[0] for name in names)
+    result = align(src, dst)
+    assert result.status[0] is not Status.OK
+    assert result.status_detail[0]
+
+
+def test_masks_hold_all_the_way(view):
+    src, dst, truth = view(angle_deg=130)
+    mask = np.ones(dst.shape, dtype=bool)
+    mask[:, 110:] = False
+    stained = np.where(mask, dst, src)  # unmasked, it agrees with standing still
+    by_mask = align(src, stained, dst_mask=mask, gt=truth)
+    by_nan = align(src, np.where(mask, dst, np.nan).astype(np.float32))
+    assert by_mask.status == by_nan.status == [Status.OK]
+    assert by_mask.gt_corner_error_px.item() < 1
+    assert corner_errors(by_nan.dst_homo_src, by_mask.dst_homo_src, *SIZE).max() < 1e-3
+
+
+def test_a_turned_pair_of_unlike_sizes_is_solved(view):
+    src, dst, truth = view(angle_deg=130)
+    cropped = truth.copy()
+    cropped[:2] -= np.array([[12.0], [7.0]]) * truth[2]
+    result = align(src, dst[7:107, 12:152], gt=cropped)
+    assert result.status == [Status.OK]
+    assert result.gt_corner_error_px.item() < 1
+
+
+def test_the_trace_is_that_of_the_attempt_that_was_kept(view):
+    src, dst, truth = view(angle_deg=130)
+    result = align(src, dst, gt=truth, trace=True)
+    assert result.initialisation == ["search"]
+    (levels,) = result.levels
+    assert levels[-1].level == 0
+    assert levels[-1].photometric_l1 == pytest.approx(result.photometric_l1.item())
+    assert sum(level.num_iterations for level in levels) == result.num_iterations.item()
+
+
+def make_mixed_batch(view):
+    """Pairs for every step of the cascade, some that none solves and some that none may try."""
+    near, turned, far = view("astronaut"), view("coffee", angle_deg=150), view("camera", shift=(55, -25))
+    inverted = view("chelsea", angle_deg=60, scale=0.7)
+    flat = np.full(SIZE, 0.5, np.float32)
+    pairs = [
+        turned[:2],
+        (flat, near[1]),
+        near[:2],
+        (near[0], turned[1]),
+        (inverted[0], 1 - inverted[1]),
+        (near[0], np.full(SIZE, np.nan, np.float32)),
+        far[:2],
+    ]
+    return as_batch(*(src for src, _ in pairs)), as_batch(*(dst for _, dst in pairs))
+
+
+def test_a_mixed_batch_gives_each_pair_what_it_gets_alone(view):
+    src, dst = make_mixed_batch(view)
+    together = align(src, dst)
+    assert len(together.status) == len(together.dst_homo_src) == len(together.levels) == len(src)
+    assert [status is Status.OK for status in together.status] == [True, False, True, False, True, False, True]
+    assert [together.initialisation[i] for i in (0, 2)] == ["search", "identity"]
+    for i in range(len(src)):
+        alone = align(src[i : i + 1], dst[i : i + 1])
+        assert alone.status[0] == together.status[i]
+        assert alone.initialisation[0] == together.initialisation[i]
+        assert alone.dst_homo_src.isnan().all() == together.dst_homo_src[i].isnan().all()
+        if together.dst_homo_src[i].isfinite().all():
+            assert corner_errors(alone.dst_homo_src, together.dst_homo_src[i : i + 1], *SIZE).max() < 1e-3
+            assert alone.confidence[0].item() == pytest.approx(together.confidence[i].item(), abs=1e-3)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_sends_a_mixed_batch_the_same_way(view):
+    src, dst = make_mixed_batch(view)
+    on_cpu, on_gpu = align(src, dst), align(src.cuda(), dst.cuda())
+    assert on_gpu.status == on_cpu.status
+    assert on_gpu.initialisation == on_cpu.initialisation
+    ok = torch.tensor([status is Status.OK for status in on_cpu.status])
+    assert corner_errors(on_gpu.dst_homo_src[ok], on_cpu.dst_homo_src[ok], *SIZE).max() < 1e-2

@@ -1,0 +1,107 @@
+"""Matched features start where views differ much, and say nothing where there is nothing to match."""
+
+import numpy as np
+import pytest
+import torch
+
+from homoalign.features import LARGEST_SIDE_PX, _level_to_match, match_features
+from homoalign.homography import corner_errors
+from homoalign.pyramid import build_pyramid, num_levels
+from jobs.synthetic import (
+    corner_points,
+    homography_from_corners,
+    load_scene,
+    render_pair,
+    similarity_homography,
+)
+
+SIZE = (160, 200)
+
+
+@pytest.fixture
+def view(numpy_rng):
+    def render(dst_homo_src, photograph="astronaut"):
+        pair = render_pair(load_scene(photograph, gray=True), dst_homo_src, SIZE, rng=numpy_rng)
+        return pair.src.clip(0, 1), pair.dst.clip(0, 1)
+
+    return render
+
+
+def pyramid_of(*images, mask=None):
+    image = torch.stack([torch.as_tensor(np.ascontiguousarray(image)) for image in images])[:, None]
+    count = num_levels([tuple(image.shape[-2:])], min_side_px=8, max_levels=12)
+    return build_pyramid(image, None if mask is None else torch.as_tensor(mask).float()[None, None], count)
+
+
+def error_px(matrix, truth):
+    return corner_errors(matrix, torch.from_numpy(np.asarray(truth, dtype=np.float64))[None], *SIZE).mean().item()
+
+
+STRONG_PERSPECTIVE = homography_from_corners(
+    corner_points(SIZE), np.array([[10, 35], [190, 5], [180, 150], [25, 115.0]])
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "truth",
+    [
+        STRONG_PERSPECTIVE,
+        similarity_homography(SIZE, angle_deg=160, scale=0.45),
+        similarity_homography(SIZE, angle_deg=-70, scale=2.2),
+    ],
+    ids=["perspective", "smaller", "larger"],
+)
+@pytest.mark.parametrize("photograph", ["astronaut", "coffee"])
+def test_views_that_differ_much_are_matched(view, truth, photograph):
+    found = match_features(*(pyramid_of(image) for image in view(truth, photograph)))
+    # Keypoints are good to a few tenths of a pixel, and the corners lie far beyond them where dst is a detail.
+    assert error_px(found, truth) < 8
+    assert found.dtype == torch.float64
+    assert found[0, 2, 2] == 1
+
+
+def test_blank_images_have_no_matrix_beside_one_that_has(view):
+    truth = similarity_homography(SIZE, angle_deg=40)
+    src, dst = view(truth)
+    blank = np.full_like(src, 0.5)
+    found = match_features(pyramid_of(src, blank, src, blank), pyramid_of(blank, dst, dst, blank))
+    assert found.isnan().flatten(1).all(-1).tolist() == [True, True, False, True]
+    assert found[2].isfinite().all()
+    torch.testing.assert_close(found[2:3], match_features(pyramid_of(src), pyramid_of(dst)), rtol=0, atol=1e-9)
+
+
+def test_what_is_masked_is_not_matched(view):
+    truth = similarity_homography(SIZE, angle_deg=40)
+    src, dst = view(truth)
+    stained, mask = dst.copy(), np.ones(dst.shape, dtype=bool)
+    stained[:, 80:], mask[:, 80:] = src[:, 80:], False  # src itself, where it was: more to match than the truth has
+    masked = match_features(pyramid_of(src), pyramid_of(stained, mask=mask))
+    assert error_px(masked, truth) < 3
+    assert error_px(match_features(pyramid_of(src), pyramid_of(stained)), np.eye(3)) < 3
+
+
+def test_faint_images_of_more_than_8_bits_are_stretched(view):
+    truth = similarity_homography(SIZE, angle_deg=40, scale=0.8)
+    faint = [np.float32(0.3) + np.float32(0.004) * image for image in view(truth)]  # one step of 8 bits
+    assert error_px(match_features(*(pyramid_of(image) for image in faint)), truth) < 3
+
+
+def test_large_images_are_matched_on_a_coarser_level_whatever_the_batch():
+    def level_of(*shape):
+        return _level_to_match(build_pyramid(torch.zeros(*shape), None, 3))[1]
+
+    assert level_of(1, 1, 16, LARGEST_SIDE_PX) == 1
+    assert level_of(1, 1, LARGEST_SIDE_PX + 2, 16) == 2
+    assert level_of(1, 1, 16, 8 * LARGEST_SIDE_PX) == 4
+    assert level_of(LARGEST_SIDE_PX + 1, 1, 16, 16) == 1
+
+
+def test_the_matrix_is_that_of_full_size_pixels(view, monkeypatch):
+    truth = similarity_homography(SIZE, angle_deg=30, scale=0.9)
+    src, dst = view(truth)
+    monkeypatch.setattr("homoalign.features.LARGEST_SIDE_PX", 150)  # both are matched at half their size
+    assert error_px(match_features(pyramid_of(src), pyramid_of(dst)), truth) < 4
+    cropped = truth.copy()
+    cropped[:2] -= np.array([[30.0], [20.0]]) * truth[2]
+    alike = match_features(pyramid_of(src), pyramid_of(dst[20:140, 30:170]))  # dst alone keeps its size
+    assert error_px(alike, cropped) < 4

@@ -1,0 +1,199 @@
+"""The exhaustive search: similarities are found to the grid's step, within the bounds, whatever light and mask."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from homoalign import AlignConfig
+from homoalign.homography import corner_errors
+from homoalign.pyramid import Level, build_pyramid, num_levels
+from homoalign.search import ROTATION_STEP_DEG, SCALE_STEP, _fast_length, _rotations, _scales, search_similarities
+from jobs.synthetic import load_scene, render_pair, similarity_homography
+
+SIZE = (96, 128)
+FRAME_PX = math.hypot(*SIZE)
+
+
+@pytest.fixture
+def similar_pair(numpy_rng):
+    """Render a pair that a similarity about the centre, then a shift of dst, relates: (src, dst, dst_homo_src)."""
+
+    def render(photograph="astronaut", *, angle_deg=0.0, scale=1.0, shift=(0.0, 0.0), dst_size=SIZE):
+        enlarged = scale * math.sqrt(math.prod(dst_size) / math.prod(SIZE))  # of frame onto frame, as the search's
+        similarity = similarity_homography(SIZE, angle_deg=angle_deg, scale=enlarged)
+        x, y = (shift[i] + (dst_size[1 - i] - SIZE[1 - i]) / 2 for i in range(2))
+        moved = np.array([[1, 0, x], [0, 1, y], [0, 0, 1]]) @ similarity
+        pair = render_pair(load_scene(photograph, gray=True), moved, SIZE, rng=numpy_rng, dst_size=dst_size)
+        return pair.src.clip(0, 1), pair.dst.clip(0, 1), pair.dst_homo_src
+
+    return render
+
+
+def pyramid_of(*images, mask=None):
+    image = torch.stack([torch.as_tensor(np.ascontiguousarray(image)) for image in images])[:, None]
+    count = num_levels([tuple(image.shape[-2:])], min_side_px=8, max_levels=12)
+    return build_pyramid(image, None if mask is None else torch.as_tensor(mask).float()[None, None], count)
+
+
+def search(src, dst, *, keep=5, **config):
+    matrices, score = search_similarities(pyramid_of(src), pyramid_of(dst), AlignConfig(**config), keep=keep)
+    return matrices[0], score[0]
+
+
+def errors_px(matrices, truth):
+    """Mean corner error of each, dst pixels."""
+    truth = torch.from_numpy(np.asarray(truth)).expand(len(matrices), 3, 3)
+    return corner_errors(matrices, truth, *SIZE).mean(-1)
+
+
+def angle_and_scale(matrices):
+    angle = torch.atan2(matrices[..., 1, 0], matrices[..., 0, 0])
+    return torch.rad2deg(angle), torch.hypot(matrices[..., 1, 0], matrices[..., 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("angle_deg", "scale", "shift"),
+    [
+        (130, 1, (0, 0)),
+        (-90, 1, (10, -5)),
+        (180, 1, (0, 0)),
+        (0, 0.5, (0, 0)),
+        (0, 2, (0, 0)),
+        (60, 0.5, (-12, 9)),
+        (0, 1, (50, 0)),
+        (0, 1, (-40, 30)),
+    ],
+)
+def test_a_similarity_on_the_grid_is_found_first(similar_pair, angle_deg, scale, shift):
+    src, dst, truth = similar_pair(angle_deg=angle_deg, scale=scale, shift=shift)
+    matrices, score = search(src, dst, search_max_scale=2.0)
+    # A canvas pixel is a fiftieth of the frame or so, and it was rendered elsewhere in its own pixels.
+    assert errors_px(matrices, truth)[0] < 0.03 * scale * FRAME_PX
+    assert score[0] == score.max() > 0.3
+    assert (score.diff() <= 0).all()
+
+
+@pytest.mark.parametrize("photograph", ["camera", "coffee", "chelsea", "brick"])
+def test_a_similarity_between_the_grids_points_is_found_to_half_a_step(similar_pair, photograph):
+    src, dst, truth = similar_pair(photograph, angle_deg=75, scale=0.65, shift=(5, -8))
+    matrices, _ = search(src, dst, search_max_scale=2.0)
+    half_step = math.hypot(math.radians(ROTATION_STEP_DEG / 2), math.sqrt(SCALE_STEP) - 1)
+    furthest_px = 0.65 * half_step * FRAME_PX / 2
+    assert errors_px(matrices, truth).min() < furthest_px + 0.03 * 0.65 * FRAME_PX
+
+
+def test_a_contrast_that_is_turned_over_is_no_obstacle(similar_pair):
+    src, dst, truth = similar_pair(angle_deg=130)
+    matrices, _ = search(src, 0.2 + 0.5 * (1 - dst), search_max_scale=1.0)
+    assert errors_px(matrices, truth)[0] < 0.03 * FRAME_PX
+
+
+def test_nothing_outside_the_bounds_is_returned(similar_pair):
+    src, dst, _ = similar_pair(angle_deg=130, scale=2)
+    matrices, score = search(src, dst, keep=50, search_max_rotation_deg=25, search_max_scale=1.5)
+    angle, scale = angle_and_scale(matrices[score > -1])
+    assert len(angle) == 50
+    assert angle.abs().max() <= 25 + 1e-6
+    assert 1 / 1.5 - 1e-6 <= scale.min() <= scale.max() <= 1.5 + 1e-6
+    assert {round(value, 6) for value in angle.tolist()} > {0.0}
+
+
+def test_without_room_for_rotation_or_scale_only_shifts_are_tried(similar_pair):
+    src, dst, truth = similar_pair(shift=(-30, 20))
+    matrices, score = search(src, dst, keep=50, search_max_rotation_deg=0, search_max_scale=1)
+    assert len(matrices) == 3  # as many peaks as one rotation has
+    angle, scale = angle_and_scale(matrices)
+    torch.testing.assert_close(angle, torch.zeros_like(angle), rtol=0, atol=1e-9)
+    torch.testing.assert_close(scale, torch.ones_like(scale), rtol=0, atol=1e-9)
+    assert errors_px(matrices, truth)[0] < 0.03 * FRAME_PX
+    assert score[0] == score.max()
+
+
+@pytest.mark.parametrize("dst_size", [(192, 256), (60, 60), (140, 90)])
+def test_images_of_unlike_size_are_searched_about_frame_onto_frame(similar_pair, dst_size):
+    src, dst, truth = similar_pair(angle_deg=50, dst_size=dst_size)
+    matrices, _ = search(src, dst, search_max_scale=1.5)
+    assert errors_px(matrices, truth)[0] < 0.05 * math.hypot(*dst_size)  # a canvas has whole pixels
+
+
+def test_a_crop_is_found_by_its_shift(similar_pair):
+    src, _, _ = similar_pair()
+    matrices, _ = search(src, src[20:80, 40:110], search_max_rotation_deg=20, search_max_scale=2.0)
+    truth = np.array([[1, 0, -40], [0, 1, -20], [0, 0, 1.0]])
+    assert errors_px(matrices, truth).min() < 0.12 * FRAME_PX
+
+
+def test_what_is_masked_does_not_attract(similar_pair):
+    src, dst, truth = similar_pair(shift=(20, 10))
+    stained, mask = dst.copy(), np.ones(dst.shape, dtype=bool)
+    # src itself, unmoved: where it may be seen, standing still agrees as well as the truth does elsewhere.
+    stained[:, 64:], mask[:, 64:] = src[:, 64:], False
+    src_levels, config = pyramid_of(src), AlignConfig(search_max_rotation_deg=0, search_max_scale=1)
+    masked, _ = search_similarities(src_levels, pyramid_of(stained, mask=mask), config, keep=3)
+    seen, _ = search_similarities(src_levels, pyramid_of(stained), config, keep=3)
+    assert errors_px(masked[0], truth)[0] < 0.03 * FRAME_PX
+    assert errors_px(masked[0], np.eye(3)).min() > 0.1 * FRAME_PX
+    assert errors_px(seen[0], np.eye(3)).min() < 0.03 * FRAME_PX
+
+
+def test_two_pairs_are_searched_as_each_alone(similar_pair):
+    pairs = [similar_pair("astronaut", angle_deg=130), similar_pair("coffee", shift=(30, 0))]
+    src, dst = (pyramid_of(*images) for images in list(zip(*pairs, strict=True))[:2])
+    config = AlignConfig(search_max_scale=1.5)
+    matrices, score = search_similarities(src, dst, config, keep=5)
+    for i in range(2):
+        index = torch.tensor([i])
+        alone = [[level.select(index) for level in levels] for levels in (src, dst)]
+        matrix_alone, score_alone = search_similarities(*alone, config, keep=5)
+        torch.testing.assert_close(score[i], score_alone[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(matrices[i], matrix_alone[0], rtol=0, atol=1e-9)
+
+
+def test_images_without_structure_give_scores_that_are_no_numbers_to_trust(similar_pair):
+    src, dst, _ = similar_pair()
+    _, score = search(np.full_like(src, 0.5), dst, search_max_rotation_deg=20, search_max_scale=1)
+    assert score.isfinite().all()
+    assert score.max() < 0.05  # what agrees scores above 0.3
+    empty = [Level(level.image, torch.zeros_like(level.image)) for level in pyramid_of(src)]
+    _, score = search_similarities(
+        empty, pyramid_of(dst), AlignConfig(search_max_rotation_deg=20, search_max_scale=1), keep=3
+    )
+    assert (score == -1).all()
+
+
+@pytest.mark.parametrize("largest", [1.0, 1.2, 2.0, 4.0, 7.3])
+def test_scales_are_symmetric_about_one_and_no_step_is_too_wide(largest):
+    scales = _scales(largest)
+    assert 1.0 in scales
+    assert scales[0] == pytest.approx(1 / largest)
+    assert scales[-1] == pytest.approx(largest)
+    assert [1 / scale for scale in reversed(scales)] == pytest.approx(scales)
+    assert all(b / a <= SCALE_STEP * (1 + 1e-9) for a, b in itertools.pairwise(scales))
+
+
+@pytest.mark.parametrize(("largest_deg", "count"), [(0, 1), (5, 3), (10, 3), (25, 7), (179, 37), (180, 36), (400, 36)])
+def test_rotations_reach_the_bound_and_go_round_once(largest_deg, count):
+    angles = torch.rad2deg(_rotations(largest_deg, torch.device("cpu")))
+    assert len(angles) == count
+    assert angles.unique().numel() == count
+    assert angles.abs().max() <= min(largest_deg, 180) + 1e-9
+    assert angles.diff().abs().max() <= ROTATION_STEP_DEG + 1e-9 if count > 1 else True
+    assert angles.abs().min() < 1e-9
+
+
+def test_fast_lengths_are_even_long_enough_and_of_small_factors():
+    for least in range(1, 300):
+        length = _fast_length(least)
+        assert length >= least
+        assert length % 2 == 0
+        assert all(_fast_length(other) == length for other in range(least, length + 1))
+        while length % 2 == 0:
+            length //= 2
+        while length % 3 == 0:
+            length //= 3
+        while length % 5 == 0:
+            length //= 5
+        assert length == 1
