@@ -88,7 +88,7 @@ class AlignConfig:
     """Pyramid levels of `solver="adam"`; fewer where the image is too small for them."""
 
     def __post_init__(self) -> None:
-        choices = {"solver": Solver, "model": Model, "photometric": Photometric}
+        choices = {"solver": Solver, "model": Model, "photometric": Photometric, "signal": Signal}
         for name, allowed in ((name, get_args(choice)) for name, choice in choices.items()):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is none of {', '.join(allowed)}")

@@ -8,7 +8,7 @@ from homoalign import AlignConfig
 def test_the_fingerprint_is_stable_and_changes_with_every_field():
     default = AlignConfig()
     assert default.fingerprint() == AlignConfig().fingerprint()
-    other = {"solver": "adam", "model": "affine", "photometric": "none"}
+    other = {"solver": "adam", "model": "affine", "photometric": "none", "signal": "structure"}
     for field in dataclasses.fields(AlignConfig):
         value = other.get(field.name, getattr(default, field.name) / 2 if field.type == "float" else None)
         value = getattr(default, field.name) + 1 if value is None else value
