@@ -8,7 +8,7 @@ import torch
 
 from homoalign import AlignConfig
 from homoalign.homography import corner_errors
-from homoalign.hypotheses import Hypotheses, agreement, keep_distinct, refine
+from homoalign.hypotheses import STAGES, Hypotheses, agreement, keep_distinct, refine
 from homoalign.pyramid import build_pyramid, num_levels
 
 SIZE = (120, 128)
@@ -71,6 +71,16 @@ def test_a_start_three_pixels_off_is_pulled_in(make_pair, photograph):
     assert errors_px(start, truth).item() == pytest.approx(3, abs=0.1)
     found = refine(pyramid_of(src), pyramid_of(dst), start, CONFIG)
     assert errors_px(found, truth).item() < 0.3
+
+
+def test_what_a_stage_found_is_where_the_next_one_starts(make_pair):
+    src, dst, truth = make_pair(size=SIZE)
+    levels, start = (pyramid_of(src), pyramid_of(dst)), hypotheses((0, moved(truth, 6, 3), 0.0))
+    coarse, fine = (refine(*levels, start, CONFIG, stages) for stages in (STAGES[:1], STAGES[1:2]))
+    both = refine(*levels, start, CONFIG, STAGES[:2])
+    assert errors_px(fine, truth).item() > 1  # too far for it alone
+    assert errors_px(both, truth).item() < errors_px(coarse, truth).item()
+    assert errors_px(both, truth).item() < 0.3
 
 
 def test_inverted_contrast_is_refined_as_well(make_pair):
