@@ -14,10 +14,12 @@ from torch import Tensor
 
 from homoalign.attempt import Batch, Signal, attempt, structure_score
 from homoalign.features import match_features
+from homoalign.homography import image_size
 from homoalign.hypotheses import Hypotheses, refine
 from homoalign.result import AlignResult
 from homoalign.search import search_similarities
 from homoalign.status import Initialisation, Status
+from homoalign.zoom import zoom_octave
 
 SIGNALS: dict[str, tuple[Signal, ...]] = {
     "auto": ("intensity", "structure"),
@@ -50,6 +52,7 @@ def run_cascade(batch: Batch, start: Tensor, initialisation: list[Initialisation
     result = attempt(batch, start, initialisation, is_near=on_structure, signal=signal)
     if config.solver == "adam":  # the tutorial knows no other start
         return result
+    result = _rematch(batch, result, start, signal)
     if config.signal == "auto":
         result = _stay(batch, result)
     steps: list[tuple[bool, Initialisation, Callable[[Batch], Hypotheses]]] = [
@@ -66,6 +69,21 @@ def run_cascade(batch: Batch, start: Tensor, initialisation: list[Initialisation
 def _where(chosen: Iterable[bool]) -> Tensor:
     """Return the indices (int64) at which `chosen` holds."""
     return torch.tensor([i for i, is_chosen in enumerate(chosen) if is_chosen], dtype=torch.int64)
+
+
+def _rematch(batch: Batch, result: AlignResult, start: Tensor, signal: Signal) -> AlignResult:
+    """Solve anew, on levels of like pitch, what turned out to be a zoom on the way."""
+    src_size = image_size(batch.src[0].image)
+    octave = zoom_octave(result.dst_homo_src, src_size)
+    is_zoom = octave != zoom_octave(start.cpu(), src_size)
+    index = torch.nonzero(is_zoom & (result.confidence >= batch.config.confidence_threshold))[:, 0]
+    if len(index) == 0:
+        return result
+    names = [result.initialisation[i] or Initialisation.IDENTITY for i in index.tolist()]
+    part = batch.select(index)
+    after = attempt(part, result.dst_homo_src[index].to(start.device), names, is_near=True, signal=signal)
+    chosen = _where(status == Status.OK for status in after.status)
+    return result.put(index[chosen], after.select(chosen))
 
 
 def _stay(batch: Batch, result: AlignResult) -> AlignResult:

@@ -2,7 +2,7 @@
 
 A gradient at angle t and its opposite are one orientation, so the channels are its magnitude times cos and sin of 2t
 and 4t: the sum of their products over two images is high where orientations agree, about zero where they are
-unrelated and negative where they cross. Divided by their local energy they say the same in light and in shadow. (The
+unrelated. Divided by their local energy they say the same in light and in shadow. (The
 double angle is Granlund and Knutsson's, "Signal Processing for Computer Vision", 1995; dense oriented-gradient
 channels for sensors of unlike kind are Ye et al.'s CFOG, "Fast and robust matching for multimodal remote sensing
 image registration", TGRS 2019.)
