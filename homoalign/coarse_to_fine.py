@@ -158,17 +158,17 @@ def _finish(track: Track, descent: Descent) -> Solved:
         state = solution.state
         taken += solution.num_iterations
     stop = [REASONS[reason] for reason in solution.stop.tolist()]
-    scale, covariance = measure_precision(
+    fitted_scale, covariance = measure_precision(
         problem.restrict(1, MOTION_PARAMETERS[config.model]), state, config.loss_width
     )
     state, plain_scale = to_plain(light, raw, state)
-    scale = torch.where(light.is_rich, plain_scale, scale)
+    scale = torch.where(light.is_rich, plain_scale, fitted_scale)
     levels = descent.levels
     append_trace(levels, track, 0, state, taken)
     # What the model does not move is known.
     covariance[:, MOTION_PARAMETERS[config.model] : 8] = 0
     covariance[:, :, MOTION_PARAMETERS[config.model] : 8] = 0
-    return Solved(state, stop, descent.num_iterations + taken, scale, covariance, levels)
+    return Solved(state, stop, descent.num_iterations + taken, scale, fitted_scale, covariance, levels)
 
 
 def _solve_run(problem: DirectProblem, state: Alignment, run: Run, config: AlignConfig) -> Solution[Alignment]:

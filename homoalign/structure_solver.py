@@ -31,7 +31,7 @@ FINEST_SIDE_PX = 512
 """The finest level has sides of at most this, in the geometric mean: beyond it structure gains nothing but noise."""
 
 UNEXPLAINED = 2.3
-"""Residuals this many times the noise are unlike light, blur or depth, not noise."""
+"""Residuals this many times the noise, with the light fitted, are blur, depth or another sensor, not noise."""
 
 QUANTISATION = 0.29 / 255
 """Least noise, the rounding of eight bits."""
@@ -48,7 +48,7 @@ def solve_unexplained(track: Track, solved: Solved) -> Solved:
     alignment = solved.alignment
     noise = [noise_level(pyramid[0].image).clamp_min(QUANTISATION) for pyramid in (track.src, track.dst)]
     explained = ((alignment.gain * noise[0]).square() + noise[1].square()).sqrt()
-    index = torch.nonzero(solved.scale > UNEXPLAINED * explained)[:, 0]
+    index = torch.nonzero(solved.fitted_scale > UNEXPLAINED * explained)[:, 0]
     if len(index) == 0:
         return solved
     part = replace(track.select(index), start=alignment.select(index), first_level=0)
@@ -87,7 +87,7 @@ def solve_structure(track: Track) -> Solved:
     )
     alignment = Alignment(matrix, *intensities.matched_moments(matrix))
     unknown = torch.full_like(alignment.gain, math.nan)
-    return Solved(alignment, stop, total, unknown, covariance, levels)
+    return Solved(alignment, stop, total, unknown, unknown, covariance, levels)
 
 
 def _finest_level(track: Track) -> int:

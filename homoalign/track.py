@@ -84,6 +84,7 @@ class Solved:
         stop_reason: why each pair stopped at its last level.
         num_iterations: (B,) int32, over all levels.
         scale: (B,) robust standard deviation of the residual, intensities in [0, 1]; NaN where not estimated.
+        fitted_scale: (B,) the same with all of dst's light fitted; NaN likewise.
         covariance: (B, P, P) of the parameters, the first eight those of sl(3); NaN where not estimated.
         levels: the traces, coarse to fine; empty unless asked for.
     """
@@ -92,6 +93,7 @@ class Solved:
     stop_reason: list[StopReason]
     num_iterations: Tensor
     scale: Tensor
+    fitted_scale: Tensor
     covariance: Tensor
     levels: list[list[LevelTrace]]
 
@@ -103,6 +105,7 @@ class Solved:
             [self.stop_reason[i] for i in rows],
             self.num_iterations[index],
             self.scale[index],
+            self.fitted_scale[index],
             self.covariance[index],
             [self.levels[i] for i in rows],
         )
@@ -120,6 +123,7 @@ class Solved:
             stop,
             self.num_iterations.index_add(0, index, part.num_iterations),
             self.scale,
+            self.fitted_scale,
             covariance,
             levels,
         )

@@ -165,6 +165,7 @@ def solve_tutorial(track: Track) -> Solved:
         stop_reason=[StopReason.MAX_ITERATIONS] * batch,
         num_iterations=total,
         scale=nan,
+        fitted_scale=nan,
         covariance=nan[:, None, None].expand(-1, 8, 8),
         levels=levels,
     )
