@@ -57,7 +57,7 @@ class Batch:
     trace: bool
 
     def select(self, index: Tensor) -> Batch:
-        """Return the pairs that `index` (int64, on the CPU) names; all of them share their tensors with this batch."""
+        """Return the pairs that `index` (int64, ascending, on the CPU) names; this batch itself where it names all."""
         if len(index) == len(self.src[0].image):
             return self
         here = index.to(self.src[0].image.device)

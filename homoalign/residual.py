@@ -81,6 +81,24 @@ class Frame:
     src_corners: Tensor
     corner_motion: Tensor
 
+    def move(self, dst_homo_src: Tensor, step: Tensor) -> Tensor:
+        """Return (B, 3, 3) after an inverse compositional step (B, 8) on src's side, [2, 2] = 1."""
+        motion = homography.motion_of_step(-step)
+        return homography.normalise(dst_homo_src @ (motion.flatten(1) @ self.src_motion).view(-1, 3, 3))
+
+    def length_px(self, step: Tensor) -> Tensor:
+        """Return (...) how far `step` (..., 8) moves src's furthest corner, to first order, pixels of the level."""
+        motion = step @ self.corner_motion  # (..., 8): four corners along x, then along y
+        length: Tensor = motion.view(*step.shape[:-1], 2, 4).square().sum(-2).amax(-1).sqrt()
+        return length
+
+    def is_plausible(self, dst_homo_src: Tensor) -> Tensor:
+        """Say whether src, seen in dst, stays well in front of the horizon: (B,) bool; False for NaN."""
+        w = dst_homo_src[:, 2] @ self.src_corners  # (B, 4)
+        nearest, furthest = w.aminmax(dim=-1)
+        plausible: Tensor = (nearest > 0) & (nearest > LEAST_DEPTH_RATIO * furthest)
+        return plausible
+
 
 @lru_cache(maxsize=256)
 def build_frame(src_size: tuple[int, int], dst_size: tuple[int, int], level: int, device: torch.device) -> Frame:
@@ -162,17 +180,10 @@ class DirectProblem:
         xyw = torch.baddbmm(matrix[:, :, 2:], matrix[:, :, :2], u)  # (B, 3, N)
         unit = xyw[:, :2] / xyw[:, 2:]
         inside = unit.abs() <= frame.unit_limit
-        seen = inside[:, 0] & inside[:, 1] & self.template.usable & self._is_plausible(dst_homo_src)[:, None]
+        seen = inside[:, 0] & inside[:, 1] & self.template.usable & frame.is_plausible(dst_homo_src)[:, None]
         if self.dst.mask is not None:
             seen &= sampling.sample_unit(self.dst.mask, unit)[:, 0] > 0.999  # all four neighbours are used
         return sampling.sample_unit(self.dst.image, unit, self.interpolation)[:, 0], seen
-
-    def _is_plausible(self, dst_homo_src: Tensor) -> Tensor:
-        """Say whether src, seen in dst, stays well in front of the horizon: (B,) bool; False for NaN."""
-        w = dst_homo_src[:, 2] @ self.frame.src_corners  # (B, 4)
-        nearest, furthest = w.aminmax(dim=-1)
-        plausible: Tensor = (nearest > 0) & (nearest > LEAST_DEPTH_RATIO * furthest)
-        return plausible
 
     def evaluate(self, state: Alignment) -> tuple[Tensor, Tensor]:
         """Return residual (B, N), and seen (B, N): 1 where both images have that pixel, else 0."""
@@ -198,16 +209,12 @@ class DirectProblem:
 
     def step(self, state: Alignment, step: Tensor) -> Alignment:
         """Return the state after `step` (B, 10)."""
-        frame = self.frame
-        motion = homography.motion_of_step(-step[:, :8])
-        dst_homo_src = state.dst_homo_src @ (motion.flatten(1) @ frame.src_motion).view(-1, 3, 3)
-        return Alignment(homography.normalise(dst_homo_src), state.gain + step[:, 8], state.bias + step[:, 9])
+        moved = self.frame.move(state.dst_homo_src, step[:, :8])
+        return Alignment(moved, state.gain + step[:, 8], state.bias + step[:, 9])
 
     def length_px(self, step: Tensor) -> Tensor:
         """Return (...) how far `step` (..., 10) moves src's furthest corner, to first order, pixels of its level."""
-        motion = step[..., :8] @ self.frame.corner_motion  # (..., 8): four corners along x, then along y
-        length: Tensor = motion.view(*step.shape[:-1], 2, 4).square().sum(-2).amax(-1).sqrt()
-        return length
+        return self.frame.length_px(step[..., :8])
 
     def matched_moments(self, dst_homo_src: Tensor) -> tuple[Tensor, Tensor]:
         """Return gain and bias, (B,) each, that give src the mean and standard deviation of dst where both are seen."""

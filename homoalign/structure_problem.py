@@ -19,11 +19,11 @@ from homoalign import homography, sampling
 from homoalign.config import AlignConfig
 from homoalign.homography import image_size
 from homoalign.pyramid import Level
-from homoalign.residual import LEAST_DEPTH_RATIO, Alignment, Frame, build_frame
+from homoalign.residual import Alignment, Frame, build_frame
 from homoalign.sampling import warp_with_coverage
 from homoalign.solver import solve
 from homoalign.structure import Structure, correlation, describe
-from homoalign.template import side_of_cells, steepest_of_cells
+from homoalign.template import centred, side_of_cells, steepest_of_cells
 
 STEPS_PER_RUN = 5
 STEP_TOL_PX = 0.05
@@ -100,15 +100,11 @@ class StructureProblem:
 
     def step(self, state: Alignment, step: Tensor) -> Alignment:
         """Return the state after `step` (K, 8)."""
-        motion = homography.motion_of_step(-step)
-        dst_homo_src = state.dst_homo_src @ (motion.flatten(1) @ self.frame.src_motion).view(-1, 3, 3)
-        return Alignment(homography.normalise(dst_homo_src), state.gain, state.bias)
+        return Alignment(self.frame.move(state.dst_homo_src, step), state.gain, state.bias)
 
     def length_px(self, step: Tensor) -> Tensor:
         """Return (...) how far `step` (..., 8) moves the furthest corner, pixels of the frame."""
-        motion = step @ self.frame.corner_motion
-        length: Tensor = motion.view(*step.shape[:-1], 2, 4).square().sum(-2).amax(-1).sqrt()
-        return length
+        return self.frame.length_px(step)
 
 
 class LevelRefiner:
@@ -127,10 +123,11 @@ class LevelRefiner:
         self._src = describe(src.select(members))
         self._dst, self._pair, self._config = dst, pair, config
         self._size = image_size(src.image)
+        self._frame = build_frame(self._size, self._size, 0, src.image.device)
         self._max_points = max_points
 
     @cached_property
-    def _template(self) -> Template:
+    def _template(self) -> StructureTemplate:
         return _build_template(self._src, self._max_points)
 
     def build_problem(self, dst_homo_src: Tensor, motion_parameters: int = 8) -> StructureProblem:
@@ -162,7 +159,7 @@ class LevelRefiner:
             min_seen=LEAST_SEEN * self._template.jacobian.shape[-1] * start.gain,
         )
         moved = homography.normalise(dst_homo_src @ solution.state.dst_homo_src)
-        kept = torch.where(_is_plausible(moved, self._size)[:, None, None], moved, dst_homo_src)
+        kept = torch.where(self._keeps_sight(moved)[:, None, None], moved, dst_homo_src)
         return kept, solution.num_iterations
 
     def score(self, dst_homo_src: Tensor, side_px: int) -> Tensor:
@@ -170,7 +167,10 @@ class LevelRefiner:
         found, overlap = correlation(self._src.select(self._member), self._warped(dst_homo_src))
         # In pixels, so that hypotheses of unlike zoom compare.
         squares = overlap * math.prod(self._size) / side_px**2
-        return torch.where(_is_plausible(dst_homo_src, self._size), found * squares.clamp(0, 4).sqrt(), -1.0)
+        return torch.where(self._keeps_sight(dst_homo_src), found * squares.clamp(0, 4).sqrt(), -1.0)
+
+    def _keeps_sight(self, dst_homo_src: Tensor) -> Tensor:
+        return self._frame.is_plausible(dst_homo_src) & dst_homo_src.isfinite().flatten(1).all(-1)
 
     def _warped(self, dst_homo_src: Tensor) -> Structure:
         """Describe dst as src would see it."""
@@ -190,7 +190,7 @@ def standing_still(dst_homo_src: Tensor) -> Alignment:
 
 
 @dataclass(frozen=True, slots=True)
-class Template:
+class StructureTemplate:
     """What inverse compositional steps need of src: see `StructureProblem`."""
 
     u: Tensor
@@ -199,29 +199,18 @@ class Template:
     usable: Tensor
 
 
-def _build_template(src: Structure, max_points: int) -> Template:
+def _build_template(src: Structure, max_points: int) -> StructureTemplate:
     """Choose the pixels where the structure changes most, spread over the frame."""
     batch, count, height, width = src.channels.shape
     slope = Level(src.channels.flatten(0, 1)[:, None], None).slope.view(batch, 2 * count, height, width)
     side = side_of_cells(height, width, max_points)
     chosen, usable = steepest_of_cells(slope, src.usable, cell_side=side)  # (B, N)
-    half_side = max(height, width) / 2
-    x = ((chosen % width).to(slope) - (width - 1) / 2) / half_side
-    y = (torch.div(chosen, width, rounding_mode="floor").to(slope) - (height - 1) / 2) / half_side
+    half_side, u = max(height, width) / 2, centred(chosen, height, width)
     at_points = chosen[:, None].expand(-1, 2 * count, -1)
     slope = half_side * slope.flatten(2).gather(2, at_points).view(batch, count, 2, -1)  # (B, C, 2, N)
     motion = [
         (slope[:, :, 0] * along_x[:, None] + slope[:, :, 1] * along_y[:, None]).flatten(1)
-        for along_x, along_y in homography.velocities(x, y)
+        for along_x, along_y in homography.velocities(u[:, 0], u[:, 1])
     ]
     value = src.channels.flatten(2).gather(2, at_points[:, :count])
-    return Template(torch.stack([x, y], dim=1), value.flatten(1), torch.stack(motion, dim=1), usable)
-
-
-def _is_plausible(dst_homo_src: Tensor, size: tuple[int, int]) -> Tensor:
-    """Say whether src, seen in dst, stays well in front of the horizon: (K,) bool; False for NaN."""
-    corners = homography.image_corners(*size, device=dst_homo_src.device)
-    depth = torch.cat([corners, torch.ones_like(corners[:, :1])], dim=1) @ dst_homo_src[:, 2, :, None]  # (K, 4, 1)
-    nearest, furthest = depth[..., 0].aminmax(dim=-1)
-    plausible: Tensor = (nearest > 0) & (nearest > LEAST_DEPTH_RATIO * furthest)
-    return plausible & dst_homo_src.isfinite().flatten(1).all(-1)
+    return StructureTemplate(u, value.flatten(1), torch.stack(motion, dim=1), usable)

@@ -53,6 +53,9 @@ def solve_unexplained(track: Track, solved: Solved) -> Solved:
         return solved
     part = replace(track.select(index), start=alignment.select(index), first_level=0)
     again = solve_structure(part)
+    # The light that was fitted on intensities stays.
+    light = Alignment(again.alignment.dst_homo_src, part.start.gain, part.start.bias)
+    again = replace(again, alignment=light)
     size = image_size(track.src[0].image)
     moved = homography.corner_errors(again.alignment.dst_homo_src, part.start.dst_homo_src, *size).mean(-1)
     close = torch.nonzero(moved < FURTHEST * min(image_size(track.dst[0].image)))[:, 0]
@@ -62,7 +65,7 @@ def solve_unexplained(track: Track, solved: Solved) -> Solved:
 def solve_structure(track: Track) -> Solved:
     """Solve the levels from where structure is worth describing, for starts that are near.
 
-    The photometric model is left as it comes: structure has none.
+    Structure has no photometric model: gain and bias are those that match the moments, where the config wants any.
     """
     config, matrix = track.config, track.start.dst_homo_src
     pair = torch.arange(len(matrix), device=matrix.device)
@@ -85,7 +88,9 @@ def solve_structure(track: Track) -> Solved:
     intensities = build_problem(
         track.src[0], track.dst[0], level=0, max_points=config.points_per_level, fit_photometric=False
     )
-    alignment = Alignment(matrix, *intensities.matched_moments(matrix))
+    alignment = Alignment(matrix, still.gain, still.bias)
+    if config.photometric != "none":
+        alignment = Alignment(matrix, *intensities.matched_moments(matrix))
     unknown = torch.full_like(alignment.gain, math.nan)
     return Solved(alignment, stop, total, unknown, unknown, covariance, levels)
 

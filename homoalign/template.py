@@ -90,11 +90,8 @@ def build_template(src: Level, max_points: int) -> Template:
     height, width = src.image.shape[-2:]
     cell_side = side_of_cells(height, width, max_points)
     chosen, usable = steepest_of_cells(src.slope, src.mask, cell_side=cell_side)
-    half_side = max(height, width) / 2
-    x = ((chosen % width).float() - (width - 1) / 2) / half_side
-    y = (torch.div(chosen, width, rounding_mode="floor").float() - (height - 1) / 2) / half_side
-    u = torch.stack([x, y], dim=1)
-    template = Template(chosen, u, x, x, usable, half_side, cell_side == 1)
+    u = centred(chosen, height, width)
+    template = Template(chosen, u, u[:, 0], u[:, 0], usable, max(height, width) / 2, cell_side == 1)
     jacobian = _jacobian(src.image, src.slope, template)
     return replace(template, value=jacobian[:, 8], jacobian=jacobian)
 
@@ -113,6 +110,14 @@ def _jacobian(image: Tensor, slope: Tensor, template: Template) -> Tensor:
     jacobian[:, 8] = value
     jacobian[:, 9] = 1.0
     return jacobian
+
+
+def centred(chosen: Tensor, height: int, width: int) -> Tensor:
+    """Return (B, 2, N) float32 centred coordinates of flat pixel indices (B, N)."""
+    half_side = max(height, width) / 2
+    x = ((chosen % width).float() - (width - 1) / 2) / half_side
+    y = (torch.div(chosen, width, rounding_mode="floor").float() - (height - 1) / 2) / half_side
+    return torch.stack([x, y], dim=1)
 
 
 def side_of_cells(height: int, width: int, max_points: int) -> int:

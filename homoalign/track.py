@@ -112,10 +112,10 @@ class Solved:
 
     def put(self, index: Tensor, part: Solved) -> Solved:
         """Return this with the answers of `part`, the next solver's, for the pairs that `index` names."""
-        stop, levels = list(self.stop_reason), [list(trace) for trace in self.levels]
+        stop, levels = list(self.stop_reason), list(self.levels)
         for k, i in enumerate(index.tolist()):
             stop[i] = part.stop_reason[k]
-            levels[i] += part.levels[k]
+            levels[i] = _merged(levels[i], part.levels[k])
         covariance = self.covariance.clone()
         covariance[index, :8, :8] = part.covariance[:, :8, :8]
         return Solved(
@@ -127,6 +127,17 @@ class Solved:
             covariance,
             levels,
         )
+
+
+def _merged(first: list[LevelTrace], then: list[LevelTrace]) -> list[LevelTrace]:
+    """Return one trace of both solvers, a level once: where it ended, after as many iterations as both took."""
+    again = {trace.level: trace for trace in then}
+    return [
+        replace(again[trace.level], num_iterations=trace.num_iterations + again[trace.level].num_iterations)
+        if trace.level in again
+        else trace
+        for trace in first
+    ]
 
 
 def append_trace(

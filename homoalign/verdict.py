@@ -1,9 +1,9 @@
 """From measurements to `confidence`, `status` and `status_detail`.
 
 The confidence is a logistic function of the local correlation (`metrics.local_correlation`), of the whole overlap or
-of its weaker blocks, whichever is lower, and lowered where little of the frame supports it. Its two coefficients
-separate right from wrong on the pairs of `homoalign demo` and on real pairs; they are not calibrated to a tenth yet,
-but chosen such that wrong answers are not `ok`.
+of its weaker blocks, whichever is lower, and lowered where little of the frame supports it; of pairs that this leaves
+in doubt also of how well their structure agrees, and the higher of the two counts. The coefficients separate right from
+wrong on the pairs of `homoalign demo` and on most real ones; they are not calibrated yet.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from homoalign.status import Status, StopReason
 
 CORRELATION_AT_EVEN_ODDS = 0.45
 CORRELATION_SLOPE = 25.0
-STRUCTURE_AT_EVEN_ODDS = 0.36
+STRUCTURE_AT_EVEN_ODDS = 0.36  # wrong answers reach 0.3, right ones of unlike sensors start at 0.1
 STRUCTURE_SLOPE = 30.0
 LOCAL_LEVEL_SIDE_PX = 160
 """The local correlation is measured on the level whose shorter side is nearest below this: noise averages out there,
@@ -74,34 +74,16 @@ def judge(
     evidence: Evidence, confidence: Tensor, stop_reason: list[StopReason], config: AlignConfig
 ) -> tuple[list[Status], list[str | None]]:
     """Return the status of every pair and what went wrong, None where `ok`."""
-    verdicts = [
-        _judge_pair(
-            confidence=float(confidence[i]),
-            correlation=float(evidence.local_correlation[i]),
-            weak_correlation=float(evidence.weak_correlation[i]),
-            overlap=float(evidence.overlap[i]),
-            src_overlap=float(evidence.src_overlap[i]),
-            is_finite=bool(evidence.is_finite[i]),
-            stop_reason=stop_reason[i],
-            config=config,
-        )
-        for i in range(len(stop_reason))
-    ]
+    verdicts = [_judge_pair(i, evidence, float(confidence[i]), stop_reason[i], config) for i in range(len(stop_reason))]
     return [status for status, _ in verdicts], [detail for _, detail in verdicts]
 
 
 def _judge_pair(
-    *,
-    confidence: float,
-    correlation: float,
-    weak_correlation: float,
-    overlap: float,
-    src_overlap: float,
-    is_finite: bool,
-    stop_reason: StopReason,
-    config: AlignConfig,
+    i: int, evidence: Evidence, confidence: float, stop_reason: StopReason, config: AlignConfig
 ) -> tuple[Status, str | None]:
-    if not is_finite:
+    correlation, weak_correlation = float(evidence.local_correlation[i]), float(evidence.weak_correlation[i])
+    overlap, src_overlap = float(evidence.overlap[i]), float(evidence.src_overlap[i])
+    if not evidence.is_finite[i]:
         return Status.NOT_CONVERGED, f"no finite matrix was found; stop_reason={stop_reason}"
     if not overlap > 0 or not max(overlap, src_overlap) >= config.min_overlap:
         return Status.NO_OVERLAP, (
@@ -116,6 +98,9 @@ def _judge_pair(
         f"confidence={confidence:.3f} is below {config.confidence_threshold}: "
         f"local correlation {correlation:.3f}, {weak_correlation:.3f} in its weaker blocks"
     )
+    structure = float(evidence.structure[i])
+    if structure >= -1:  # NaN: it was not asked for
+        doubt += f", structure {structure:.3f}"
     unsettled = (StopReason.MAX_ITERATIONS, StopReason.NO_DESCENT, StopReason.OVERLAP_LOST)
     if stop_reason in unsettled and config.solver != "adam":
         return Status.NOT_CONVERGED, f"stop_reason={stop_reason}; {doubt}"

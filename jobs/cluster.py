@@ -34,9 +34,11 @@ class ShardFailed:
 # max_calls=0: with num_gpus Ray would otherwise start a new process, and CUDA context, for every task
 @ray.remote(max_calls=0, max_retries=MAX_RETRIES, retry_exceptions=False)  # type: ignore[untyped-decorator]
 def _work(task: ShardTask, num_threads: int) -> ShardDone:
+    import cv2
     import torch
 
     torch.set_num_threads(num_threads)
+    cv2.setNumThreads(num_threads)
     return run_shard(task)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from homoalign import AlignConfig, Status, align
 from homoalign.homography import corner_errors
-from jobs.degrade import adjust_exposure, occlude
+from jobs.degrade import add_blur, adjust_exposure, occlude
 from jobs.synthetic import load_photograph, load_scene, random_homography, render_pair, similarity_homography
 
 SIZE = (120, 160)
@@ -107,6 +107,8 @@ def test_inverted_and_distorted_light_is_solved(view, change, angle_deg):
     result = align(src, change(dst).astype(np.float32), gt=truth)
     assert result.status == [Status.OK]
     assert result.gt_corner_error_px.item() < 1
+    if angle_deg == 0:  # what stands is solved where it stands
+        assert result.initialisation == ["identity"]
 
 
 @pytest.mark.parametrize(("photograph", "angle_deg"), [("astronaut", 0), ("coffee", 0), ("camera", 150)])
@@ -225,3 +227,38 @@ def test_a_gpu_sends_a_mixed_batch_the_same_way(view):
     assert on_gpu.initialisation == on_cpu.initialisation
     ok = torch.tensor([status is Status.OK for status in on_cpu.status])
     assert corner_errors(on_gpu.dst_homo_src[ok], on_cpu.dst_homo_src[ok], *SIZE).max() < 1e-2
+
+
+def test_a_zoom_that_identity_finds_is_solved_on_levels_of_like_pitch(view):
+    for photograph in ("camera", "coffee"):
+        src, dst, truth = view(photograph, scale=2.0)
+        result = align(src, dst, gt=truth)
+        assert result.status == [Status.OK]
+        assert result.gt_corner_error_px.item() < 0.2  # 0.9 to 1.3 px where src is compared with every other pixel
+
+
+@pytest.mark.parametrize("photometric", ["auto", "none"])
+def test_what_ends_on_structure_keeps_its_light_and_an_ordered_trace(make_pair, photometric):
+    src, dst, truth = make_pair("astronaut")
+    config = AlignConfig(photometric=photometric)
+    result = align(src, add_blur(dst, sigma_px=2.5), gt=truth, config=config, trace=True)
+    alone = align(src, add_blur(dst, sigma_px=2.5), config=dataclasses.replace(config, signal="intensity"))
+    assert not torch.equal(result.dst_homo_src, alone.dst_homo_src)
+    torch.testing.assert_close(result.gain, alone.gain, rtol=0, atol=0)
+    torch.testing.assert_close(result.bias, alone.bias, rtol=0, atol=0)
+    (levels,) = result.levels
+    assert [level.level for level in levels] == sorted({level.level for level in levels}, reverse=True)
+    assert sum(level.num_iterations for level in levels) == result.num_iterations.item()
+    assert levels[-1].gt_reprojection_l1 == pytest.approx(result.gt_reprojection_l1.item(), rel=1e-3)
+
+
+def test_what_stands_on_structure_alone_is_solved_where_it_stands():
+    """A tone curve that folds: dark and bright look alike in one image, and intensities lead astray."""
+    rng = np.random.default_rng(0)
+    pair = render_pair(load_scene("camera", gray=True), random_homography(rng, SIZE, 6.0), SIZE, rng=rng)
+    src, folded = pair.src.clip(0, 1), (4 * (pair.dst.clip(0, 1) - 0.5) ** 2).astype(np.float32)
+    result = align(src, folded, gt=pair.dst_homo_src, config=BARE)
+    assert result.status == [Status.OK]
+    assert result.gt_corner_error_px.item() < 0.5
+    on_intensity = align(src, folded, gt=pair.dst_homo_src, config=dataclasses.replace(BARE, signal="intensity"))
+    assert on_intensity.gt_corner_error_px.item() > 2
