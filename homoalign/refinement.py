@@ -28,6 +28,9 @@ WORTH_DENOISING = 0.02
 WORTH_DENOISING_EARLY = 0.3
 """Likewise for the rough run before the last one."""
 
+DROWNED = 0.3
+"""Likewise from which the neighbours tell the gain better than the pixel."""
+
 SUPPORT_PX = 2
 """A spline is read from pixels this far away."""
 
@@ -74,7 +77,19 @@ def refine_template_at(
         everyone = len(index) == len(src_noise)
         part, start = (problem, state) if everyone else (problem.select(index), state.select(index))
         guide, sigma = _merge(part, image, start, sigma, dst_noise[index], loss_width)
-    return template.with_jacobian_of(denoise(image, guide, sigma), index)
+    clean = denoise(image, guide, sigma)
+    drowned = torch.isin(index, _noisy(src_noise, template, DROWNED))[:, None, None, None]
+    return template.with_jacobian_of(clean, index, torch.where(drowned, _neighbours(image), clean))
+
+
+def _neighbours(image: Tensor) -> Tensor:
+    """Return the mean of each pixel's neighbourhood without the pixel itself, whose noise it does not share.
+
+    What gain is told from the noisy pixel itself comes out too small, by the noise's share of its variance. The
+    neighbours are an instrumental variable (Fuller, "Measurement error models", 1987, section 1.4).
+    """
+    centre = (6 / 16) ** 2
+    return (smooth(image, 1) - centre * image) / (1 - centre)
 
 
 def _noisy(sigma: Tensor, template: Template, least_share: float) -> Tensor:

@@ -65,18 +65,19 @@ class Template:
             is_whole=self.is_whole and stride == 1,
         )
 
-    def with_jacobian_of(self, image: Tensor, index: Tensor) -> Template:
+    def with_jacobian_of(self, image: Tensor, index: Tensor, brightness: Tensor | None = None) -> Template:
         """Return this template with the Jacobian of another image of src for the pairs that `index` names.
 
         Args:
             image: (b, 1, H, W), for the b pairs of `index`.
             index: (b,) int64.
+            brightness: (b, 1, H, W), what the gain is told from; None: `image`.
         """
         padded = pad(image, (1, 1, 1, 1), mode="reflect")[:, 0]
         across, down = padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2], padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]
         slope = torch.stack([across, down], dim=1).mul_(0.5)
         everyone = len(index) == len(self.u)
-        part = _jacobian(image, slope, self if everyone else self.select(index))
+        part = _jacobian(image if brightness is None else brightness, slope, self if everyone else self.select(index))
         return replace(self, jacobian=part if everyone else self.jacobian.index_copy(0, index, part))
 
 
@@ -96,9 +97,9 @@ def build_template(src: Level, max_points: int) -> Template:
     return replace(template, value=jacobian[:, 8], jacobian=jacobian)
 
 
-def _jacobian(image: Tensor, slope: Tensor, template: Template) -> Tensor:
-    """Return (B, 10, N) from images (B, 1, H, W) and their slopes (B, 2, H, W) per pixel."""
-    slope, value, u = slope.flatten(2), image.flatten(1), template.u
+def _jacobian(brightness: Tensor, slope: Tensor, template: Template) -> Tensor:
+    """Return (B, 10, N) from brightness (B, 1, H, W) and slopes (B, 2, H, W) per pixel."""
+    slope, value, u = slope.flatten(2), brightness.flatten(1), template.u
     if not template.is_whole:
         slope = slope.gather(2, template.chosen[:, None].expand(-1, 2, -1))  # (B, 2, N)
         value = value.gather(1, template.chosen)
