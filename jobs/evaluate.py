@@ -7,6 +7,7 @@ truth and no estimate has an infinite error. Pairs without a truth are counted a
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ from jobs.rows import has_truth, read_part
 THRESHOLDS_PX = (1, 3, 5, 10)
 RIGHT_PX = 5.0
 NUM_BINS = 10
+COVERAGES = (80, 90, 95, 99)
+"""Percent of the pairs, the most confident first, of which the share right is told."""
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -124,22 +127,37 @@ def area_under_recall(error: Floats, limit: float) -> float | None:
 def calibration(pairs: Pairs) -> dict[str, Any]:
     """Compare `confidence` with how often it is right, over the pairs that have one."""
     pairs = pairs.select(np.isfinite(pairs.confidence))
-    number = np.minimum((pairs.confidence * NUM_BINS).astype(np.int64), NUM_BINS - 1)
-    bins, expected_error = [], 0.0
-    for i in range(NUM_BINS):
-        inside = pairs.select(number == i)
-        if not len(inside.error):
-            continue
-        confidence, right = float(inside.confidence.mean()), float(inside.is_right.mean())
-        expected_error += len(inside.error) / len(pairs.error) * abs(confidence - right)
-        bounds = {"from": i / NUM_BINS, "to": (i + 1) / NUM_BINS}
-        bins.append({**bounds, "pairs": len(inside.error), "mean_confidence": confidence, "right": right})
+    bins = calibration_bins(pairs.confidence, pairs.is_right)
     return {
         "pairs": len(pairs.error),
         "bins": bins,
-        "expected_calibration_error": expected_error if len(pairs.error) else None,
+        "expected_calibration_error": expected_calibration_error(bins),
         "auroc": area_under_roc(pairs.confidence, pairs.is_right),
+        "risk_coverage": risk_coverage(pairs.confidence, pairs.is_right),
     }
+
+
+def calibration_bins(score: Floats, is_right: Flags) -> list[dict[str, Any]]:
+    """Return the reliability table: the pairs in `NUM_BINS` bins of equal width, without the empty ones."""
+    number = np.clip((score * NUM_BINS).astype(np.int64), 0, NUM_BINS - 1)
+    return [
+        {
+            "from": i / NUM_BINS,
+            "to": (i + 1) / NUM_BINS,
+            "pairs": int((number == i).sum()),
+            "mean_confidence": float(score[number == i].mean()),
+            "right": float(is_right[number == i].mean()),
+        }
+        for i in range(NUM_BINS)
+        if (number == i).any()
+    ]
+
+
+def expected_calibration_error(bins: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the mean distance of confidence and share right over the bins, each weighed by its pairs."""
+    total = sum(each["pairs"] for each in bins)
+    gaps = sum(each["pairs"] * abs(each["mean_confidence"] - each["right"]) for each in bins)
+    return gaps / total if total else None
 
 
 def area_under_roc(score: Floats, is_positive: Flags) -> float | None:
@@ -152,6 +170,24 @@ def area_under_roc(score: Floats, is_positive: Flags) -> float | None:
     mean_rank = np.cumsum(counts) - (counts - 1) / 2  # from 1
     rank_sum = mean_rank[inverse][is_positive].sum()
     return float((rank_sum - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
+
+
+def risk_coverage(score: Floats, is_right: Flags) -> dict[str, float | None]:
+    """Return, by the percents of `COVERAGES`, the share right among as many of the pairs, those of highest score first.
+
+    Of pairs that tie at the limit the share is what drawing among them gives on average. None where no pair is taken.
+    """
+    found: dict[str, float | None] = {}
+    for percent in COVERAGES:
+        taken = len(score) * percent // 100
+        if not taken:
+            found[str(percent)] = None
+            continue
+        limit = np.sort(score)[len(score) - taken]
+        above, level = score > limit, score == limit
+        right = is_right[above].sum() + (taken - above.sum()) * is_right[level].mean()
+        found[str(percent)] = float(right / taken)
+    return found
 
 
 def _pairs_with_truth(part: pa.Table, by: str | None) -> Pairs:
