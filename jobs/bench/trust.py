@@ -17,7 +17,7 @@ from jobs.bench.photographs import Split, select_split
 from jobs.bench.score import NOT_APPLICABLE, Row, cpu_ms, is_right, median, not_ok_share, percent, rows_by_case
 from jobs.bench.trust_pairs import RELATED, SIZES, UNRELATED, TrustPairs, trust_numbers
 from jobs.bench.trust_run import TrustOutcome, run_trust
-from jobs.evaluate import area_under_roc, calibration_bins, expected_calibration_error, risk_coverage
+from jobs.calibration import area_under_roc, calibration_bins, expected_calibration_error, risk_coverage
 
 CHI2_95 = 5.991464547107979
 """95 % of a chi-squared variable of two degrees of freedom lie below: -2 log 0.05."""
@@ -175,7 +175,7 @@ def ellipse_rows(outcomes: Sequence[TrustOutcome]) -> list[Row]:
 
 
 def ellipse_figures(outcomes: Sequence[TrustOutcome]) -> Row:
-    """Return the ellipses' coverage over pairs; a corner without a covariance is outside."""
+    """Return the share of corners inside their ellipses; one without a covariance is outside."""
     squared = [each for outcome in outcomes for each in outcome.corner_mahalanobis or (None,) * 4]
     known = [each for each in squared if each is not None]
     return {
@@ -189,7 +189,7 @@ def ellipse_figures(outcomes: Sequence[TrustOutcome]) -> Row:
                 if outcome.corner_rms_px is not None and outcome.corner_std_px
             ]
         ),
-        "no covariance": sum(each is None for each in squared) // 4,
+        "no covariance %": percent(len(squared) - len(known), len(squared)),
     }
 
 
