@@ -7,7 +7,8 @@ truth and no estimate has an infinite error. Pairs without a truth are counted a
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,20 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from homoalign.status import Status
+from jobs.calibration import (
+    area_under_roc,
+    calibration_bins,
+    expected_calibration_error,
+    least_rms,
+    risk_coverage,
+    std_coverage,
+)
 from jobs.errors import ManifestInvalid, UsageError
 from jobs.output import Output
 from jobs.rows import has_truth, read_part
 
 THRESHOLDS_PX = (1, 3, 5, 10)
 RIGHT_PX = 5.0
-NUM_BINS = 10
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -35,6 +43,10 @@ class Pairs:
     """(N,) mean corner error at 480, px; infinite where there is no estimate."""
     confidence: Floats
     """(N,), NaN where there is none."""
+    rms_px: Floats
+    """(N,) root mean square length of the corners' errors, dst pixels, as `calibration.least_rms`; NaN likewise."""
+    std_px: Floats
+    """(N,) `corner_std_px`, NaN likewise."""
     status: npt.NDArray[np.str_]
     """(N,)."""
     group: npt.NDArray[np.str_]
@@ -47,12 +59,7 @@ class Pairs:
 
     def select(self, index: Flags) -> Pairs:
         """Return the pairs that `index` names."""
-        return Pairs(
-            error=self.error[index],
-            confidence=self.confidence[index],
-            status=self.status[index],
-            group=self.group[index],
-        )
+        return Pairs(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
 
 def evaluate_run(output: Output, by: str | None = None) -> dict[str, Any]:
@@ -77,18 +84,15 @@ def evaluate_run(output: Output, by: str | None = None) -> dict[str, Any]:
     if not found:
         raise ManifestInvalid(f"{output.url} holds no results")
     pairs = Pairs(
-        error=np.concatenate([part.error for part in found]),
-        confidence=np.concatenate([part.confidence for part in found]),
-        status=np.concatenate([part.status for part in found]),
-        group=np.concatenate([part.group for part in found]),
+        **{field.name: np.concatenate([getattr(part, field.name) for part in found]) for field in fields(Pairs)}
     )
     return {
         "rows": counts.total(),
         "without_truth": counts.total() - len(pairs.error),
         "counts": dict(counts.most_common()),
         "overall": measure(pairs),
-        "by_status": _grouped(pairs, pairs.status),
-        "by": None if by is None else {"column": by, "groups": _grouped(pairs, pairs.group)},
+        "by_status": _grouped(measure, pairs, pairs.status),
+        "by": None if by is None else _by_column(by, pairs),
         "calibration": calibration(pairs),
     }
 
@@ -97,6 +101,7 @@ def measure(pairs: Pairs) -> dict[str, Any]:
     """Return accuracy figures; shares and areas in [0, 1], None where there is nothing to divide by."""
     is_ok = pairs.status == Status.OK.value
     num, num_ok, num_right = len(pairs.error), int(is_ok.sum()), int(pairs.is_right.sum())
+    num_false, num_missed = int((is_ok & ~pairs.is_right).sum()), int((~is_ok & pairs.is_right).sum())
     median = float(np.median(pairs.error)) if num else None
     return {
         "pairs": num,
@@ -105,8 +110,10 @@ def measure(pairs: Pairs) -> dict[str, Any]:
         "median_px": None if median is None or not np.isfinite(median) else median,
         "right": num_right,
         "ok": num_ok,
-        "wrong_among_ok": int((is_ok & ~pairs.is_right).sum()) / num_ok if num_ok else None,
-        "not_ok_among_right": int((~is_ok & pairs.is_right).sum()) / num_right if num_right else None,
+        "false_ok": num_false,
+        "missed_ok": num_missed,
+        "wrong_among_ok": num_false / num_ok if num_ok else None,
+        "not_ok_among_right": num_missed / num_right if num_right else None,
     }
 
 
@@ -122,41 +129,23 @@ def area_under_recall(error: Floats, limit: float) -> float | None:
 
 
 def calibration(pairs: Pairs) -> dict[str, Any]:
-    """Compare `confidence` with how often it is right, over the pairs that have one."""
+    """Compare `confidence` with how often it is right, over the pairs that have one, and precision with prediction."""
     pairs = pairs.select(np.isfinite(pairs.confidence))
-    number = np.minimum((pairs.confidence * NUM_BINS).astype(np.int64), NUM_BINS - 1)
-    bins, expected_error = [], 0.0
-    for i in range(NUM_BINS):
-        inside = pairs.select(number == i)
-        if not len(inside.error):
-            continue
-        confidence, right = float(inside.confidence.mean()), float(inside.is_right.mean())
-        expected_error += len(inside.error) / len(pairs.error) * abs(confidence - right)
-        bounds = {"from": i / NUM_BINS, "to": (i + 1) / NUM_BINS}
-        bins.append({**bounds, "pairs": len(inside.error), "mean_confidence": confidence, "right": right})
+    bins = calibration_bins(pairs.confidence, pairs.is_right)
     return {
         "pairs": len(pairs.error),
         "bins": bins,
-        "expected_calibration_error": expected_error if len(pairs.error) else None,
+        "expected_calibration_error": expected_calibration_error(bins),
         "auroc": area_under_roc(pairs.confidence, pairs.is_right),
+        "risk_coverage": risk_coverage(pairs.confidence, pairs.is_right),
+        "corner_std": std_coverage(pairs.rms_px[pairs.is_right], pairs.std_px[pairs.is_right]),
     }
-
-
-def area_under_roc(score: Floats, is_positive: Flags) -> float | None:
-    """Return the chance that a positive outscores a negative, ties counting half; None without both kinds."""
-    num_positive = int(is_positive.sum())
-    num_negative = len(score) - num_positive
-    if not num_positive or not num_negative:
-        return None
-    _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
-    mean_rank = np.cumsum(counts) - (counts - 1) / 2  # from 1
-    rank_sum = mean_rank[inverse][is_positive].sum()
-    return float((rank_sum - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
 
 
 def _pairs_with_truth(part: pa.Table, by: str | None) -> Pairs:
     index = has_truth(part)
     error = _floats(part["gt_corner_error_px"])
+    rms_px = least_rms(error, _floats(part["gt_corner_error_max_px"]))
     shorter = np.fmin(_floats(part["dst_height"]), _floats(part["dst_width"]))
     error = np.where(np.isfinite(error), error * 480 / shorter, np.inf)
     group = np.full(part.num_rows, "", dtype=object)
@@ -165,13 +154,25 @@ def _pairs_with_truth(part: pa.Table, by: str | None) -> Pairs:
     return Pairs(
         error=error[index],
         confidence=_floats(part["confidence"])[index],
+        rms_px=rms_px[index],
+        std_px=_floats(part["corner_std_px"])[index],
         status=np.array(part["status"].to_pylist(), dtype=object)[index],
         group=group[index],
     )
 
 
-def _grouped(pairs: Pairs, group: npt.NDArray[Any]) -> dict[str, Any]:
-    return {name: measure(pairs.select(np.asarray(group == name))) for name in sorted(set(group.tolist()))}
+def _by_column(column: str, pairs: Pairs) -> dict[str, Any]:
+    return {
+        "column": column,
+        "groups": _grouped(measure, pairs, pairs.group),
+        "calibration": _grouped(calibration, pairs, pairs.group),
+    }
+
+
+def _grouped(
+    figures: Callable[[Pairs], dict[str, Any]], pairs: Pairs, group: npt.NDArray[Any]
+) -> dict[str, dict[str, Any]]:
+    return {name: figures(pairs.select(np.asarray(group == name))) for name in sorted(set(group.tolist()))}
 
 
 def _floats(column: pa.ChunkedArray) -> Floats:

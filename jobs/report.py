@@ -16,6 +16,7 @@ from homoalign.config import AlignConfig
 from homoalign.errors import HomoalignError
 from homoalign.status import Status
 from jobs import options
+from jobs.calibration import COVERAGES
 from jobs.errors import ManifestInvalid, OutputNotWritable
 from jobs.evaluate import RIGHT_PX, THRESHOLDS_PX, evaluate_run
 from jobs.fetch import Reader
@@ -89,6 +90,7 @@ def write_report(
         errors=survey.tally.frequent_errors(12),
         charts=_charts(survey, threshold),
         accuracy=None if measured is None else _accuracy_table(measured, by),
+        trust=None if measured is None else _trust_table(measured, by),
         sections=_sections(survey, plan, store, allow, num_cards),
     )
     url = store.url_of(target) if target else f"{output.url}/{REPORT}"
@@ -165,6 +167,29 @@ def _accuracy_table(measured: dict[str, Any], by: str | None) -> dict[str, Any]:
                 _percent(found["wrong_among_ok"]),
             ]
             for name, found in groups.items()
+        ],
+    }
+
+
+def _trust_table(measured: dict[str, Any], by: str | None) -> dict[str, Any]:
+    """Return what confidence and status are worth: all pairs, then the groups."""
+    of_groups = measured["by"] or {"groups": {}, "calibration": {}}
+    groups = {"all": measured["overall"], **of_groups["groups"]}
+    calibrations = {"all": measured["calibration"], **of_groups["calibration"]}
+    return {
+        "header": [by or "", "AUROC", "ECE", *(f"top {percent} %" for percent in COVERAGES), "false ok", "missed ok"],
+        "rows": [
+            [
+                name,
+                *(
+                    "–" if value is None else f"{value:.3f}"
+                    for value in (found["auroc"], found["expected_calibration_error"])
+                ),
+                *(_percent(found["risk_coverage"][str(percent)]) for percent in COVERAGES),
+                f"{groups[name]['false_ok']:,}",
+                f"{groups[name]['missed_ok']:,}",
+            ]
+            for name, found in calibrations.items()
         ],
     }
 

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
+import base64
 
-from jobs.evaluate import Pairs, area_under_recall, area_under_roc, calibration, measure
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from jobs.commands.evaluate import evaluate_command
+from jobs.evaluate import Pairs, area_under_recall, calibration, evaluate_run, measure
+from jobs.output import Output
+from jobs.rows import TRUTH_KEY
+from jobs.store import Store
 from jobs.tally import Distribution, Tally, kind_of
 
 INFINITE = float("inf")
 
 
-def pairs(error: list[float], confidence: list[float], status: list[str]) -> Pairs:
+def pairs(
+    error: list[float],
+    confidence: list[float],
+    status: list[str],
+    rms_px: list[float] | None = None,
+    std_px: list[float] | None = None,
+) -> Pairs:
     return Pairs(
         error=np.array(error),
         confidence=np.array(confidence),
+        rms_px=np.array(error if rms_px is None else rms_px),
+        std_px=np.array([np.nan] * len(error) if std_px is None else std_px),
         status=np.array(status, dtype=object),
         group=np.array([""] * len(error), dtype=object),
     )
@@ -28,6 +45,7 @@ def test_shares_and_wrong_among_ok_count_a_missing_estimate_as_infinite_error():
     assert (found["right"], found["ok"]) == (2, 2)
     assert found["wrong_among_ok"] == 0.5
     assert found["not_ok_among_right"] == 0.5
+    assert (found["false_ok"], found["missed_ok"]) == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -44,14 +62,6 @@ def test_area_under_recall(error, expected):
     assert area_under_recall(np.array(error), 5) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    ("score", "is_positive", "expected"),
-    [([1, 2, 3, 4], [0, 0, 1, 1], 1.0), ([1, 1], [0, 1], 0.5), ([1, 2, 3], [0, 1, 0], 0.5), ([1, 2], [1, 1], None)],
-)
-def test_area_under_roc(score, is_positive, expected):
-    assert area_under_roc(np.array(score, float), np.array(is_positive, bool)) == expected
-
-
 def test_expected_calibration_error_weighs_bins_by_their_pairs():
     found = calibration(pairs([0.0, 0.0, 9.0, 9.0], [0.9, 0.9, 0.95, 0.25], ["ok"] * 4))
     # bin 0.9: three pairs, mean 0.9167, two right; bin 0.2: one pair, mean 0.25, none right
@@ -59,12 +69,29 @@ def test_expected_calibration_error_weighs_bins_by_their_pairs():
     assert [entry["pairs"] for entry in found["bins"]] == [1, 3]
 
 
+def test_precision_is_measured_on_right_pairs_and_confidence_on_pairs_that_have_one():
+    found = calibration(
+        pairs(
+            [0.5, 0.5, 9.0, INFINITE],
+            [0.9, 0.8, 0.7, np.nan],
+            ["ok", "ok", "ok", "unreadable"],
+            rms_px=[1.0, 5.0, 9.0, np.nan],
+            std_px=[1.0, 1.0, 99.0, np.nan],
+        )
+    )
+    assert found["pairs"] == 3
+    assert found["corner_std"] == {"pairs": 2, "median_ratio": 3.0, "within": {"1.39": 0.5, "1.96": 0.5}}
+    assert found["risk_coverage"] == {"80": 1.0, "90": 1.0, "95": 1.0, "99": 1.0}  # of the first two
+    assert found["auroc"] == 1
+
+
 def test_nothing_to_measure_is_none_not_a_number():
     found = measure(pairs([], [], []))
     assert found["below_px"]["1"] is None
     assert found["auc_px"]["1"] is None
     assert found["wrong_among_ok"] is None
-    assert calibration(pairs([], [], []))["auroc"] is None
+    nothing = calibration(pairs([], [], []))
+    assert (nothing["auroc"], nothing["bins"], nothing["risk_coverage"]["80"]) == (None, [], None)
 
 
 def test_percentiles_are_within_two_percent_and_merge():
@@ -106,3 +133,52 @@ def test_like_errors_have_one_kind():
     first = kind_of("src images/a1.png: PNG of 10 x 20 pixels, limit 5")
     assert first == kind_of("src images/b/c.png: PNG of 999 x 1 pixels, limit 5")
     assert first != kind_of("dst images/a1.png: PNG of 10 x 20 pixels, limit 5")
+
+
+def test_a_run_is_evaluated_over_all_and_by_a_carried_column(tmp_path):
+    rows = [
+        # scene, status, confidence, mean and largest error of a dst of 240 px (so doubled at 480), std
+        ("a", "ok", 0.95, 1.0, 1.0, 1.0),
+        ("a", "ok", 0.9, 3.0, 4.0, 1.0),
+        ("b", "low_confidence", 0.4, 2.0, 5.0, 1.0),
+        ("b", "ok", 0.8, 1.0, 1.0, 0.6),
+        ("b", "low_confidence", 0.1, None, None, None),
+    ]
+    names = ("scene", "status", "confidence", "gt_corner_error_px", "gt_corner_error_max_px", "corner_std_px")
+    columns = dict(zip(names, zip(*rows, strict=True), strict=True))
+    table = pa.table({**columns, "dst_height": [240] * 5, "dst_width": [320] * 5})
+    truth = {TRUTH_KEY: base64.b64encode(bytes([0b11111000]))}
+    (tmp_path / "data").mkdir()
+    pq.write_table(table.replace_schema_metadata(truth), tmp_path / "data" / "part-000000.parquet")
+
+    figures = evaluate_run(Output(Store(), Store().url_of(str(tmp_path))), "scene")
+    assert (figures["rows"], figures["without_truth"]) == (5, 0)
+    assert (figures["overall"]["false_ok"], figures["overall"]["missed_ok"]) == (1, 1)
+    groups, trust = figures["by"]["groups"], figures["by"]["calibration"]
+    assert {name: (found["false_ok"], found["missed_ok"]) for name, found in groups.items()} == {
+        "a": (1, 0),
+        "b": (0, 1),
+    }
+    assert [found["auroc"] for found in (figures["calibration"], trust["a"], trust["b"])] == [
+        pytest.approx(4 / 6),
+        1,
+        1,
+    ]
+    # right: 0.95, 0.4, 0.8; the first four of five are taken
+    assert figures["calibration"]["risk_coverage"]["80"] == 0.75
+    # errors over predictions of the right ones: 1, sqrt((25 + 9 / 3) / 4) = 2.65, 1 / 0.6
+    assert figures["calibration"]["corner_std"]["within"] == {
+        "1.39": pytest.approx(1 / 3),
+        "1.96": pytest.approx(2 / 3),
+    }
+    assert trust["b"]["corner_std"]["within"] == {"1.39": 0, "1.96": 0.5}
+    assert trust["a"]["bins"] == [
+        {"from": 0.9, "to": 1.0, "pairs": 2, "mean_confidence": pytest.approx(0.925), "right": 0.5}
+    ]
+
+    printed = CliRunner().invoke(evaluate_command, [str(tmp_path), "--by", "scene"], catch_exceptions=False).output
+    trust_table = printed.split("AUROC")[1]
+    (line,) = (line for line in trust_table.splitlines() if line.startswith("│ b "))
+    assert [cell.strip() for cell in line.strip("│").split("│")] == [
+        "b", "1.000", "0.300", "100.0", "100.0", "100.0", "100.0", "0", "0.0", "1", "50.0", "0.0", "50.0"
+    ]  # fmt: skip

@@ -156,9 +156,21 @@ def test_wrong_and_doubtful_pairs_stand_before_the_fair_sample(finished: Path) -
 
 def test_accuracy_is_grouped_by_the_column_asked_for(finished: Path) -> None:
     assert "AUC@5" in page_of(finished).text
-    assert page_of(finished, by="note").text.count("<b>bold</b> & more") == page_of(finished).text.count("<b>bold") + 1
+    in_cards = page_of(finished).text.count("<b>bold</b> & more")
+    assert page_of(finished, by="note").text.count("<b>bold</b> & more") == in_cards + 2  # accuracy and trust
     with pytest.raises(UsageError, match="'nothing'"):
         write_report(str(finished / "out"), by="nothing")
+
+
+def test_what_confidence_is_worth_is_told_with_false_and_missed_ok(finished: Path) -> None:
+    page_of(finished)
+    html = (finished / "out" / "report.html").read_text()
+    (row,) = re.findall(r"<td>all</td>(.*?)</tr>", html.split("<h2>Trust")[1], flags=re.DOTALL)
+    cells = re.findall(r"<td>(.*?)</td>", row)
+    assert len(cells) == 8
+    # of six pairs with a truth and a confidence the wrong one is ok as well
+    assert cells[-2:] == ["1", "0"]
+    assert cells[5] in ("80.0", "100.0")  # five of the six are taken: with the wrong one or without
 
 
 @pytest.mark.parametrize("num_cards", [0, 1, 3, 100])

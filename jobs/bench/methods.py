@@ -115,6 +115,11 @@ def batches_by_case(pairs: Iterable[BenchPair], batch_size: int) -> Iterator[lis
 
 def align_batch(batch: list[BenchPair], config: homoalign.AlignConfig) -> list[Answer]:
     """Align pairs by homoalign in one call."""
+    return read_answers(*align_timed(batch, config))
+
+
+def align_timed(batch: list[BenchPair], config: homoalign.AlignConfig) -> tuple[homoalign.AlignResult, float]:
+    """Return homoalign's result of pairs in one call, and its CPU seconds a pair."""
     inputs = {
         name: torch.from_numpy(np.stack([_channels_first(getattr(pair, name)) for pair in batch]))
         for name in ("src", "dst")
@@ -128,7 +133,11 @@ def align_batch(batch: list[BenchPair], config: homoalign.AlignConfig) -> list[A
     result = homoalign.align(
         inputs["src"], inputs["dst"], src_mask=masks.get("src_mask"), dst_mask=masks.get("dst_mask"), config=config
     )
-    cpu_s = (time.process_time() - start) / len(batch)
+    return result, (time.process_time() - start) / len(batch)
+
+
+def read_answers(result: homoalign.AlignResult, cpu_s: float) -> list[Answer]:
+    """Return each pair's answer of a batch's result, and what it cost."""
     matrices = result.dst_homo_src.numpy()
     return [
         Answer(
@@ -141,13 +150,13 @@ def align_batch(batch: list[BenchPair], config: homoalign.AlignConfig) -> list[A
                 "initialisation": None if result.initialisation[i] is None else str(result.initialisation[i]),
             },
         )
-        for i in range(len(batch))
+        for i in range(len(matrices))
     ]
 
 
 def ask_peers(pair: BenchPair) -> Iterator[tuple[str, Answer]]:
     """Align one pair by each peer. What refines another's matrix is charged for both."""
-    src, dst = _as_rgb(pair.src), _as_rgb(pair.dst)
+    src, dst = as_rgb(pair.src), as_rgb(pair.dst)
 
     def timed(call: Callable[[], Matrix | None]) -> Answer:
         start = time.process_time()
@@ -202,7 +211,7 @@ def _channels_first(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return image[None] if image.ndim == 2 else np.ascontiguousarray(image.transpose(2, 0, 1))
 
 
-def _as_rgb(image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+def as_rgb(image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """Return (H, W, 3) uint8, which peers take: deeper integers by their full scale, floats by their own range."""
     if image.dtype != np.uint8:
         low, high = float(image.min()), float(image.max())

@@ -44,7 +44,7 @@ class BenchPair:
         case: which of the benchmark's cases it is.
         src: (H, W) or (H, W, 3), integers or floats as `homoalign.align` takes them.
         dst: likewise; its size may differ.
-        dst_homo_src: (3, 3) float64, the truth.
+        dst_homo_src: (3, 3) float64, the truth; NaN where no answer is right.
         bound_px: Cramer-Rao bound on the mean corner error; NaN where none was asked for.
         src_mask: (H, W) bool, True is used; or None.
         dst_mask: likewise.
@@ -169,15 +169,34 @@ def _classic_views(name: str, far: Range, rng: np.random.Generator) -> RenderedP
 def _turned_views(name: str, far: Range, rng: np.random.Generator) -> RenderedPair:
     """Render both views from the resized photograph, which goes on mirrored where dst sees past its edge."""
     size = (far.size, far.size)
+    dst_homo_src = random_turned_homography(rng, size, far.offset_px, any_rotation=far.any_rotation, scales=far.scales)
+    return render_pair(resized_scene(name, far.photo_size[1]), dst_homo_src, size, rng=rng)
+
+
+def random_turned_homography(
+    rng: np.random.Generator, size: Size, max_offset_px: float, *, any_rotation: bool, scales: tuple[float, float]
+) -> Matrix:
+    """Return `dst_homo_src` that moves each corner uniformly in a square, then turns and scales about the centre.
+
+    Args:
+        rng: where the draws come from.
+        size: height, width of both frames.
+        max_offset_px: half the square's side.
+        any_rotation: turn by 0 to 360 degrees.
+        scales: scale by a factor between these, its logarithm uniform.
+
+    Raises:
+        ValueError: 1000 draws in a row bring a corner near the horizon.
+    """
     for _ in range(1000):
-        angle_deg = rng.uniform(0, 360) if far.any_rotation else 0.0
-        scale = math.exp(rng.uniform(*np.log(far.scales)))
+        angle_deg = rng.uniform(0, 360) if any_rotation else 0.0
+        scale = math.exp(rng.uniform(*np.log(scales)))
         turn = similarity_homography(size, angle_deg=angle_deg, scale=scale)
-        dst_homo_src = turn @ random_homography(rng, size, far.offset_px)
+        dst_homo_src: Matrix = turn @ random_homography(rng, size, max_offset_px)
         src_homo_dst = np.linalg.inv(dst_homo_src).astype(np.float64)
         if min(_depth_ratio(dst_homo_src, size), _depth_ratio(src_homo_dst, size)) > 0.25:
-            return render_pair(resized_scene(name, far.photo_size[1]), dst_homo_src, size, rng=rng)
-    raise ValueError(f"{far}: a corner is at the horizon in each of 1000 draws")
+            return dst_homo_src
+    raise ValueError(f"{size}, max_offset_px={max_offset_px}: a corner is at the horizon in each of 1000 draws")
 
 
 def _depth_ratio(H_b_a: Matrix, size: Size) -> float:

@@ -86,10 +86,18 @@ def _unit_from_pixels(height: int, width: int) -> Matrix:
 
 
 def ecc_multi_scale(src: Image, dst: Image) -> Matrix | None:
+    """Return the matrix of `scored_ecc`."""
+    return scored_ecc(src, dst)[0]
+
+
+def scored_ecc(src: Image, dst: Image) -> tuple[Matrix | None, float]:
     """OpenCV's `findTransformECCMultiScale` on gray images, as deep as the images allow.
 
-    Its default of four levels misses the tutorial's pair. Needs OpenCV 5; None where it raises, as ECC does when it
-    does not converge.
+    Its default of four levels misses the tutorial's pair. Needs OpenCV 5.
+
+    Returns:
+        The matrix, None where it raises, as ECC does when it does not converge; and the correlation it ends at, 0
+        without a matrix.
     """
     import cv2
 
@@ -101,10 +109,10 @@ def ecc_multi_scale(src: Image, dst: Image) -> Matrix | None:
     parameters.nlevels = levels
     try:
         # ECC finds the warp from the template's pixels to the input's: src is the template.
-        _, found = cv2.findTransformECCMultiScale(_gray(src), _gray(dst), np.eye(3, dtype=np.float32), parameters)
+        score, found = cv2.findTransformECCMultiScale(_gray(src), _gray(dst), np.eye(3, dtype=np.float32), parameters)
     except cv2.error:
-        return None
-    return _as_matrix(found)
+        return None, 0.0
+    return _as_matrix(found), float(score)
 
 
 def ecc_from(src: Image, dst: Image, dst_homo_src: Matrix) -> Matrix | None:
@@ -125,7 +133,17 @@ def ecc_from(src: Image, dst: Image, dst_homo_src: Matrix) -> Matrix | None:
 
 
 def sift_magsac(src: Image, dst: Image) -> Matrix | None:
-    """SIFT (4000), ratio test 0.8, USAC_MAGSAC at 3 px; None with fewer than four matches or no model."""
+    """Return the matrix of `scored_sift`."""
+    return scored_sift(src, dst)[0]
+
+
+def scored_sift(src: Image, dst: Image) -> tuple[Matrix | None, float]:
+    """SIFT (4000), ratio test 0.8, USAC_MAGSAC at 3 px.
+
+    Returns:
+        The matrix, None with fewer than four matches or no model; and the share of the matches that are its inliers,
+        0 without a matrix.
+    """
     import cv2
 
     detector = cv2.SIFT.create(4000)
@@ -133,15 +151,15 @@ def sift_magsac(src: Image, dst: Image) -> Matrix | None:
         detector.detectAndCompute(_gray(image), None) for image in (src, dst)
     )
     if features_src is None or features_dst is None or len(features_dst) < 2:
-        return None
+        return None, 0.0
     candidates = cv2.BFMatcher().knnMatch(features_src, features_dst, k=2)
     matches = [best for best, second in candidates if best.distance < 0.8 * second.distance]
     if len(matches) < 4:
-        return None
+        return None, 0.0
     xy_src = np.array([points_src[match.queryIdx].pt for match in matches])
     xy_dst = np.array([points_dst[match.trainIdx].pt for match in matches])
-    found, _ = cv2.findHomography(xy_src, xy_dst, cv2.USAC_MAGSAC, 3.0, maxIters=10_000, confidence=0.9999)
-    return None if found is None else _as_matrix(found)
+    found, inliers = cv2.findHomography(xy_src, xy_dst, cv2.USAC_MAGSAC, 3.0, maxIters=10_000, confidence=0.9999)
+    return (None, 0.0) if found is None else (_as_matrix(found), float(inliers.mean()))
 
 
 def _as_matrix(found: Any) -> Matrix:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
+from zlib import crc32
 
 import numpy as np
 
@@ -14,6 +16,27 @@ from jobs.synthetic import PHOTOGRAPHS, Image, Scene, build_scene, load_photogra
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".bmp")
 """What is taken from a folder; a file that is named is read whatever its suffix."""
+
+Split = Literal["fit", "held-out", "all"]
+
+HELD_OUT = frozenset({"camera", "chelsea", "coffee", "coins", "gravel", "ihc", "retina", "rocket", "text"})
+"""Of scikit-image's photographs those that nothing is fitted on: each split has textures, print and photographs."""
+
+
+def place_of(name: str) -> str:
+    """Return what a photograph shows: its name, without the side of a stereo pair."""
+    return Path(name).stem.removesuffix("_left").removesuffix("_right")
+
+
+def split_of(name: str) -> Split:
+    """Return the split of a photograph, from its name alone: of a file, by a checksum of the name."""
+    is_held_out = name in HELD_OUT if name in PHOTOGRAPHS else crc32(place_of(name).encode()) % 2 == 1
+    return "held-out" if is_held_out else "fit"
+
+
+def select_split(names: tuple[str, ...], split: Split) -> tuple[str, ...]:
+    """Return the photographs of a split, in their order."""
+    return tuple(name for name in names if split in ("all", split_of(name)))
 
 
 def find_photographs(text: str) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,13 +14,16 @@ from jobs.bench.methods import HOMOALIGN, Outcome
 from jobs.evaluate import RIGHT_PX
 
 Row = dict[str, Any]
+OneOutcome = TypeVar("OneOutcome", bound=Outcome)
 
 FAILURE_PX = 10.0
 """A pair that ends at this mean corner error or above failed; means are over the others."""
 NOT_APPLICABLE = ""
 
 
-def rows_by_case(outcomes: Sequence[Outcome], case_column: str, figures: Callable[[list[Outcome]], Row]) -> list[Row]:
+def rows_by_case(
+    outcomes: Sequence[OneOutcome], case_column: str, figures: Callable[[list[OneOutcome]], Row]
+) -> list[Row]:
     """Return a row of figures for every case and method, in the order in which they first appear.
 
     Args:
@@ -28,7 +31,7 @@ def rows_by_case(outcomes: Sequence[Outcome], case_column: str, figures: Callabl
         case_column: what the cases are called; no column where it is empty.
         figures: of one method's outcomes in one case.
     """
-    groups: dict[tuple[str, str], list[Outcome]] = {}
+    groups: dict[tuple[str, str], list[OneOutcome]] = {}
     for outcome in outcomes:
         groups.setdefault((outcome.case, outcome.method), []).append(outcome)
     order = list(dict.fromkeys(case for case, _ in groups))

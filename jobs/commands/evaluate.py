@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from jobs.calibration import COVERAGES, STD_FACTORS
 from jobs.console import stdout_console
 from jobs.evaluate import THRESHOLDS_PX, evaluate_run
 from jobs.options import read_storage_options, storage_options
@@ -22,7 +23,7 @@ from jobs.store import Store
     epilog="\b\nExample: homoalign evaluate out --by dataset --json",
 )
 @click.argument("out")
-@click.option("--by", metavar="COLUMN", help="Also group by a carried column.")
+@click.option("--by", metavar="COLUMN", help="Accuracy and trust for each value of a carried column too.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
 @storage_options
 def evaluate_command(out: str, *, by: str | None, as_json: bool, storage_options: str) -> None:
@@ -30,6 +31,10 @@ def evaluate_command(out: str, *, by: str | None, as_json: bool, storage_options
 
     A pair is right below 5 px. A pair with a truth and no matrix counts as an infinite error; rows without a truth
     are counted and left out. AUC is the normalised area under the share of pairs below each error.
+
+    Whether confidence, status and corner_std_px tell the truth: AUROC (chance that a right pair has more confidence
+    than a wrong one), ECE (expected calibration error, with the reliability table in --json by group too), the share
+    right among the most confident, false and missed ok, and how many right pairs lie within what was predicted.
     """
     store = Store(read_storage_options(storage_options, [out]))
     figures = evaluate_run(Output(store, store.url_of(out)), by)
@@ -48,15 +53,54 @@ def print_figures(figures: dict[str, Any], console: Console) -> None:
     if figures["by"] is not None:
         console.print(_accuracy_table(f"by {figures['by']['column']}", figures["by"]["groups"]))
     calibration = figures["calibration"]
-    bins = Table("confidence", "pairs", "mean", "right %", title="calibration of confidence")
+    trust, groups = {"all": calibration}, {"all": figures["overall"]}
+    if figures["by"] is not None:
+        trust, groups = trust | figures["by"]["calibration"], groups | figures["by"]["groups"]
+    console.print(_trust_table(trust, groups))
+    console.print(_reliability_table(calibration))
+    console.print(
+        "ECE: expected calibration error. top n: % right among the n % of highest confidence, over "
+        f"{calibration['pairs']} pairs with one. false ok: ok, but wrong; missed ok: right, but not ok. in n std: % of "
+        f"{calibration['corner_std']['pairs']} right pairs whose corners' error (root mean square) is at most n "
+        f"corner_std_px; where these are true, at most 95 % are in {STD_FACTORS[0]}, at least 95 % in {STD_FACTORS[1]}."
+    )
+
+
+def _reliability_table(calibration: dict[str, Any]) -> Table:
+    bins = Table("confidence", "pairs", "mean", "right %", title="reliability of confidence")
     for found in calibration["bins"]:
         bounds = f"{found['from']:.1f} to {found['to']:.1f}"
         bins.add_row(bounds, str(found["pairs"]), f"{found['mean_confidence']:.3f}", _percent(found["right"]))
-    console.print(bins)
-    console.print(
-        f"expected calibration error {_number(calibration['expected_calibration_error'])}, "
-        f"AUROC {_number(calibration['auroc'])}, over {calibration['pairs']} pairs with a confidence",
+    return bins
+
+
+def _trust_table(trust: dict[str, Any], groups: dict[str, Any]) -> Table:
+    table = Table(
+        "trust",
+        "AUROC",
+        "ECE",
+        *(f"top {percent}" for percent in COVERAGES),
+        "false ok",
+        "of ok %",
+        "missed ok",
+        "of right %",
+        *(f"in {factor} std %" for factor in STD_FACTORS),
     )
+    table.columns[0].no_wrap = True
+    for name, found in trust.items():
+        group, std = groups[name], found["corner_std"]
+        table.add_row(
+            name,
+            _number(found["auroc"]),
+            _number(found["expected_calibration_error"]),
+            *(_percent(found["risk_coverage"][str(percent)]) for percent in COVERAGES),
+            str(group["false_ok"]),
+            _percent(group["wrong_among_ok"]),
+            str(group["missed_ok"]),
+            _percent(group["not_ok_among_right"]),
+            *(_percent(std["within"][str(factor)]) for factor in STD_FACTORS),
+        )
+    return table
 
 
 def _accuracy_table(title: str, groups: dict[str, Any]) -> Table:

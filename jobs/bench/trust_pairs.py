@@ -1,0 +1,408 @@
+"""The pairs of `bench trust`: related ones in every trouble, unrelated ones, and near-duplicates.
+
+A pair follows from the seed, the photographs' names, its group and its number in that group alone; so a longer run
+holds a shorter one, and two splits of the photographs share neither a photograph nor a scene drawn by code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from typing import Literal
+from zlib import crc32
+
+import numpy as np
+import numpy.typing as npt
+
+from jobs.bench.pairs import CHANGE, MOTION, NOISE, BenchPair, random_turned_homography
+from jobs.bench.photographs import gray_scene, load_gray, place_of
+from jobs.bench.photometric import Light, draw_lights, lit
+from jobs.bench.trust_scenes import PATTERNS, draw_forms, draw_textures, same_spectrum
+from jobs.degrade import add_blur, add_noise, compress_jpeg, occlude, to_uint8
+from jobs.errors import UsageError
+from jobs.synthetic import (
+    Image,
+    Matrix,
+    RenderedPair,
+    Scene,
+    Size,
+    build_scene,
+    corner_points,
+    random_homography,
+    render_pair,
+    similarity_homography,
+    warp_points,
+)
+
+Group = Literal["related", "unrelated", "near-duplicate"]
+RELATED, UNRELATED, NEAR_DUPLICATE = GROUPS = ("related", "unrelated", "near-duplicate")
+
+CASES = (
+    "noise",
+    "lighting",
+    "blur",
+    "JPEG",
+    "occlusion",
+    "overlap",
+    "texture",
+    "repeated",
+    "motion",
+    "everything",
+)
+"""Of related pairs, in turn."""
+
+STRANGERS = ("photographs", "elsewhere", "spectrum", "textures", "generated")
+"""Kinds of unrelated pairs, in turn: two photographs; two places of one; a photograph and noise of another's spectrum;
+two textures of one kind; a photograph and a pattern, or two unlike patterns."""
+
+LOOKALIKES = ("object", "form", "overlay", "pattern")
+"""Kinds of near-duplicates, in turn: a place with another large object before it; a printed form with other entries;
+two frames under one overlay; two scenes of one repeated pattern. The first two have a truth, the others none."""
+
+NOISE_LEVELS = (0.0, 2.5, 5.0, 10.0, 20.0)
+"""Of both images of a pair, 8-bit units."""
+
+SIZES: tuple[Size, ...] = ((120, 160), (180, 240), (240, 320))
+MAX_UNRELATED_WIDTH = 240
+"""Every start there is gets tried on an unrelated pair: it costs as much as thirty related ones."""
+
+NOWHERE: Matrix = np.full((3, 3), math.nan)
+"""The truth of pairs of which no answer is right."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrustPair(BenchPair):
+    """A pair, and what was drawn for it.
+
+    Attributes:
+        group: one of `GROUPS`.
+        sigma_8bit: noise of both images, 8-bit units.
+        parameters: what else was drawn, by name.
+    """
+
+    group: Group
+    sigma_8bit: float
+    parameters: dict[str, float | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrustPairs:
+    """What the pairs are drawn from.
+
+    Attributes:
+        seed: of all that is drawn.
+        photographs: of at least two places.
+        max_width: of the images, px.
+    """
+
+    seed: int
+    photographs: tuple[str, ...]
+    max_width: int = SIZES[-1][1]
+
+    def __post_init__(self) -> None:
+        if len({place_of(name) for name in self.photographs}) < 2:
+            raise UsageError(f"photographs of at least two places are needed, got {', '.join(self.photographs)}")
+        if self.max_width < SIZES[0][1]:
+            raise UsageError(f"--size {self.max_width}: the smallest images are {SIZES[0][1]} px wide")
+
+    def rng(self, group: Group, number: int, stream: int) -> np.random.Generator:
+        """Return the generator of one stream of one pair."""
+        places = crc32(",".join(sorted(map(place_of, self.photographs))).encode())
+        return np.random.default_rng([self.seed, places, GROUPS.index(group), number, stream])
+
+    def draw(self, group: Group, number: int) -> TrustPair:
+        """Return a pair by its number in its group, from 0."""
+        return {RELATED: _related, UNRELATED: _unrelated, NEAR_DUPLICATE: _near_duplicate}[group](self, number)
+
+    def turn(self, number: int) -> str:
+        """Return the photograph whose turn it is."""
+        return self.photographs[number % len(self.photographs)]
+
+    def other_than(self, name: str, rng: np.random.Generator) -> str:
+        """Draw a photograph of another place."""
+        return str(rng.choice([other for other in self.photographs if place_of(other) != place_of(name)]))
+
+    def draw_size(self, rng: np.random.Generator, max_width: int | None = None) -> Size:
+        """Draw a height and a width."""
+        sizes = [size for size in SIZES if size[1] <= min(self.max_width, max_width or self.max_width)]
+        return sizes[int(rng.integers(len(sizes)))]
+
+
+def trust_pairs(
+    count: int, unrelated: int, near_duplicates: int, seed: int, photographs: tuple[str, ...]
+) -> Iterator[TrustPair]:
+    """Draw related, unrelated and near-duplicate pairs, in this order.
+
+    Raises:
+        UsageError: the photographs are of one place only.
+    """
+    pairs = TrustPairs(seed=seed, photographs=photographs)
+    for group, number in trust_numbers(count, unrelated, near_duplicates):
+        yield pairs.draw(group, number)
+
+
+def trust_numbers(count: int, unrelated: int, near_duplicates: int) -> Iterator[tuple[Group, int]]:
+    """Return group and number of every pair, in order."""
+    groups: tuple[tuple[Group, int], ...] = (
+        ("related", count),
+        ("unrelated", unrelated),
+        ("near-duplicate", near_duplicates),
+    )
+    return ((group, number) for group, size in groups for number in range(size))
+
+
+UNCHANGED = Light()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """What happens to the views of a pair before and after their noise.
+
+    Attributes:
+        contrast: factor on both views' distance from their means; 0 leaves no texture.
+        covered: share of dst under rectangles of another photograph.
+        blur_src_px, blur_dst_px: standard deviations, pixels.
+        light: of dst.
+        jpeg_quality: of both files, 1 to 95; 0 is no JPEG.
+    """
+
+    contrast: float = 1.0
+    covered: float = 0.0
+    blur_src_px: float = 0.0
+    blur_dst_px: float = 0.0
+    light: Light = UNCHANGED
+    jpeg_quality: int = 0
+
+    def parameters(self) -> dict[str, float | str]:
+        """Return what differs from no change, by name."""
+        mine, none = asdict(self), asdict(Change())
+        light = {name: value for name, value in mine.pop("light").items() if value != none["light"][name]}
+        return {name: value for name, value in mine.items() if value != none[name]} | light
+
+
+def draw_change(case: str, rng: np.random.Generator) -> Change:
+    """Draw what the case's name says; nothing for a name that is not about change."""
+    change = Change()
+    match case:
+        case "lighting":
+            change = Change(light=draw_lights(rng)[str(rng.choice(["gain and bias", "gamma", "vignetting"]))])
+        case "blur":
+            src_px, dst_px = rng.uniform(0.5, 3, size=2).tolist()
+            which = rng.integers(3)
+            change = Change(blur_src_px=0.0 if which == 0 else src_px, blur_dst_px=0.0 if which == 1 else dst_px)
+        case "JPEG":
+            change = Change(jpeg_quality=int(rng.integers(10, 71)))
+        case "occlusion":
+            change = Change(covered=rng.uniform(0.1, 0.6))
+        case "texture":
+            change = Change(contrast=0.0 if rng.uniform() < 0.1 else math.exp(rng.uniform(math.log(0.005), 0)))
+        case "everything":
+            change = Change(
+                contrast=rng.uniform(0.4, 1),
+                covered=rng.uniform(0, 0.2),
+                blur_dst_px=rng.uniform(0, 1.5),
+                light=draw_lights(rng)["gain and bias"],
+                jpeg_quality=int(rng.integers(30, 91)),
+            )
+    return change
+
+
+def _related(pairs: TrustPairs, number: int) -> TrustPair:
+    case, name = CASES[number % len(CASES)], pairs.turn(number // len(CASES))
+    rng = pairs.rng("related", number, MOTION)
+    scene, pattern = gray_scene(name), {}
+    if case == "repeated":
+        pattern_name = str(rng.choice(list(PATTERNS)))
+        name, pattern = pattern_name, {"pattern": pattern_name}
+        scene = build_scene(PATTERNS[pattern_name](rng))
+    views, motion = _moved_views(pairs, case, scene, rng)
+    change = draw_change(case, pairs.rng("related", number, CHANGE))
+    return _finish(pairs, "related", number, case, name, views, change, {**pattern, **motion})
+
+
+def _moved_views(
+    pairs: TrustPairs, case: str, scene: Scene, rng: np.random.Generator
+) -> tuple[RenderedPair, dict[str, float | str]]:
+    """Render two views: near each other, or as far apart as the case says."""
+    size = dst_size = pairs.draw_size(rng)
+    if case == "motion":
+        dst_homo_src = random_turned_homography(rng, size, 0.1 * size[0], any_rotation=True, scales=(0.4, 2.5))
+    elif case == "overlap":
+        size = dst_size = pairs.draw_size(rng, 240)
+        share, along_x = rng.uniform(0.05, 1), rng.uniform()
+        shift = (1 - share**along_x) * (size[1] - 1), (1 - share ** (1 - along_x)) * (size[0] - 1)
+        x, y = rng.choice([-1, 1], size=2) * shift
+        dst_homo_src = np.array([[1, 0, x], [0, 1, y], [0, 0, 1]]) @ random_homography(rng, size, 0.03 * size[0])
+    else:
+        offset_px = size[0] * math.exp(rng.uniform(math.log(0.003), math.log(0.2)))
+        if rng.uniform() < 0.2:
+            dst_size = pairs.draw_size(rng)
+            offset_px *= dst_size[0] / size[0]
+        dst_homo_src = random_homography(rng, size, offset_px, dst_size=dst_size)
+    corners = corner_points(size)
+    moved = np.linalg.norm(warp_points(dst_homo_src, corners) - corners, axis=1).mean()
+    overlap = share_covered(dst_homo_src, size, dst_size)
+    views = render_pair(scene, dst_homo_src, size, rng=rng, dst_size=dst_size)
+    return views, {"motion_px": float(moved), "true_overlap": overlap}
+
+
+def share_covered(dst_homo_src: Matrix, src_size: Size, dst_size: Size) -> float:
+    """Return the share of dst that src covers, to 1 %."""
+    y, x = (np.linspace(0, side - 1, 64) for side in dst_size)
+    src_homo_dst = np.linalg.inv(dst_homo_src).astype(np.float64)
+    xy = warp_points(src_homo_dst, np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2))
+    return float(((xy >= 0) & (xy <= np.array([src_size[1] - 1, src_size[0] - 1]))).all(axis=1).mean())
+
+
+def _unrelated(pairs: TrustPairs, number: int) -> TrustPair:
+    kind, name = STRANGERS[number % len(STRANGERS)], pairs.turn(number // len(STRANGERS))
+    rng = pairs.rng("unrelated", number, MOTION)
+    src_scene, dst_scene, names = _strangers(pairs, kind, name, rng)
+    src_view = _draw_view(src_scene, pairs.draw_size(rng, MAX_UNRELATED_WIDTH), rng)
+    dst_view = _draw_view(dst_scene, pairs.draw_size(rng, MAX_UNRELATED_WIDTH), rng)
+    views = RenderedPair(src_view, dst_view, NOWHERE)
+    change_rng = pairs.rng("unrelated", number, CHANGE)
+    change = draw_change(str(change_rng.choice(["noise", "lighting", "blur", "JPEG", "texture"])), change_rng)
+    return _finish(pairs, "unrelated", number, kind, names, views, change, {})
+
+
+def _strangers(pairs: TrustPairs, kind: str, name: str, rng: np.random.Generator) -> tuple[Scene, Scene, str]:
+    if kind == "elsewhere":
+        return _half_scene(name, 0), _half_scene(name, 1), f"{name}, {name}"
+    if kind == "textures":
+        first, second = draw_textures(rng)
+        return build_scene(first), build_scene(second), "texture, texture"
+    if kind == "generated":
+        first_name, second_name = map(str, rng.permutation(list(PATTERNS))[:2])
+        second_scene = build_scene(PATTERNS[second_name](rng))
+        if rng.uniform() < 0.5:
+            return gray_scene(name), second_scene, f"{name}, {second_name}"
+        return build_scene(PATTERNS[first_name](rng)), second_scene, f"{first_name}, {second_name}"
+    other = pairs.other_than(name, rng)
+    if kind == "spectrum":
+        return gray_scene(name), build_scene(same_spectrum(load_gray(other)[:720, :720], rng)), f"{name}, as {other}"
+    return gray_scene(name), gray_scene(other), f"{name}, {other}"
+
+
+@lru_cache(maxsize=32)
+def _half_scene(name: str, half: int) -> Scene:
+    """Return one of two parts of a photograph that share nothing."""
+    image = load_gray(name)
+    is_wide = image.shape[1] >= image.shape[0]
+    side = image.shape[1] if is_wide else image.shape[0]
+    part = slice(0, round(0.48 * side)) if half == 0 else slice(side - round(0.48 * side), side)
+    return build_scene(np.ascontiguousarray(image[:, part] if is_wide else image[part]))
+
+
+def _draw_view(scene: Scene, size: Size, rng: np.random.Generator) -> Image:
+    """Render a view from anywhere, upright or, as often, turned by any angle."""
+    angle_deg = rng.uniform(0, 360) if rng.uniform() < 0.5 else 0.0
+    turn = similarity_homography(size, angle_deg=angle_deg)
+    return render_pair(scene, turn, size, rng=rng, density=rng.uniform(1, 3)).dst
+
+
+def _near_duplicate(pairs: TrustPairs, number: int) -> TrustPair:
+    kind, name = LOOKALIKES[number % len(LOOKALIKES)], pairs.turn(number // len(LOOKALIKES))
+    rng = pairs.rng("near-duplicate", number, MOTION)
+    size = pairs.draw_size(rng, MAX_UNRELATED_WIDTH)
+    parameters: dict[str, float | str] = {}
+    near = random_homography(rng, size, size[0] * rng.uniform(0.01, 0.1))
+    if kind == "object":
+        views, parameters = _with_objects(pairs, name, render_pair(gray_scene(name), near, size, rng=rng), rng)
+    elif kind == "form":
+        views, name = _filled_in(near, size, rng), "form"
+    elif kind == "overlay":
+        other = pairs.other_than(name, rng)
+        views, parameters = _under_overlay([_draw_view(gray_scene(each), size, rng) for each in (name, other)], rng)
+        name = f"{name}, {other}"
+    else:
+        name = str(rng.choice(list(PATTERNS)))
+        src_view, dst_view = (_draw_view(build_scene(PATTERNS[name](rng)), size, rng) for _ in range(2))
+        views = RenderedPair(src_view, dst_view, NOWHERE)
+    change_rng = pairs.rng("near-duplicate", number, CHANGE)
+    change = draw_change(str(change_rng.choice(["noise", "lighting", "JPEG"])), change_rng)
+    return _finish(pairs, "near-duplicate", number, kind, name, views, change, parameters)
+
+
+def _with_objects(
+    pairs: TrustPairs, name: str, views: RenderedPair, rng: np.random.Generator
+) -> tuple[RenderedPair, dict[str, float | str]]:
+    """Cover the same part of both frames, each by an ellipse of another photograph."""
+    share = rng.uniform(0.15, 0.5)
+    height, width = views.src.shape
+    radius_y = math.sqrt(share * height * width / math.pi) * math.exp(rng.uniform(-0.25, 0.25))
+    radius_x = share * height * width / (math.pi * radius_y)
+    y, x = np.ogrid[:height, :width]
+    centre_y, centre_x = rng.uniform(0.35, 0.65, size=2) * (height, width)
+    inside = ((y - centre_y) / radius_y) ** 2 + ((x - centre_x) / radius_x) ** 2 <= 1
+    covers = [_draw_view(gray_scene(pairs.other_than(name, rng)), (height, width), rng) for _ in range(2)]
+    src, dst = (np.where(inside, cover, view) for cover, view in zip(covers, (views.src, views.dst), strict=True))
+    return RenderedPair(src, dst, views.dst_homo_src), {"covered": float(inside.mean())}
+
+
+def _filled_in(dst_homo_src: Matrix, size: Size, rng: np.random.Generator) -> RenderedPair:
+    """Render one view of a form and one of the same form with other entries."""
+    forms = draw_forms(rng)
+    place = rng.integers(2**32)
+    first, second = (
+        render_pair(build_scene(form), dst_homo_src, size, rng=np.random.default_rng(place)) for form in forms
+    )
+    return RenderedPair(first.src, second.dst, first.dst_homo_src)
+
+
+def _under_overlay(views: list[Image], rng: np.random.Generator) -> tuple[RenderedPair, dict[str, float | str]]:
+    """Lay the same captions, logos and bars over both frames, at the same pixels."""
+    shape = views[0].shape
+    share = rng.uniform(0.05, 0.35)
+    overlay, covered = occlude(
+        np.zeros(shape, dtype=np.float32), other=PATTERNS[str(rng.choice(list(PATTERNS)))](rng), share=share, rng=rng
+    )
+    src, dst = (np.where(covered, overlay, view) for view in views)
+    return RenderedPair(src, dst, NOWHERE), {"covered": float(covered.mean())}
+
+
+def _finish(
+    pairs: TrustPairs,
+    group: Group,
+    number: int,
+    case: str,
+    name: str,
+    views: RenderedPair,
+    change: Change,
+    parameters: dict[str, float | str],
+) -> TrustPair:
+    """Change the views, add their noise, and round them."""
+    rng = pairs.rng(group, number, NOISE)
+    sigma_8bit = float(rng.choice(NOISE_LEVELS))
+    src, dst = (_faded(view, change.contrast) for view in (views.src, views.dst))
+    if change.covered:
+        dst, _ = occlude(dst, other=load_gray(pairs.other_than(name, rng)), share=change.covered, rng=rng)
+    src, dst = _blurred(src, change.blur_src_px), _blurred(dst, change.blur_dst_px)
+    if change.light != UNCHANGED:
+        dst, _, _ = lit(dst, change.light)
+    return TrustPair(
+        group=group,
+        number=number,
+        name=name,
+        case=case,
+        src=_stored(src, sigma_8bit, change.jpeg_quality, rng),
+        dst=_stored(dst, sigma_8bit, change.jpeg_quality, rng),
+        dst_homo_src=views.dst_homo_src,
+        sigma_8bit=sigma_8bit,
+        parameters={**parameters, **change.parameters()},
+    )
+
+
+def _faded(image: Image, contrast: float) -> Image:
+    return image if contrast == 1 else (image.mean() + np.float32(contrast) * (image - image.mean())).astype(np.float32)
+
+
+def _blurred(image: Image, sigma_px: float) -> Image:
+    return add_blur(image, sigma_px=sigma_px) if sigma_px else image
+
+
+def _stored(image: Image, sigma_8bit: float, jpeg_quality: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    noisy = add_noise(image, sigma_8bit=sigma_8bit, rng=rng)
+    return to_uint8(compress_jpeg(noisy, quality=jpeg_quality) if jpeg_quality else noisy)
