@@ -13,8 +13,9 @@ from torch import Tensor
 from homoalign import homography, metrics
 from homoalign.config import AlignConfig
 from homoalign.homography import image_size
+from homoalign.noise import noise_level
 from homoalign.photometry import Light, apply_light, fit_light, normalise_locally, to_plain
-from homoalign.refinement import refine_template, refine_template_at, spline_level
+from homoalign.refinement import refine_template, refine_template_at, spline_level, undo_attenuation
 from homoalign.residual import Alignment, DirectProblem, build_problem
 from homoalign.result import LevelTrace
 from homoalign.schedule import MOTION_PARAMETERS, Run, plan_runs
@@ -35,6 +36,9 @@ LEAST_NORMALISED_SIDE_PX = 24
 
 CLEARLY_BETTER = 0.02
 """By so much the second look must correlate better."""
+
+LARGEST_NOISE = 0.3
+"""Share of src's variance above which light is a gain and a bias."""
 
 REFINED_SLACK = Slack(step_px=1.0, cost=0.01)
 """What remains is a fraction of a pixel, and of flat, noisy pairs the cost does not tell where it ends."""
@@ -139,13 +143,15 @@ def _finish(track: Track, descent: Descent) -> Solved:
     taken = torch.zeros_like(descent.num_iterations)
     light = Light.plain(state.gain)
     template = refine_template(raw.template, src)
+    # Of noise as strong as the contrast a tone curve says more than of src.
+    is_clear = noise_level(src.image).square() < LARGEST_NOISE * src.image.flatten(1).var(-1)
     for run in plan_runs(0, len(track.src), raw.template.u.shape[-1], config, is_near=track.is_near):
         state, _ = to_plain(light, raw, state)
         light = Light.plain(state.gain)
         if run.is_refined:
             raw = replace(raw, dst=spline_level(dst), interpolation="spline")
         # Before the last run only the light of those that were solved on normalised images is needed.
-        index = torch.nonzero(descent.is_normalised | run.is_refined)[:, 0]
+        index = torch.nonzero((descent.is_normalised | run.is_refined) & is_clear)[:, 0]
         if config.photometric == "auto" and len(index):
             part = replace(raw, template=template).select(index)
             some, lit = fit_light(part, state.select(index), loss_width=config.loss_width)
@@ -154,6 +160,8 @@ def _finish(track: Track, descent: Descent) -> Solved:
         if run.is_refined:
             template = refine_template_at(raw.template, problem, src, dst, state, loss_width=config.loss_width)
             problem = replace(raw, template=apply_light(template, light))
+            if fit:
+                state = undo_attenuation(problem, src, state)
         solution = _solve_run(problem, state, run, config)
         state = solution.state
         taken += solution.num_iterations

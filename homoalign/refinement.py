@@ -31,6 +31,9 @@ WORTH_DENOISING_EARLY = 0.3
 DROWNED = 0.3
 """Likewise from which the neighbours tell the gain better than the pixel."""
 
+LEAST_TOLD = 0.02
+"""Least covariance of pixels and their neighbours, as a share of the variance, that tells a gain."""
+
 SUPPORT_PX = 2
 """A spline is read from pixels this far away."""
 
@@ -90,6 +93,38 @@ def _neighbours(image: Tensor) -> Tensor:
     """
     centre = (6 / 16) ** 2
     return (smooth(image, 1) - centre * image) / (1 - centre)
+
+
+def undo_attenuation(problem: DirectProblem, src: Level, state: Alignment) -> Alignment:
+    """Return the state with the gain and bias that noise in src does not lessen, for the pairs that drown in it.
+
+    The least cost is at too small a gain, which leaves a part of src itself in the residual.
+
+    Args:
+        problem: whose template `refine_template_at` made.
+        src: source images of the pairs.
+        state: an alignment that is good to a fraction of a pixel.
+    """
+    index = _noisy(noise_level(src.image), problem.template, DROWNED)
+    if len(index) == 0:
+        return state
+    part, start = problem.select(index), state.select(index)
+    value, seen = part.read_dst(start.dst_homo_src)
+    count = seen.sum(-1).clamp_min(1)
+
+    def centred(values: Tensor) -> tuple[Tensor, Tensor]:
+        mean = torch.where(seen, values, 0.0).sum(-1, dtype=torch.float64) / count
+        return torch.where(seen, values - mean[:, None].to(values), 0.0), mean
+
+    (around, _), (src_value, src_mean), (dst_value, dst_mean) = map(
+        centred, (part.template.jacobian[:, 8], part.template.value, value)
+    )
+    told = (around * src_value).sum(-1, dtype=torch.float64)
+    gain = (around * dst_value).sum(-1, dtype=torch.float64) / told
+    known = (told > LEAST_TOLD * src_value.square().sum(-1, dtype=torch.float64)) & (gain > start.gain)
+    gain = torch.where(known, gain, start.gain)
+    bias = torch.where(known, dst_mean - gain * src_mean, start.bias)
+    return state.put(index, Alignment(start.dst_homo_src, gain, bias))
 
 
 def _noisy(sigma: Tensor, template: Template, least_share: float) -> Tensor:
