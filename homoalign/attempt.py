@@ -16,6 +16,7 @@ from homoalign import homography, metrics, verdict
 from homoalign.arguments import Pairs
 from homoalign.coarse_to_fine import solve_gauss_newton
 from homoalign.config import AlignConfig
+from homoalign.evidence import Evidence
 from homoalign.homography import image_size
 from homoalign.hypotheses import Hypotheses, agreement
 from homoalign.intensity import to_unit_range
@@ -187,23 +188,23 @@ def _measure(
     noise_src, noise_dst = (
         noise_gain(level) * noise_level(pyramid[0].image).square() for pyramid in (track.src, track.dst)
     )
-    whole, weak = metrics.local_correlation(src, dst, level_matrix, (noise_src, noise_dst))
-    evidence = verdict.Evidence(
+    patterns = metrics.local_patterns(src, dst, level_matrix)
+    whole, weak = metrics.local_correlation(patterns, (noise_src, noise_dst))
+    covariance = metrics.corner_covariance(solved.covariance, matrix, *src_size)
+    # The four corners' error vectors: trace of a covariance is the mean square length.
+    corner_std_px = covariance.diagonal(dim1=-2, dim2=-1).sum(-1).mean(-1).sqrt()
+    evidence = Evidence(
         local_correlation=whole.cpu(),
         weak_correlation=weak.cpu(),
         overlap=fit.overlap.cpu(),
         src_overlap=metrics.share_of_src_seen(src, dst, level_matrix).cpu(),
         is_finite=finite.cpu(),
-        structure=torch.full((len(matrix),), torch.nan, dtype=torch.float64),
+        rival=metrics.rival_correlation(patterns).cpu(),
+        corner_std_480=480 / min(dst_size) * corner_std_px.cpu(),
+        structure=structure_score(batch, matrix).cpu(),
     )
     confidence = verdict.confidence(evidence)
-    doubtful = torch.nonzero(confidence < config.confidence_threshold)[:, 0]
-    if len(doubtful) > 0 and config.solver != "adam":
-        score = structure_score(batch.select(doubtful), matrix[doubtful.to(matrix.device)]).cpu()
-        evidence = evidence.with_structure(doubtful, score)
-        confidence = verdict.confidence(evidence)
     status, detail = verdict.judge(evidence, confidence, solved.stop_reason, config)
-    covariance = metrics.corner_covariance(solved.covariance, matrix, *src_size)
     nan = torch.full_like(fit.zncc, torch.nan)
     errors, reprojection = nan[:, None].expand(-1, 4), nan
     if batch.gt is not None:
@@ -215,8 +216,7 @@ def _measure(
         status_detail=detail,
         dst_homo_src=matrix.cpu(),
         confidence=confidence,
-        # The four corners' error vectors: trace of a covariance is the mean square length.
-        corner_std_px=covariance.diagonal(dim1=-2, dim2=-1).sum(-1).mean(-1).sqrt().cpu(),
+        corner_std_px=corner_std_px.cpu(),
         corner_covariance=covariance.cpu(),
         photometric_l1=fit.photometric_l1.cpu(),
         zncc=fit.zncc.cpu(),
@@ -232,4 +232,5 @@ def _measure(
         gt_corner_error_px=errors.mean(-1).cpu(),
         gt_corner_error_max_px=errors.amax(-1).cpu(),
         gt_reprojection_l1=reprojection.cpu(),
+        evidence=evidence.table(),
     )

@@ -15,11 +15,12 @@ from homoalign.config import AlignConfig
 from homoalign.homography import image_size
 from homoalign.noise import noise_level
 from homoalign.photometry import Light, apply_light, fit_light, normalise_locally, to_plain
+from homoalign.precision import measure_precision
 from homoalign.refinement import refine_template, refine_template_at, spline_level, undo_attenuation
 from homoalign.residual import Alignment, DirectProblem, build_problem
 from homoalign.result import LevelTrace
 from homoalign.schedule import MOTION_PARAMETERS, Run, plan_runs
-from homoalign.solver import REASONS, Slack, Solution, measure_precision, solve
+from homoalign.solver import REASONS, Slack, Solution, solve
 from homoalign.track import Solved, Track, append_trace
 
 SMALLEST_PROBLEM = 20
@@ -114,7 +115,9 @@ def _look_again(track: Track, descent: Descent) -> Descent:
 
     def correlation(some: Track, state: Alignment) -> Tensor:
         matrix = homography.rescale(state.dst_homo_src, level)
-        return metrics.local_correlation(some.src[level], some.dst[level], matrix)[0].nan_to_num(-1.0)
+        return metrics.local_correlation(metrics.local_patterns(some.src[level], some.dst[level], matrix))[
+            0
+        ].nan_to_num(-1.0)
 
     first = correlation(track, descent.state)
     doubtful = torch.nonzero(first < DOUBTFUL_CORRELATION)[:, 0]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 
 from homoalign import homography
 from homoalign.homography import image_size
@@ -31,6 +31,12 @@ LEAST_TEXTURE = 0.003
 
 LEAST_SIGNAL = 0.3
 """Least share of an energy that is taken for signal, whatever the noise is said to be."""
+
+LEAST_SHIFTED = 0.4
+"""Share of both patterns that must still overlap when shifted: less agrees by chance."""
+
+LOBE_PX = 3
+"""Shifts up to this long are the same answer."""
 
 INTERPOLATED_NOISE = 0.45
 """What bilinear interpolation leaves of white noise's variance, (2 / 3)^2 on average."""
@@ -121,22 +127,57 @@ def photometric_l1(src: Level, dst: Level, dst_homo_src: Tensor) -> Tensor:
     return total(difference) / covered.sum((-2, -1))
 
 
-def local_correlation(
-    src: Level,
-    dst: Level,
-    dst_homo_src: Tensor,
-    noise: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Correlation of what is left when every pixel's neighbourhood mean is taken away.
+@dataclass(frozen=True, slots=True)
+class Patterns:
+    """Two aligned images when every pixel's neighbourhood mean is taken away, (B, H, W) each.
 
-    Brightness, vignetting and large-scale contrast, which unrelated photographs share easily, do not count. Known
-    noise is taken out of the energies, so that a noisy pair is not called unlike (Spearman's correction for
-    attenuation, 1904).
+    Brightness, vignetting and large-scale contrast, which unrelated photographs share easily, are gone.
+
+    Attributes:
+        src: warped source, zero where not counted.
+        dst: likewise.
+        weight: each window has a like say, whatever its contrast.
+        counted: bool, where both are known.
+    """
+
+    src: Tensor
+    dst: Tensor
+    weight: Tensor
+    counted: Tensor
+
+
+def local_patterns(src: Level, dst: Level, dst_homo_src: Tensor) -> Patterns:
+    """Warp src onto dst, and take the neighbourhoods' means away.
 
     Args:
         src: source images of a level.
         dst: destination images of the same level.
         dst_homo_src: (B, 3, 3), of that level's pixels.
+    """
+    warped, covered = warp_level(src, dst, dst_homo_src)
+    value = torch.where(covered, dst.image[:, 0], 0.0)
+    share = _window_mean(covered.to(value))
+    counted = covered & (share > 0.5)
+
+    def high_pass(values: Tensor) -> Tensor:
+        return torch.where(counted, values - _window_mean(values) / share.clamp_min(1e-6), 0.0)
+
+    a, b = high_pass(warped), high_pass(value)
+    # The floor keeps flat windows from echoing noise.
+    energy_a, energy_b = _window_mean(a * a), _window_mean(b * b)
+    floor_a, floor_b = 0.05 * _mean(energy_a, counted), 0.05 * _mean(energy_b, counted)
+    weight = 1 / ((energy_a + floor_a).sqrt() * (energy_b + floor_b).sqrt())
+    return Patterns(a, b, torch.where(counted, weight, 0.0), counted)
+
+
+def local_correlation(patterns: Patterns, noise: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    """Correlate two images' patterns.
+
+    Known noise is taken out of the energies, so that a noisy pair is not called unlike (Spearman's correction for
+    attenuation, 1904).
+
+    Args:
+        patterns: of both images.
         noise: (B,) variance of src's and of dst's noise at this level.
 
     Returns:
@@ -144,26 +185,9 @@ def local_correlation(
         weak: (B,) the value that `WEAK_SHARE` of the textured blocks stay below; NaN where there is none. A
             strong edge that both images share, such as a frame or a horizon, carries `whole` but not this.
     """
-    warped, covered = warp_level(src, dst, dst_homo_src)
-    value = torch.where(covered, dst.image[:, 0], 0.0)
-
-    def smooth(values: Tensor) -> Tensor:
-        rows = avg_pool2d(values[:, None], (WINDOW, 1), stride=1, padding=(WINDOW // 2, 0))
-        return avg_pool2d(rows, (1, WINDOW), stride=1, padding=(0, WINDOW // 2))[:, 0]
-
-    share = smooth(covered.to(value))
-    counted = covered & (share > 0.5)
-
-    def high_pass(values: Tensor) -> Tensor:
-        return torch.where(counted, values - smooth(values) / share.clamp_min(1e-6), 0.0)
-
-    a, b = high_pass(warped), high_pass(value)
-    # Each window has a like say, whatever its contrast; the floor keeps flat windows from echoing noise.
-    energy_a, energy_b = smooth(a * a), smooth(b * b)
-    floor_a, floor_b = 0.05 * _mean(energy_a, counted), 0.05 * _mean(energy_b, counted)
-    weight = 1 / ((energy_a + floor_a).sqrt() * (energy_b + floor_b).sqrt())
-    weight = torch.where(counted, weight, 0.0)
-    noise_a, noise_b = (torch.zeros_like(dst_homo_src[:, 0, 0]),) * 2 if noise is None else noise
+    a, b, weight = patterns.src, patterns.dst, patterns.weight
+    zero = torch.zeros(len(a), dtype=torch.float64, device=a.device)
+    noise_a, noise_b = (zero, zero) if noise is None else noise
     noise_a = INTERPOLATED_NOISE * noise_a
     energies = [
         (energy - variance * total(weight)).clamp_min(LEAST_SIGNAL * energy)
@@ -171,7 +195,7 @@ def local_correlation(
     ]
     whole = (total(weight * a * b) / (energies[0] * energies[1]).sqrt()).clamp(-1, 1)
 
-    per_block = torch.stack([counted.to(a), a * a, b * b, a * b], dim=1)
+    per_block = torch.stack([patterns.counted.to(a), a * a, b * b, a * b], dim=1)
     filled, aa, bb, ab = adaptive_avg_pool2d(per_block, BLOCKS).flatten(2).unbind(1)  # (B, BLOCKS^2) each
     textured = (filled > 0.3) & (torch.fmin(aa, bb) > LEAST_TEXTURE**2 * filled)
     signal_a, signal_b = aa - filled * noise_a[:, None].to(aa), bb - filled * noise_b[:, None].to(bb)
@@ -180,6 +204,49 @@ def local_correlation(
     weak = torch.nanquantile(of_block.double().clamp(-1, 1), WEAK_SHARE, dim=-1)
     # Where noise hides what every block shows, the whole must do.
     return whole, torch.where(weak.isnan() & textured.any(-1), whole, weak)
+
+
+def rival_correlation(patterns: Patterns) -> Tensor:
+    """Say how well src would lie on dst elsewhere: the best of all other shifts, over what it is unshifted.
+
+    Bricks, windows and lines of text lie almost as well one course further. All shifts at once, by masked normalised
+    cross-correlation (Padfield, "Masked object registration in the Fourier domain", TIP 2012).
+
+    Returns:
+        (B,) float64; at least 0, and above 1 where another shift is better. NaN where there is nothing to compare.
+    """
+    root = patterns.weight.sqrt()
+    height, width = root.shape[-2:]
+    size = [3 * side // 2 for side in (height, width)]  # shifts by up to half a side, either way
+    a, b = root * patterns.src, root * patterns.dst
+    inside = patterns.counted.to(a)
+    spectra = torch.fft.rfft2(torch.stack([a, a * a, b, b * b, inside], dim=1), s=size)
+    of_a, of_aa, of_b, of_bb, of_inside = spectra.unbind(1)
+    products = torch.stack([of_a.conj() * of_b, of_aa.conj() * of_inside, of_inside.conj() * of_bb], dim=1)
+    both, energy_a, energy_b = torch.fft.irfft2(products, s=size).unbind(1)
+    whole_a, whole_b = energy_a[:, :1, :1], energy_b[:, :1, :1]
+    enough = (energy_a > LEAST_SHIFTED * whole_a) & (energy_b > LEAST_SHIFTED * whole_b)
+    found = torch.where(enough, both / (energy_a * energy_b).clamp_min(1e-12).sqrt(), 0.0)
+
+    y, x = (_shifts(side, found.device) for side in size)
+    possible = (y.abs() <= height // 2)[:, None] & (x.abs() <= width // 2)
+    far = torch.maximum(y.abs()[:, None], x.abs()) > LOBE_PX
+    wrapped = torch.nn.functional.pad(found[:, None], (1, 1, 1, 1), mode="circular")
+    is_peak = found >= max_pool2d(wrapped, 3, stride=1)[:, 0]
+    rival = torch.where(possible & far & is_peak, found, 0.0).amax((-2, -1))
+    here = found[:, 0, 0]
+    return torch.where(here > 0, rival / here.clamp_min(1e-6), torch.nan).double()
+
+
+def _shifts(side: int, device: torch.device) -> Tensor:
+    """Return (side,) the shift of each entry of a correlation by FFT."""
+    k = torch.arange(side, device=device)
+    return torch.where(k > side // 2, k - side, k)
+
+
+def _window_mean(values: Tensor) -> Tensor:
+    rows = avg_pool2d(values[:, None], (WINDOW, 1), stride=1, padding=(WINDOW // 2, 0))
+    return avg_pool2d(rows, (1, WINDOW), stride=1, padding=(0, WINDOW // 2))[:, 0]
 
 
 def _mean(values: Tensor, counted: Tensor) -> Tensor:

@@ -23,6 +23,8 @@ from homoalign.template import Template, build_template
 BORDER_PX = 1.0
 """Pixels this close to dst's border are not compared: cubic interpolation and blurring see beyond it."""
 
+LEAST_GAIN = 1e-3
+
 LEAST_DEPTH_RATIO = 0.02
 """A matrix under which src's nearest corner is 50 times nearer than its furthest is a wreck, not a view."""
 
@@ -204,8 +206,34 @@ class DirectProblem:
         # pair's answer must not depend on its neighbours.
         twice = torch.stack([residual, residual], dim=-1)
         Jtr = -(weighted @ twice)[..., 0].double()
-        size = torch.where(self.is_motion, state.gain[:, None], 1.0) * self.free
+        size = self._size(state)
         return JtJ * (size[:, :, None] * size[:, None, :]) + self.fixed, Jtr * size
+
+    def block_scores(self, state: Alignment, weighted: Tensor, blocks: int) -> Tensor:
+        """Return (B, 10, K) float64, Jacobian times `weighted` (B, N), summed over each of some square blocks."""
+        scores = self.template.block_sums(self.template.jacobian * weighted[:, None], blocks)
+        return scores.double() * self._size(state)[..., None]
+
+    def sensitivity(self, state: Alignment, weight: Tensor) -> Tensor:
+        """Return (B, 10, 10) float64, how the scores follow the parameters, on dst's slopes where all pixels are read.
+
+        Args:
+            state: where.
+            weight: (B, N).
+        """
+        if not self.template.is_whole:
+            return self.normal_equations(state, weight, weight)[0]
+        value, _ = self.read_dst(state.dst_homo_src)
+        observed = self.template.jacobian_of(value)
+        observed[:, :8] /= state.gain.abs().clamp_min(LEAST_GAIN)[:, None, None].to(value)
+        observed[:, 8] = self.template.value
+        size = self._size(state)
+        product = (self.template.jacobian * weight[:, None]) @ observed.mT
+        return product.double() * (size[:, :, None] * size[:, None, :]) + self.fixed
+
+    def _size(self, state: Alignment) -> Tensor:
+        """(B, 10): the residual's slopes over the template's; 0 for parameters that are not free."""
+        return torch.where(self.is_motion, state.gain[:, None], 1.0) * self.free
 
     def step(self, state: Alignment, step: Tensor) -> Alignment:
         """Return the state after `step` (B, 10)."""

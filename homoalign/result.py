@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from homoalign.evidence import EVIDENCE
 from homoalign.status import Initialisation, Status, StopReason
 
 
@@ -72,6 +73,8 @@ class AlignResult:
     """(B,), largest of the four corners."""
     gt_reprojection_l1: Tensor
     """(B,), mean absolute difference of src warped by the estimate and by the truth."""
+    evidence: Tensor
+    """(B, 7), what `confidence` is drawn from; columns as `verdict.EVIDENCE` names them."""
 
     @classmethod
     def blank(cls, status: Sequence[Status], status_detail: Sequence[str | None]) -> AlignResult:
@@ -102,6 +105,7 @@ class AlignResult:
             gt_corner_error_px=nan(),
             gt_corner_error_max_px=nan(),
             gt_reprojection_l1=nan(),
+            evidence=nan(len(EVIDENCE)),
         )
 
     @classmethod

@@ -247,30 +247,3 @@ def solve(
         whole = whole.put(pairs, state)
         stop[pairs] = torch.where(reason == RUNNING, MAX_ITERATIONS, reason)
     return Solution(whole, stop, num_iterations)
-
-
-def measure_precision(problem: Problem[StateT], state: StateT, loss_width: float) -> tuple[Tensor, Tensor]:
-    """Measure the residual's scale and the parameters' covariance at a solution.
-
-    The covariance is that of an M-estimator, mean(psi^2) / mean(psi')^2 (J^T J)^-1 (Huber and Ronchetti, "Robust
-    Statistics", 2009, section 7.6); the Cauchy loss has psi = w r and psi' = w (2 w - 1).
-
-    Args:
-        problem: the pairs.
-        state: their solutions.
-        loss_width: as for `solve`.
-
-    Returns:
-        scale: (B,) robust standard deviation of the residual.
-        covariance: (B, P, P) of the parameters; NaN where the normal equations are singular.
-    """
-    residual, seen = problem.evaluate(state)
-    scale = robust_scale(residual, seen, problem.scale_floor)
-    _, weight = cauchy(residual, loss_width * scale)
-    count = seen.sum(-1, dtype=torch.float64)
-    spread = (weight * residual).square().sum(-1, dtype=torch.float64) / count
-    curvature = (weight * (2 * weight - 1) * seen).sum(-1, dtype=torch.float64) / count
-    JtJ, _ = problem.normal_equations(state, residual, seen)
-    inverse, info = torch.linalg.inv_ex(JtJ)
-    covariance = (spread / curvature.square())[:, None, None] * inverse
-    return scale, torch.where((info == 0)[:, None, None], covariance, torch.nan)

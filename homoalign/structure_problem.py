@@ -23,7 +23,7 @@ from homoalign.residual import Alignment, Frame, build_frame
 from homoalign.sampling import warp_with_coverage
 from homoalign.solver import solve
 from homoalign.structure import Structure, correlation, describe
-from homoalign.template import centred, side_of_cells, steepest_of_cells
+from homoalign.template import block_sums, centred, side_of_cells, steepest_of_cells
 
 STEPS_PER_RUN = 5
 STEP_TOL_PX = 0.05
@@ -45,6 +45,7 @@ class StructureProblem:
         src_value: (K, C * N) channels of src, one after another.
         jacobian: (K, 8, C * N) their derivatives by the motion.
         usable: (K, N) bool.
+        grid: rows and columns of the points.
         free: (8,) float64, 1 for parameters that are solved for.
     """
 
@@ -54,6 +55,7 @@ class StructureProblem:
     src_value: Tensor
     jacobian: Tensor
     usable: Tensor
+    grid: tuple[int, int]
     free: Tensor
 
     @property
@@ -98,6 +100,16 @@ class StructureProblem:
         Jtr = -(weighted @ torch.stack([residual, residual], dim=-1))[..., 0].double()
         return JtJ * (self.free[:, None] * self.free) + (1 - self.free).diag(), Jtr * self.free
 
+    def block_scores(self, state: Alignment, weighted: Tensor, blocks: int) -> Tensor:  # noqa: ARG002
+        """Return (K, 8, number of blocks) float64, Jacobian times `weighted` (K, C * N), summed over square blocks."""
+        products = self.jacobian * weighted[:, None]
+        by_channel = products.view(*products.shape[:2], -1, self.u.shape[-1]).sum(2)
+        return block_sums(by_channel.view(*products.shape[:2], *self.grid), blocks).double() * self.free[:, None]
+
+    def sensitivity(self, state: Alignment, weight: Tensor) -> Tensor:
+        """Return (K, 8, 8) float64, how the scores follow the parameters, weighted by `weight` (K, C * N)."""
+        return self.normal_equations(state, weight, weight)[0]
+
     def step(self, state: Alignment, step: Tensor) -> Alignment:
         """Return the state after `step` (K, 8)."""
         return Alignment(self.frame.move(state.dst_homo_src, step), state.gain, state.bias)
@@ -139,6 +151,7 @@ class LevelRefiner:
             src_value=self._template.src_value[self._member],
             jacobian=self._template.jacobian[self._member],
             usable=self._template.usable[self._member],
+            grid=self._template.grid,
             free=(torch.arange(8, device=dst_homo_src.device) < motion_parameters).double(),
         )
 
@@ -197,6 +210,7 @@ class StructureTemplate:
     src_value: Tensor
     jacobian: Tensor
     usable: Tensor
+    grid: tuple[int, int]
 
 
 def _build_template(src: Structure, max_points: int) -> StructureTemplate:
@@ -213,4 +227,4 @@ def _build_template(src: Structure, max_points: int) -> StructureTemplate:
         for along_x, along_y in homography.velocities(u[:, 0], u[:, 1])
     ]
     value = src.channels.flatten(2).gather(2, at_points[:, :count])
-    return StructureTemplate(u, value.flatten(1), torch.stack(motion, dim=1), usable)
+    return StructureTemplate(u, value.flatten(1), torch.stack(motion, dim=1), usable, (height // side, width // side))

@@ -13,10 +13,10 @@ import torch
 from homoalign import homography
 from homoalign.homography import image_size
 from homoalign.noise import noise_level
+from homoalign.precision import measure_precision
 from homoalign.residual import Alignment, build_problem
 from homoalign.result import LevelTrace
 from homoalign.schedule import MOTION_PARAMETERS
-from homoalign.solver import measure_precision
 from homoalign.status import StopReason
 from homoalign.structure_problem import LevelRefiner, standing_still
 from homoalign.track import Solved, Track, append_trace

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool2d, pad
+from torch.nn.functional import avg_pool2d, max_pool2d, pad
 
 from homoalign import homography
 from homoalign.pyramid import Level
@@ -32,6 +32,7 @@ class Template:
         usable: (B, N) bool, False for points under a mask or on the border of src.
         half_side: of src at this level, pixels a centred unit.
         is_whole: whether the points are all pixels, row by row.
+        grid: rows and columns of the points, which tell how to read N; None for a part of them.
     """
 
     chosen: Tensor
@@ -41,6 +42,7 @@ class Template:
     usable: Tensor
     half_side: float
     is_whole: bool
+    grid: tuple[int, int] | None
 
     def select(self, index: Tensor) -> Template:
         """Return the pairs that `index` (int64) names."""
@@ -63,6 +65,7 @@ class Template:
             jacobian=self.jacobian[..., ::stride].contiguous(),
             usable=self.usable[:, ::stride].contiguous(),
             is_whole=self.is_whole and stride == 1,
+            grid=self.grid if stride == 1 else None,
         )
 
     def with_jacobian_of(self, image: Tensor, index: Tensor, brightness: Tensor | None = None) -> Template:
@@ -73,12 +76,29 @@ class Template:
             index: (b,) int64.
             brightness: (b, 1, H, W), what the gain is told from; None: `image`.
         """
-        padded = pad(image, (1, 1, 1, 1), mode="reflect")[:, 0]
-        across, down = padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2], padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]
-        slope = torch.stack([across, down], dim=1).mul_(0.5)
+        slope = _slope(image)
         everyone = len(index) == len(self.u)
         part = _jacobian(image if brightness is None else brightness, slope, self if everyone else self.select(index))
         return replace(self, jacobian=part if everyone else self.jacobian.index_copy(0, index, part))
+
+    def jacobian_of(self, value: Tensor) -> Tensor:
+        """Return the Jacobian, as `jacobian`, of other intensities (B, N) of all pixels."""
+        if not self.is_whole or self.grid is None:
+            raise ValueError("differences need all pixels")
+        image = value.view(len(value), 1, *self.grid)
+        return _jacobian(image, _slope(image), self)
+
+    def block_sums(self, values: Tensor, blocks: int) -> Tensor:
+        """Return (B, P, K) sums of (B, P, N) over square blocks, `blocks` of them along the longer side."""
+        if self.grid is None:
+            raise ValueError("a part of the points makes no grid")
+        return block_sums(values.view(*values.shape[:2], *self.grid), blocks)
+
+
+def block_sums(values: Tensor, blocks: int) -> Tensor:
+    """Return (B, P, K) sums of (B, P, H, W) over square blocks, `blocks` of them along the longer side."""
+    side = math.ceil(max(values.shape[-2:]) / blocks)
+    return avg_pool2d(values, side, ceil_mode=True, divisor_override=1).flatten(2)
 
 
 def build_template(src: Level, max_points: int) -> Template:
@@ -92,9 +112,17 @@ def build_template(src: Level, max_points: int) -> Template:
     cell_side = side_of_cells(height, width, max_points)
     chosen, usable = steepest_of_cells(src.slope, src.mask, cell_side=cell_side)
     u = centred(chosen, height, width)
-    template = Template(chosen, u, u[:, 0], u[:, 0], usable, max(height, width) / 2, cell_side == 1)
+    grid = height // cell_side, width // cell_side
+    template = Template(chosen, u, u[:, 0], u[:, 0], usable, max(height, width) / 2, cell_side == 1, grid)
     jacobian = _jacobian(src.image, src.slope, template)
     return replace(template, value=jacobian[:, 8], jacobian=jacobian)
+
+
+def _slope(image: Tensor) -> Tensor:
+    """Return (B, 2, H, W) central differences of (B, 1, H, W) along x and y."""
+    padded = pad(image, (1, 1, 1, 1), mode="reflect")[:, 0]
+    across, down = padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2], padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]
+    return torch.stack([across, down], dim=1).mul_(0.5)
 
 
 def _jacobian(brightness: Tensor, slope: Tensor, template: Template) -> Tensor:

@@ -8,12 +8,11 @@ wrong on the pairs of `homoalign demo` and on most real ones; they are not calib
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import torch
 from torch import Tensor
 
 from homoalign.config import AlignConfig
+from homoalign.evidence import Evidence
 from homoalign.status import Status, StopReason
 
 CORRELATION_AT_EVEN_ODDS = 0.45
@@ -23,31 +22,6 @@ STRUCTURE_SLOPE = 30.0
 LOCAL_LEVEL_SIDE_PX = 160
 """The local correlation is measured on the level whose shorter side is nearest below this: noise averages out there,
 and 5 px at 480 are still more than one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """What the verdict is drawn from, (B,) float64 each.
-
-    Attributes:
-        local_correlation: `whole` of `metrics.local_correlation`; NaN counts as none.
-        weak_correlation: `weak` of it, likewise.
-        overlap: share of dst that is covered.
-        src_overlap: share of src that lands on dst.
-        is_finite: (B,) bool, whether there is a matrix at all.
-        structure: `attempt.structure_score`; NaN where it was not asked for.
-    """
-
-    local_correlation: Tensor
-    weak_correlation: Tensor
-    overlap: Tensor
-    src_overlap: Tensor
-    is_finite: Tensor
-    structure: Tensor
-
-    def with_structure(self, index: Tensor, structure: Tensor) -> Evidence:
-        """Return this evidence with the structure's of the pairs that `index` (int64) names."""
-        return replace(self, structure=self.structure.index_copy(0, index, structure))
 
 
 def evidence_level(sizes: list[tuple[int, int]], count: int) -> int:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from homoalign.solver import REASONS, cauchy, damped_step, measure_precision, robust_scale, solve
+from homoalign.solver import REASONS, cauchy, damped_step, robust_scale, solve
 
 
 @dataclass(frozen=True)

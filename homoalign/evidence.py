@@ -1,0 +1,51 @@
+"""What the verdict on a pair is drawn from.
+
+B pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+EVIDENCE = (
+    "local_correlation",
+    "weak_correlation",
+    "overlap",
+    "src_overlap",
+    "rival",
+    "corner_std_480",
+    "structure",
+)
+"""What `confidence` is a function of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What the verdict is drawn from, (B,) float64 each.
+
+    Attributes:
+        local_correlation: `whole` of `metrics.local_correlation`; NaN counts as none.
+        weak_correlation: `weak` of it, likewise.
+        overlap: share of dst that is covered.
+        src_overlap: share of src that lands on dst.
+        is_finite: (B,) bool, whether there is a matrix at all.
+        rival: `metrics.rival_correlation`.
+        corner_std_480: predicted precision, pixels of a dst whose shorter side is 480.
+        structure: `attempt.structure_score`.
+    """
+
+    local_correlation: Tensor
+    weak_correlation: Tensor
+    overlap: Tensor
+    src_overlap: Tensor
+    is_finite: Tensor
+    rival: Tensor
+    corner_std_480: Tensor
+    structure: Tensor
+
+    def table(self) -> Tensor:
+        """Return (B, 7) float64, columns as `EVIDENCE` names them."""
+        return torch.stack([getattr(self, name) for name in EVIDENCE], dim=1)

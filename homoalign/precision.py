@@ -1,0 +1,77 @@
+"""How precise a solution is, from what its residuals show.
+
+A covariance from the normal equations alone takes every residual for noise on its own and every slope for known. Both
+are wrong: residuals of neighbours go together where a model of motion or light does not fit, and slopes hold noise. So
+
+    cov = S^-1 M S^-T
+
+(the sandwich of Huber, "The behavior of maximum likelihood estimates under nonstandard conditions", 1967), with M the
+scatter of the scores summed over blocks of the frame, which lets residuals of one block go together in any way (Liang
+and Zeger, "Longitudinal data analysis using generalized linear models", Biometrika 1986), and S how the scores follow
+the parameters as the other image's own slopes tell it, whose noise is not that of the template.
+
+B pairs, N residuals a pair, P parameters, K blocks.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from homoalign.solver import Problem, StateT, cauchy, robust_scale
+
+BLOCKS = 12
+"""Along the longer side of the frame."""
+
+INTERPOLATED = 1.2
+"""What interpolation leaves of a perfect match, in units of `Problem.scale_floor`."""
+
+LEAST_CURVATURE = 0.1
+"""Least mean of psi' over that of the weight; below it the loss is no longer convex about the solution."""
+
+
+class Measurable(Problem[StateT], Protocol[StateT]):
+    """A problem whose residuals have a place in the frame."""
+
+    def block_scores(self, state: StateT, weighted: Tensor, blocks: int) -> Tensor:
+        """Return (B, P, K) float64, J^T times `weighted` (B, N), summed over each of some square blocks."""
+
+    def sensitivity(self, state: StateT, weight: Tensor) -> Tensor:
+        """Return (B, P, P) float64, the derivative of the scores, weighted by `weight` (B, N)."""
+
+
+def measure_precision(problem: Measurable[StateT], state: StateT, loss_width: float) -> tuple[Tensor, Tensor]:
+    """Measure the residual's scale and the parameters' covariance at a solution.
+
+    Args:
+        problem: the pairs.
+        state: their solutions.
+        loss_width: as for `solve`.
+
+    Returns:
+        scale: (B,) robust standard deviation of the residual.
+        covariance: (B, P, P) of the parameters; NaN where they are not determined.
+    """
+    residual, seen = problem.evaluate(state)
+    scale = robust_scale(residual, seen, problem.scale_floor)
+    _, weight = cauchy(residual, loss_width * scale)
+    weight = weight * seen
+    # The Cauchy loss has psi = w r and psi' = w (2 w - 1).
+    total = weight.sum(-1, dtype=torch.float64)
+    curvature = (weight * (2 * weight - 1)).sum(-1, dtype=torch.float64) / total
+    slope = problem.sensitivity(state, weight) * curvature.clamp_min(LEAST_CURVATURE)[:, None, None]
+    scores = problem.block_scores(state, weight * residual, BLOCKS)
+    inverse, info = torch.linalg.inv_ex(slope)
+    half = inverse @ scores
+    # Errors of interpolation go with the slopes, so that residuals do not tell them.
+    floor = inverse @ problem.normal_equations(state, residual, weight)[0] @ inverse.mT
+    size = (half * scores).sum(1).abs()
+    count = size.sum(-1).square() / size.square().sum(-1)
+    # As many blocks as parameters fit any scores.
+    share = count / (count - slope.shape[-1]).clamp_min(1)
+    covariance = (
+        share[:, None, None] * (half @ half.mT) + (INTERPOLATED * problem.scale_floor).square()[:, None, None] * floor
+    )
+    return scale, torch.where((info == 0)[:, None, None], covariance, torch.nan)
