@@ -13,14 +13,24 @@ from jobs.bench.methods import ECC, HOMOALIGN, SIFT
 from jobs.bench.pairs import BenchPair
 from jobs.bench.photographs import place_of, select_split, split_of
 from jobs.bench.trust import ellipse_rows, reliability_rows, trust_figures, unrelated_ok
-from jobs.bench.trust_pairs import CASES, LOOKALIKES, STRANGERS, TrustPairs, draw_change, share_covered, trust_pairs
+from jobs.bench.trust_changes import draw_change
+from jobs.bench.trust_pairs import (
+    CASES,
+    LOOKALIKES,
+    NEAR_DUPLICATE,
+    RELATED,
+    STRANGERS,
+    UNRELATED,
+    TrustPairs,
+    share_covered,
+    trust_pairs,
+)
 from jobs.bench.trust_run import TrustOutcome, corner_errors, corner_mahalanobis
 from jobs.bench.trust_scenes import PATTERNS, SCENE_SIZE, draw_forms, draw_textures, same_spectrum
 from jobs.errors import UsageError
 from jobs.synthetic import PHOTOGRAPHS
 
 NAMES = ("astronaut", "coffee", "rocket")
-RELATED, UNRELATED, NEAR_DUPLICATE = "related", "unrelated", "near-duplicate"
 
 
 def disagreement(pair, dst_homo_src) -> float:
