@@ -140,7 +140,7 @@ def test_a_run_is_evaluated_over_all_and_by_a_carried_column(tmp_path):
         # scene, status, confidence, mean and largest error of a dst of 240 px (so doubled at 480), std
         ("a", "ok", 0.95, 1.0, 1.0, 1.0),
         ("a", "ok", 0.9, 3.0, 4.0, 1.0),
-        ("b", "low_confidence", 0.4, 2.0, 5.0, 1.0),
+        ("b", "low_confidence", 0.4, 2.0, 5.0, 1.2),
         ("b", "ok", 0.8, 1.0, 1.0, 0.6),
         ("b", "low_confidence", 0.1, None, None, None),
     ]
@@ -166,7 +166,7 @@ def test_a_run_is_evaluated_over_all_and_by_a_carried_column(tmp_path):
     ]
     # right: 0.95, 0.4, 0.8; the first four of five are taken
     assert figures["calibration"]["risk_coverage"]["80"] == 0.75
-    # errors over predictions of the right ones: 1, sqrt((25 + 9 / 3) / 4) = 2.65, 1 / 0.6
+    # errors over predictions of the right ones: 1, sqrt((25 + 9 / 3) / 4) / 1.2 = 2.2, 1 / 0.6
     assert figures["calibration"]["corner_std"]["within"] == {
         "1.39": pytest.approx(1 / 3),
         "1.96": pytest.approx(2 / 3),

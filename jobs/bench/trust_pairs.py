@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal
+from typing import Final, Literal
 from zlib import crc32
 
 import numpy as np
-import numpy.typing as npt
 
 from jobs.bench.pairs import CHANGE, MOTION, NOISE, BenchPair, random_turned_homography
 from jobs.bench.photographs import gray_scene, load_gray, place_of
-from jobs.bench.photometric import Light, draw_lights, lit
+from jobs.bench.trust_changes import Change, apply_change, draw_change
 from jobs.bench.trust_scenes import PATTERNS, draw_forms, draw_textures, same_spectrum
-from jobs.degrade import add_blur, add_noise, compress_jpeg, occlude, to_uint8
+from jobs.degrade import occlude
 from jobs.errors import UsageError
 from jobs.synthetic import (
     Image,
@@ -37,7 +36,10 @@ from jobs.synthetic import (
 )
 
 Group = Literal["related", "unrelated", "near-duplicate"]
-RELATED, UNRELATED, NEAR_DUPLICATE = GROUPS = ("related", "unrelated", "near-duplicate")
+RELATED: Final = "related"
+UNRELATED: Final = "unrelated"
+NEAR_DUPLICATE: Final = "near-duplicate"
+GROUPS = (RELATED, UNRELATED, NEAR_DUPLICATE)
 
 CASES = (
     "noise",
@@ -146,80 +148,24 @@ def trust_pairs(
 def trust_numbers(count: int, unrelated: int, near_duplicates: int) -> Iterator[tuple[Group, int]]:
     """Return group and number of every pair, in order."""
     groups: tuple[tuple[Group, int], ...] = (
-        ("related", count),
-        ("unrelated", unrelated),
-        ("near-duplicate", near_duplicates),
+        (RELATED, count),
+        (UNRELATED, unrelated),
+        (NEAR_DUPLICATE, near_duplicates),
     )
     return ((group, number) for group, size in groups for number in range(size))
 
 
-UNCHANGED = Light()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Change:
-    """What happens to the views of a pair before and after their noise.
-
-    Attributes:
-        contrast: factor on both views' distance from their means; 0 leaves no texture.
-        covered: share of dst under rectangles of another photograph.
-        blur_src_px, blur_dst_px: standard deviations, pixels.
-        light: of dst.
-        jpeg_quality: of both files, 1 to 95; 0 is no JPEG.
-    """
-
-    contrast: float = 1.0
-    covered: float = 0.0
-    blur_src_px: float = 0.0
-    blur_dst_px: float = 0.0
-    light: Light = UNCHANGED
-    jpeg_quality: int = 0
-
-    def parameters(self) -> dict[str, float | str]:
-        """Return what differs from no change, by name."""
-        mine, none = asdict(self), asdict(Change())
-        light = {name: value for name, value in mine.pop("light").items() if value != none["light"][name]}
-        return {name: value for name, value in mine.items() if value != none[name]} | light
-
-
-def draw_change(case: str, rng: np.random.Generator) -> Change:
-    """Draw what the case's name says; nothing for a name that is not about change."""
-    change = Change()
-    match case:
-        case "lighting":
-            change = Change(light=draw_lights(rng)[str(rng.choice(["gain and bias", "gamma", "vignetting"]))])
-        case "blur":
-            src_px, dst_px = rng.uniform(0.5, 3, size=2).tolist()
-            which = rng.integers(3)
-            change = Change(blur_src_px=0.0 if which == 0 else src_px, blur_dst_px=0.0 if which == 1 else dst_px)
-        case "JPEG":
-            change = Change(jpeg_quality=int(rng.integers(10, 71)))
-        case "occlusion":
-            change = Change(covered=rng.uniform(0.1, 0.6))
-        case "texture":
-            change = Change(contrast=0.0 if rng.uniform() < 0.1 else math.exp(rng.uniform(math.log(0.005), 0)))
-        case "everything":
-            change = Change(
-                contrast=rng.uniform(0.4, 1),
-                covered=rng.uniform(0, 0.2),
-                blur_dst_px=rng.uniform(0, 1.5),
-                light=draw_lights(rng)["gain and bias"],
-                jpeg_quality=int(rng.integers(30, 91)),
-            )
-    return change
-
-
 def _related(pairs: TrustPairs, number: int) -> TrustPair:
     case, name = CASES[number % len(CASES)], pairs.turn(number // len(CASES))
-    rng = pairs.rng("related", number, MOTION)
+    rng = pairs.rng(RELATED, number, MOTION)
     scene, pattern = gray_scene(name), {}
     if case == "repeated":
         pattern_name = str(rng.choice(list(PATTERNS)))
         name, pattern = pattern_name, {"pattern": pattern_name}
         scene = build_scene(PATTERNS[pattern_name](rng))
     views, motion = _moved_views(pairs, case, scene, rng)
-    change = draw_change(case, pairs.rng("related", number, CHANGE))
-    return _finish(pairs, "related", number, case, name, views, change, {**pattern, **motion})
+    change = draw_change(case, pairs.rng(RELATED, number, CHANGE))
+    return _finish(pairs, RELATED, number, case, name, views, change, {**pattern, **motion})
 
 
 def _moved_views(
@@ -258,14 +204,14 @@ def share_covered(dst_homo_src: Matrix, src_size: Size, dst_size: Size) -> float
 
 def _unrelated(pairs: TrustPairs, number: int) -> TrustPair:
     kind, name = STRANGERS[number % len(STRANGERS)], pairs.turn(number // len(STRANGERS))
-    rng = pairs.rng("unrelated", number, MOTION)
+    rng = pairs.rng(UNRELATED, number, MOTION)
     src_scene, dst_scene, names = _strangers(pairs, kind, name, rng)
     src_view = _draw_view(src_scene, pairs.draw_size(rng, MAX_UNRELATED_WIDTH), rng)
     dst_view = _draw_view(dst_scene, pairs.draw_size(rng, MAX_UNRELATED_WIDTH), rng)
     views = RenderedPair(src_view, dst_view, NOWHERE)
-    change_rng = pairs.rng("unrelated", number, CHANGE)
+    change_rng = pairs.rng(UNRELATED, number, CHANGE)
     change = draw_change(str(change_rng.choice(["noise", "lighting", "blur", "JPEG", "texture"])), change_rng)
-    return _finish(pairs, "unrelated", number, kind, names, views, change, {})
+    return _finish(pairs, UNRELATED, number, kind, names, views, change, {})
 
 
 def _strangers(pairs: TrustPairs, kind: str, name: str, rng: np.random.Generator) -> tuple[Scene, Scene, str]:
@@ -305,7 +251,7 @@ def _draw_view(scene: Scene, size: Size, rng: np.random.Generator) -> Image:
 
 def _near_duplicate(pairs: TrustPairs, number: int) -> TrustPair:
     kind, name = LOOKALIKES[number % len(LOOKALIKES)], pairs.turn(number // len(LOOKALIKES))
-    rng = pairs.rng("near-duplicate", number, MOTION)
+    rng = pairs.rng(NEAR_DUPLICATE, number, MOTION)
     size = pairs.draw_size(rng, MAX_UNRELATED_WIDTH)
     parameters: dict[str, float | str] = {}
     near = random_homography(rng, size, size[0] * rng.uniform(0.01, 0.1))
@@ -321,9 +267,9 @@ def _near_duplicate(pairs: TrustPairs, number: int) -> TrustPair:
         name = str(rng.choice(list(PATTERNS)))
         src_view, dst_view = (_draw_view(build_scene(PATTERNS[name](rng)), size, rng) for _ in range(2))
         views = RenderedPair(src_view, dst_view, NOWHERE)
-    change_rng = pairs.rng("near-duplicate", number, CHANGE)
+    change_rng = pairs.rng(NEAR_DUPLICATE, number, CHANGE)
     change = draw_change(str(change_rng.choice(["noise", "lighting", "JPEG"])), change_rng)
-    return _finish(pairs, "near-duplicate", number, kind, name, views, change, parameters)
+    return _finish(pairs, NEAR_DUPLICATE, number, kind, name, views, change, parameters)
 
 
 def _with_objects(
@@ -376,33 +322,16 @@ def _finish(
     """Change the views, add their noise, and round them."""
     rng = pairs.rng(group, number, NOISE)
     sigma_8bit = float(rng.choice(NOISE_LEVELS))
-    src, dst = (_faded(view, change.contrast) for view in (views.src, views.dst))
-    if change.covered:
-        dst, _ = occlude(dst, other=load_gray(pairs.other_than(name, rng)), share=change.covered, rng=rng)
-    src, dst = _blurred(src, change.blur_src_px), _blurred(dst, change.blur_dst_px)
-    if change.light != UNCHANGED:
-        dst, _, _ = lit(dst, change.light)
+    other = load_gray(pairs.other_than(name, rng)) if change.covered else None
+    src, dst = apply_change(change, views, sigma_8bit=sigma_8bit, other=other, rng=rng)
     return TrustPair(
         group=group,
         number=number,
         name=name,
         case=case,
-        src=_stored(src, sigma_8bit, change.jpeg_quality, rng),
-        dst=_stored(dst, sigma_8bit, change.jpeg_quality, rng),
+        src=src,
+        dst=dst,
         dst_homo_src=views.dst_homo_src,
         sigma_8bit=sigma_8bit,
         parameters={**parameters, **change.parameters()},
     )
-
-
-def _faded(image: Image, contrast: float) -> Image:
-    return image if contrast == 1 else (image.mean() + np.float32(contrast) * (image - image.mean())).astype(np.float32)
-
-
-def _blurred(image: Image, sigma_px: float) -> Image:
-    return add_blur(image, sigma_px=sigma_px) if sigma_px else image
-
-
-def _stored(image: Image, sigma_8bit: float, jpeg_quality: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    noisy = add_noise(image, sigma_8bit=sigma_8bit, rng=rng)
-    return to_uint8(compress_jpeg(noisy, quality=jpeg_quality) if jpeg_quality else noisy)
