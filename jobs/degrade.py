@@ -48,6 +48,48 @@ def compress_jpeg(image: Image, *, quality: int) -> Image:
     return np.asarray(PillowImage.open(file), dtype=np.float32) / np.float32(255)
 
 
+def see_by_other_sensor(image: Image, *, bends: int, rng: np.random.Generator) -> Image:
+    """Give intensities a smooth random tone curve that rises and falls: edges stay, which side is bright does not.
+
+    Args:
+        image: what the first sensor sees.
+        bends: how many knots the curve has between black and white.
+        rng: draws the curve.
+    """
+    from scipy.interpolate import PchipInterpolator  # type: ignore[import-untyped]
+
+    tones = rng.uniform(0, 1, bends + 2)
+    span = np.ptp(tones)
+    curve = PchipInterpolator(np.linspace(0, 1, bends + 2), (tones - tones.min()) / max(span, 1e-6))
+    return np.asarray(curve(np.clip(image, 0, 1)), dtype=np.float32)
+
+
+def add_relief(image: Image, *, shift_px: float, rng: np.random.Generator) -> Image:
+    """Shift the parts of an (H, W) image by a smooth random field, as parallax does where a scene is not flat.
+
+    The field's best homography is about none, so that the truth stays what it was.
+
+    Args:
+        image: (H, W).
+        shift_px: root mean square length of the shifts.
+        rng: draws the field.
+    """
+    from scipy.ndimage import gaussian_filter, map_coordinates
+
+    height, width = image.shape
+    places = np.mgrid[:height, :width].astype(np.float64)
+    y, x = ((place - place.mean()).ravel() / max(height, width) for place in places)
+    # What a homography can do, to first order, is taken out of the field.
+    basis = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=1)
+    field = rng.standard_normal((2, height, width))
+    field = np.stack([gaussian_filter(part, max(height, width) / 12, mode="reflect") for part in field])
+    flat = field.reshape(2, -1).T
+    flat = flat - basis @ np.linalg.lstsq(basis, flat, rcond=None)[0]
+    field = flat.T.reshape(2, height, width)
+    field *= shift_px / np.sqrt((field**2).sum(0).mean())
+    return np.asarray(map_coordinates(image, places + field, order=3, mode="mirror"), dtype=np.float32)
+
+
 def occlude(
     image: Image, *, other: Image, share: float, rng: np.random.Generator
 ) -> tuple[Image, npt.NDArray[np.bool_]]:

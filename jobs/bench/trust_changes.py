@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.bench.photometric import Light, draw_lights, lit
-from jobs.degrade import add_blur, add_noise, compress_jpeg, occlude, to_uint8
+from jobs.degrade import add_blur, add_noise, add_relief, compress_jpeg, occlude, see_by_other_sensor, to_uint8
 from jobs.synthetic import Image, RenderedPair
 
 UNCHANGED = Light()
@@ -24,6 +24,8 @@ class Change:
         covered: share of dst under rectangles of another photograph.
         blur_src_px, blur_dst_px: standard deviations, pixels.
         light: of dst.
+        sensor_bends: knots of the tone curve of dst's sensor; 0 is src's own.
+        relief_480: root mean square shift of dst's parts, pixels at a shorter side of 480.
         jpeg_quality: of both files, 1 to 95; 0 is no JPEG.
     """
 
@@ -32,6 +34,8 @@ class Change:
     blur_src_px: float = 0.0
     blur_dst_px: float = 0.0
     light: Light = UNCHANGED
+    sensor_bends: int = 0
+    relief_480: float = 0.0
     jpeg_quality: int = 0
 
     def parameters(self) -> dict[str, float | str]:
@@ -57,6 +61,10 @@ def draw_change(case: str, rng: np.random.Generator) -> Change:
             change = Change(covered=rng.uniform(0.1, 0.6))
         case "texture":
             change = Change(contrast=0.0 if rng.uniform() < 0.1 else math.exp(rng.uniform(math.log(0.005), 0)))
+        case "sensor":
+            change = Change(sensor_bends=int(rng.integers(1, 6)), blur_dst_px=rng.uniform(0, 1))
+        case "relief":
+            change = Change(relief_480=math.exp(rng.uniform(math.log(0.3), math.log(20))))
         case "everything":
             change = Change(
                 contrast=rng.uniform(0.4, 1),
@@ -81,6 +89,10 @@ def apply_change(
         rng: places the cover, and gives the noise.
     """
     src, dst = (_faded(view, change.contrast) for view in (views.src, views.dst))
+    if change.sensor_bends:
+        dst = see_by_other_sensor(dst, bends=change.sensor_bends, rng=rng)
+    if change.relief_480:
+        dst = add_relief(dst, shift_px=change.relief_480 * min(dst.shape) / 480, rng=rng)
     if other is not None:
         dst, _ = occlude(dst, other=other, share=change.covered, rng=rng)
     src, dst = _blurred(src, change.blur_src_px), _blurred(dst, change.blur_dst_px)

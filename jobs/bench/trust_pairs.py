@@ -51,6 +51,8 @@ CASES = (
     "texture",
     "repeated",
     "motion",
+    "sensor",
+    "relief",
     "everything",
 )
 """Of related pairs, in turn."""
