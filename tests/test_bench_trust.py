@@ -107,6 +107,12 @@ def test_overlaps_and_contrasts_reach_from_all_to_almost_nothing():
     assert max(contrasts) > 0.8
 
 
+def test_half_of_the_repeated_patterns_are_shifted_far():
+    pairs = TrustPairs(seed=0, photographs=NAMES, max_width=160)
+    overlaps = [pairs.draw(RELATED, 10 * i + CASES.index("repeated")).parameters["true_overlap"] for i in range(16)]
+    assert 4 <= sum(overlap < 0.8 for overlap in overlaps) <= 12
+
+
 @pytest.mark.parametrize("number", range(len(STRANGERS)))
 def test_no_answer_to_an_unrelated_pair_is_right(number):
     pair = TrustPairs(seed=0, photographs=NAMES).draw(UNRELATED, number)

@@ -81,6 +81,8 @@ def trust_command(
     outcomes = run_trust(pairs, numbers, options, num_workers=num_workers)
     strangers = unrelated_ok(outcomes)
     strangers_text = f"{strangers['ok']} of {strangers['pairs']} unrelated pairs are ok"
+    if strangers["pairs"]:
+        strangers_text += f", {strangers['per_thousand']:.3g} in a thousand"
     ellipses, bins = ellipse_rows(outcomes), reliability_rows(outcomes)
     show(
         f"bench trust: {render.pairs} related, {unrelated} unrelated and {near_duplicates} near-duplicate pairs, "

@@ -181,19 +181,24 @@ def _moved_views(
         size = dst_size = pairs.draw_size(rng, 240)
         share, along_x = rng.uniform(0.05, 1), rng.uniform()
         shift = (1 - share**along_x) * (size[1] - 1), (1 - share ** (1 - along_x)) * (size[0] - 1)
-        x, y = rng.choice([-1, 1], size=2) * shift
-        dst_homo_src = np.array([[1, 0, x], [0, 1, y], [0, 0, 1]]) @ random_homography(rng, size, 0.03 * size[0])
+        dst_homo_src = _shift(rng.choice([-1, 1], size=2) * shift) @ random_homography(rng, size, 0.03 * size[0])
     else:
         offset_px = size[0] * math.exp(rng.uniform(math.log(0.003), math.log(0.2)))
         if rng.uniform() < 0.2:
             dst_size = pairs.draw_size(rng)
             offset_px *= dst_size[0] / size[0]
         dst_homo_src = random_homography(rng, size, offset_px, dst_size=dst_size)
+    if case == "repeated" and rng.uniform() < 0.5:  # by more than a period, mostly: the nearest fit is another repeat
+        dst_homo_src = _shift(rng.uniform(-0.35, 0.35, size=2) * dst_size[::-1]) @ dst_homo_src
     corners = corner_points(size)
     moved = np.linalg.norm(warp_points(dst_homo_src, corners) - corners, axis=1).mean()
     overlap = share_covered(dst_homo_src, size, dst_size)
     views = render_pair(scene, dst_homo_src, size, rng=rng, dst_size=dst_size)
     return views, {"motion_px": float(moved), "true_overlap": overlap}
+
+
+def _shift(xy: Matrix) -> Matrix:
+    return np.array([[1, 0, xy[0]], [0, 1, xy[1]], [0, 0, 1]])
 
 
 def share_covered(dst_homo_src: Matrix, src_size: Size, dst_size: Size) -> float:
