@@ -191,8 +191,7 @@ def _measure(
     patterns = metrics.local_patterns(src, dst, level_matrix)
     whole, weak = metrics.local_correlation(patterns, (noise_src, noise_dst))
     covariance = metrics.corner_covariance(solved.covariance, matrix, *src_size)
-    # The four corners' error vectors: trace of a covariance is the mean square length.
-    corner_std_px = covariance.diagonal(dim1=-2, dim2=-1).sum(-1).mean(-1).sqrt()
+    corner_std_px = metrics.corner_std(covariance)
     evidence = Evidence(
         local_correlation=whole.cpu(),
         weak_correlation=weak.cpu(),

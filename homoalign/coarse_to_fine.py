@@ -12,10 +12,13 @@ from torch import Tensor
 
 from homoalign import homography, metrics
 from homoalign.config import AlignConfig
+from homoalign.earned import WEAK_480, give_up_freedom
 from homoalign.homography import image_size
+from homoalign.metrics import corner_std
 from homoalign.noise import noise_level
 from homoalign.photometry import Light, apply_light, fit_light, normalise_locally, to_plain
 from homoalign.precision import measure_precision
+from homoalign.pyramid import Level
 from homoalign.refinement import refine_template, refine_template_at, spline_level, undo_attenuation
 from homoalign.residual import Alignment, DirectProblem, build_problem
 from homoalign.result import LevelTrace
@@ -172,14 +175,32 @@ def _finish(track: Track, descent: Descent) -> Solved:
     fitted_scale, covariance = measure_precision(
         problem.restrict(1, MOTION_PARAMETERS[config.model]), state, config.loss_width
     )
+    # What the model does not move is known.
+    covariance[:, MOTION_PARAMETERS[config.model] : 8] = 0
+    covariance[:, :, MOTION_PARAMETERS[config.model] : 8] = 0
+    weak = _unsupported(covariance, state.dst_homo_src, src, dst)
+    if len(weak):
+        state = give_up_freedom(
+            problem,
+            state,
+            covariance,
+            weak,
+            model=config.model,
+            loss_width=config.loss_width,
+            step_tol_px=config.step_tol_px,
+        )
     state, plain_scale = to_plain(light, raw, state)
     scale = torch.where(light.is_rich, plain_scale, fitted_scale)
     levels = descent.levels
     append_trace(levels, track, 0, state, taken)
-    # What the model does not move is known.
-    covariance[:, MOTION_PARAMETERS[config.model] : 8] = 0
-    covariance[:, :, MOTION_PARAMETERS[config.model] : 8] = 0
     return Solved(state, stop, descent.num_iterations + taken, scale, fitted_scale, covariance, levels)
+
+
+def _unsupported(covariance: Tensor, dst_homo_src: Tensor, src: Level, dst: Level) -> Tensor:
+    """Return the int64 indices of the pairs whose corners are not held by the data."""
+    corners = metrics.corner_covariance(covariance, dst_homo_src, *image_size(src.image))
+    std_480 = 480 / min(image_size(dst.image)) * corner_std(corners)
+    return torch.nonzero(std_480 > WEAK_480)[:, 0]
 
 
 def _solve_run(problem: DirectProblem, state: Alignment, run: Run, config: AlignConfig) -> Solution[Alignment]:

@@ -307,3 +307,9 @@ def corner_covariance(parameter_covariance: Tensor, dst_homo_src: Tensor, height
     motion = torch.stack([torch.stack(pair, dim=-1) for pair in homography.velocities(*u.unbind(-1))], dim=-1)
     jacobian = d_xy_d_u @ motion  # (B, 4, 2, 8)
     return jacobian @ parameter_covariance[:, None, :8, :8] @ jacobian.mT
+
+
+def corner_std(covariance: Tensor) -> Tensor:
+    """Return (B,) root mean square length of the four corners' error vectors, of (B, 4, 2, 2) covariances."""
+    # The trace of a covariance is the mean square length.
+    return covariance.diagonal(dim1=-2, dim2=-1).sum(-1).mean(-1).sqrt()

@@ -1,0 +1,121 @@
+"""The simplest motion that the data do not speak against, for pairs that cannot support the one that was asked for.
+
+Where little of the frame has texture, or all of it lies on a line, eight parameters fit noise and the corners wander.
+Lower models are then tried from the lowest up, and the first one stays whose residuals are no worse than chance makes
+them: the likelihood ratio of a robust fit (Huber and Ronchetti, "Robust Statistics", 2009, section 13.4), which is
+chi-squared with as many degrees of freedom as parameters were given up.
+
+B pairs, N points.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from homoalign import homography
+from homoalign.residual import Alignment, DirectProblem
+from homoalign.schedule import MOTION_PARAMETERS
+from homoalign.solver import cauchy, robust_scale, solve
+
+WEAK_480 = 3.0
+"""Predicted error of the corners, pixels at a shorter side of 480, from which lower models are tried."""
+
+LOWER_MODELS = ("translation", "euclidean", "similarity", "affine")
+
+CHANCE = {1: 10.8, 2: 13.8, 3: 16.3, 4: 18.5, 5: 20.5, 6: 22.5}
+"""Chi-squared is larger once in a thousand, by degrees of freedom."""
+
+MOST_TOGETHER = 50.0
+"""What is less determined than this says nothing of how much residuals go together."""
+
+MAX_ITERATIONS = 10
+
+
+def give_up_freedom(
+    problem: DirectProblem,
+    state: Alignment,
+    covariance: Tensor,
+    index: Tensor,
+    *,
+    model: str,
+    loss_width: float,
+    step_tol_px: float,
+) -> Alignment:
+    """Return the state with the lowest model of motion that explains as much, for the pairs that `index` names.
+
+    Args:
+        problem: of the full-size images, as it was solved.
+        state: its solution.
+        covariance: (B, P, P) of its parameters.
+        index: (b,) int64.
+        model: of `state`.
+        loss_width: of the robust loss, in standard deviations of the residual.
+        step_tol_px: of the solver.
+    """
+    part, full = problem.select(index), state.select(index)
+    residual, seen = part.evaluate(full)
+    width = loss_width * robust_scale(residual, seen, part.scale_floor)
+    cost, weight = cauchy(residual, width)
+    chosen, is_open = full, torch.ones_like(full.gain, dtype=torch.bool)
+    asked = MOTION_PARAMETERS[model]
+    # How much more residuals that go together let the parameters wander than residuals on their own do.
+    information, _ = part.normal_equations(full, residual, weight * seen)
+    together = (information[:, :asked, :asked] * covariance[index, :asked, :asked]).sum((-2, -1))
+    together = (together / (asked * (width / loss_width).square())).clamp(1, MOST_TOGETHER)
+    for lower in LOWER_MODELS:
+        kept = MOTION_PARAMETERS[lower]
+        if kept >= asked or not is_open.any():
+            break
+        restricted = part.restrict(1, kept)
+        start = Alignment(_nearest(part, full.dst_homo_src, weight * seen, kept), full.gain, full.bias)
+        solution = solve(
+            restricted,
+            start,
+            max_iterations=MAX_ITERATIONS,
+            step_tol_px=step_tol_px,
+            loss_width=loss_width,
+            min_seen=0.5 * seen.sum(-1),
+        )
+        other_residual, other_seen = restricted.evaluate(solution.state)
+        both = seen * other_seen
+        rise = ((cauchy(other_residual, width)[0] - cost) * both).sum(-1, dtype=torch.float64)
+        # Near zero the loss is (r / width)^2, and width is loss_width standard deviations.
+        is_chance = loss_width**2 * rise <= together * CHANCE[asked - kept]
+        enough = both.sum(-1) > 0.9 * seen.sum(-1)
+        stays = is_open & is_chance & enough
+        chosen = solution.state.where(stays, chosen)
+        is_open = is_open & ~stays
+    return state.put(index, chosen)
+
+
+def _nearest(problem: DirectProblem, dst_homo_src: Tensor, weight: Tensor, kept: int) -> Tensor:
+    """Return (B, 3, 3) of the model with `kept` parameters that moves the texture as `dst_homo_src` does.
+
+    Least squares over the points, each weighted by its slope's energy.
+    """
+    template, frame = problem.template, homography.pixels_from_centred(*problem.src_size, device=weight.device)
+    u = template.u.double().mT  # (B, N, 2)
+    xy = homography.warp_points(dst_homo_src @ frame, u).nan_to_num(0.0)
+    energy = (weight * template.jacobian[:, :2].square().sum(1)).double()
+    energy = energy / energy.sum(-1, keepdim=True)
+    mean_u, mean_xy = ((energy[..., None] * points).sum(1) for points in (u, xy))
+    a, b = u - mean_u[:, None], xy - mean_xy[:, None]
+    cross = (energy[..., None] * b).mT @ a  # (B, 2, 2)
+    scatter = (energy[..., None] * a).mT @ a
+    half_side = frame[0, 0]
+    if kept == MOTION_PARAMETERS["affine"]:
+        linear = cross @ torch.linalg.inv_ex(scatter).inverse
+    else:
+        along, around = cross[:, 0, 0] + cross[:, 1, 1], cross[:, 1, 0] - cross[:, 0, 1]
+        length = torch.hypot(along, around)
+        scale = length / (scatter[:, 0, 0] + scatter[:, 1, 1]) if kept == MOTION_PARAMETERS["similarity"] else half_side
+        cos, sin = along / length * scale, around / length * scale
+        if kept == MOTION_PARAMETERS["translation"]:
+            cos, sin = torch.full_like(cos, float(half_side)), torch.zeros_like(sin)
+        linear = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
+    shift = mean_xy[..., None] - linear @ mean_u[..., None]
+    matrix = torch.eye(3, dtype=torch.float64, device=weight.device).repeat(len(linear), 1, 1)
+    matrix[:, :2] = torch.cat([linear, shift], dim=-1)
+    matrix = matrix @ torch.linalg.inv(frame)
+    return matrix
