@@ -117,5 +117,5 @@ def _nearest(problem: DirectProblem, dst_homo_src: Tensor, weight: Tensor, kept:
     shift = mean_xy[..., None] - linear @ mean_u[..., None]
     matrix = torch.eye(3, dtype=torch.float64, device=weight.device).repeat(len(linear), 1, 1)
     matrix[:, :2] = torch.cat([linear, shift], dim=-1)
-    matrix = matrix @ torch.linalg.inv(frame)
-    return matrix
+    nearest: Tensor = matrix @ torch.linalg.inv(frame)
+    return nearest
