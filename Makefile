@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NAME ?= tutorial
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench confidence clean
 
 demo: $(STAMP)
 	$(BIN)/homoalign demo demo
@@ -20,6 +20,13 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/homoalign bench $(NAME)
+
+# What `confidence` is made of, fitted anew: about an hour.
+confidence: $(STAMP)
+	mkdir -p build
+	$(BIN)/homoalign bench trust --split fit --seed 1 --size 240 --pairs 720 --unrelated 250 --near-duplicates 120 \
+		--no-peers --num-workers 2 --json build/trust_fit.json
+	$(BIN)/python -m jobs.bench.fit_confidence build/trust_fit.json
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -15,6 +15,7 @@ from torch import Tensor
 from homoalign import homography, metrics, verdict
 from homoalign.arguments import Pairs
 from homoalign.coarse_to_fine import solve_gauss_newton
+from homoalign.confidence import confidence as predict_confidence
 from homoalign.config import AlignConfig
 from homoalign.evidence import Evidence
 from homoalign.homography import image_size
@@ -202,7 +203,7 @@ def _measure(
         corner_std_480=480 / min(dst_size) * corner_std_px.cpu(),
         structure=structure_score(batch, matrix).cpu(),
     )
-    confidence = verdict.confidence(evidence)
+    confidence = predict_confidence(evidence)
     status, detail = verdict.judge(evidence, confidence, solved.stop_reason, config)
     nan = torch.full_like(fit.zncc, torch.nan)
     errors, reprojection = nan[:, None].expand(-1, 4), nan

@@ -31,20 +31,25 @@ class Evidence:
         weak_correlation: `weak` of it, likewise.
         overlap: share of dst that is covered.
         src_overlap: share of src that lands on dst.
-        is_finite: (B,) bool, whether there is a matrix at all.
         rival: `metrics.rival_correlation`.
         corner_std_480: predicted precision, pixels of a dst whose shorter side is 480.
         structure: `attempt.structure_score`.
+        is_finite: (B,) bool, whether there is a matrix at all.
     """
 
     local_correlation: Tensor
     weak_correlation: Tensor
     overlap: Tensor
     src_overlap: Tensor
-    is_finite: Tensor
     rival: Tensor
     corner_std_480: Tensor
     structure: Tensor
+    is_finite: Tensor
+
+    @classmethod
+    def of_table(cls, table: Tensor) -> Evidence:
+        """Return the evidence of a `table`; pairs of nothing but NaN had no matrix."""
+        return cls(**dict(zip(EVIDENCE, table.unbind(1), strict=True)), is_finite=~table.isnan().all(1))
 
     def table(self) -> Tensor:
         """Return (B, 7) float64, columns as `EVIDENCE` names them."""

@@ -1,24 +1,19 @@
-"""From measurements to `confidence`, `status` and `status_detail`.
-
-The confidence is a logistic function of the local correlation (`metrics.local_correlation`), of the whole overlap or
-of its weaker blocks, whichever is lower, and lowered where little of the frame supports it; of pairs that this leaves
-in doubt also of how well their structure agrees, and the higher of the two counts. The coefficients separate right from
-wrong on the pairs of `homoalign demo` and on most real ones; they are not calibrated yet.
-"""
+"""From evidence and `confidence` to `status` and `status_detail`."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from homoalign.config import AlignConfig
 from homoalign.evidence import Evidence
 from homoalign.status import Status, StopReason
 
-CORRELATION_AT_EVEN_ODDS = 0.45
-CORRELATION_SLOPE = 25.0
-STRUCTURE_AT_EVEN_ODDS = 0.36  # wrong answers reach 0.3, right ones of unlike sensors start at 0.1
-STRUCTURE_SLOPE = 30.0
+REPEATED = 0.9
+"""When another shift correlates this well, as a share of the answer's own correlation, the detail says so..."""
+
+LEAST_REPEATED = 0.3
+"""... if that correlation is more than chance."""
+
 LOCAL_LEVEL_SIDE_PX = 160
 """The local correlation is measured on the level whose shorter side is nearest below this: noise averages out there,
 and 5 px at 480 are still more than one."""
@@ -31,17 +26,6 @@ def evidence_level(sizes: list[tuple[int, int]], count: int) -> int:
     while level < count - 1 and side >> level > LOCAL_LEVEL_SIDE_PX:
         level += 1
     return level
-
-
-def confidence(evidence: Evidence) -> Tensor:
-    """Return (B,) in [0, 1]; 0 where there is no matrix."""
-    correlation = torch.minimum(evidence.local_correlation, evidence.weak_correlation).nan_to_num(-1.0)
-    # A small overlap has fewer independent windows to agree by chance.
-    overlap = torch.fmax(evidence.overlap, evidence.src_overlap).nan_to_num(0.0)
-    even = CORRELATION_AT_EVEN_ODDS + 0.2 * (0.5 - overlap).clamp(0, 0.5)
-    odds = CORRELATION_SLOPE * (correlation - even)
-    odds = torch.fmax(odds, STRUCTURE_SLOPE * (evidence.structure - STRUCTURE_AT_EVEN_ODDS))
-    return torch.where(evidence.is_finite, torch.sigmoid(odds), 0.0)
 
 
 def judge(
@@ -64,17 +48,19 @@ def _judge_pair(
             f"the warped source covers {overlap:.3f} of dst and {src_overlap:.3f} of src is seen, "
             f"min_overlap={config.min_overlap}"
         )
-    if not correlation >= -1 or not weak_correlation >= -1:  # NaN: there was nothing to compare
+    is_sure = confidence >= config.confidence_threshold
+    if not correlation >= -1 or (not weak_correlation >= -1 and not is_sure):  # NaN: there was nothing to compare
         return Status.LOW_TEXTURE, f"the overlap, {overlap:.3f} of dst, has no structure to compare"
-    if confidence >= config.confidence_threshold:
+    if is_sure:
         return Status.OK, None
     doubt = (
         f"confidence={confidence:.3f} is below {config.confidence_threshold}: "
         f"local correlation {correlation:.3f}, {weak_correlation:.3f} in its weaker blocks"
     )
-    structure = float(evidence.structure[i])
-    if structure >= -1:  # NaN: it was not asked for
-        doubt += f", structure {structure:.3f}"
+    structure, rival, std = (float(getattr(evidence, name)[i]) for name in ("structure", "rival", "corner_std_480"))
+    doubt += f", structure {structure:.3f}, corners to {std:.2g} px at 480"
+    if rival > REPEATED and correlation > LEAST_REPEATED:
+        doubt += f"; repeated texture: shifted, src lies {100 * rival:.0f} % as well"
     unsettled = (StopReason.MAX_ITERATIONS, StopReason.NO_DESCENT, StopReason.OVERLAP_LOST)
     if stop_reason in unsettled and config.solver != "adam":
         return Status.NOT_CONVERGED, f"stop_reason={stop_reason}; {doubt}"

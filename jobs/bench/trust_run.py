@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from homoalign.config import AlignConfig
+from homoalign.evidence import EVIDENCE
 from jobs.bench import peers
 from jobs.bench.measure import one_thread
 from jobs.bench.methods import ECC, HOMOALIGN, SIFT, Answer, Outcome, align_timed, as_rgb, judge, read_answers, size_of
@@ -42,6 +43,7 @@ class TrustOutcome(Outcome):
         corner_std_px, zncc, overlap, inlier_ratio, forward_backward_px, photometric_l1: as the result columns;
             None of peers.
         stop_reason, num_iterations: likewise.
+        evidence: what the confidence was drawn from, by name; None where it could not be measured.
     """
 
     group: Group
@@ -58,6 +60,7 @@ class TrustOutcome(Outcome):
     photometric_l1: float | None = None
     stop_reason: str | None = None
     num_iterations: int | None = None
+    evidence: dict[str, float | None] | None = None
 
 
 def run_trust(
@@ -127,6 +130,7 @@ def align_by_homoalign(pair: TrustPair, config: AlignConfig) -> TrustOutcome:
         corner_rms_px=None if error is None else _finite(float(np.sqrt((error**2).sum(axis=1).mean()))),
         stop_reason=str(result.stop_reason[0]),
         num_iterations=int(result.num_iterations[0]),
+        evidence=dict(zip(EVIDENCE, map(_finite, result.evidence[0].tolist()), strict=True)),
         **figures,
     )
 

@@ -1,0 +1,85 @@
+"""Fits what `homoalign.confidence` is made of: `make confidence`.
+
+The pairs are those of a `homoalign bench trust --split fit --json` file. The coefficients are those of the greatest
+likelihood of which answers were right, held near where they were first set by a weak prior, as far as the pairs say
+little.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+
+import click
+import numpy as np
+import numpy.typing as npt
+import torch
+
+import homoalign
+from homoalign.confidence import COEFFICIENTS, Calibration, Opinion, confidence
+from homoalign.evidence import EVIDENCE, Evidence
+from jobs.bench.methods import HOMOALIGN
+
+Floats = npt.NDArray[np.float64]
+
+PRIOR = Calibration(
+    intensity=Opinion(constant=-12.0, agreement=25.0, rival=-15.0, overlap=1.0),
+    structure=Opinion(constant=-12.0, agreement=30.0, rival=-15.0, overlap=1.0),
+    std_factor=1.0,
+    std_power=1.5,
+)
+SPREAD = np.array([6.0, 12.0, 15.0, 6.0, 6.0, 15.0, 15.0, 6.0, 0.5, 0.3])
+"""Standard deviations of the prior, of the logarithms of the last two."""
+
+LEAST_PROBABILITY = 1e-6
+
+
+@click.command()
+@click.argument("trust", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def main(trust: Path) -> None:
+    """Fit the coefficients to the pairs of TRUST, and write them into the package."""
+    document = json.loads(trust.read_text())
+    outcomes = [outcome for outcome in document["outcomes"] if outcome["method"] == HOMOALIGN]
+    table = [[outcome["evidence"][name] for name in EVIDENCE] for outcome in outcomes]
+    evidence = Evidence.of_table(torch.tensor(np.array(table, dtype=np.float64)))
+    is_right = np.array([outcome["is_right"] for outcome in outcomes])
+    fitted_on = {
+        "command": f"homoalign bench trust --split {document['split']} --seed {document['seed']}",
+        "groups": dict(Counter(outcome["group"] for outcome in outcomes)),
+        "photographs": document["photographs"],
+        "right": int(is_right.sum()),
+    }
+    coefficients = dataclasses.asdict(fit(evidence, is_right))
+    path = Path(homoalign.__file__).parent / COEFFICIENTS
+    path.write_text(json.dumps({"coefficients": coefficients, "fitted_on": fitted_on}, indent=2) + "\n")
+    click.echo(f"{path}: fitted on {len(outcomes)} pairs, {fitted_on['right']} of them right")
+
+
+def fit(evidence: Evidence, is_right: npt.NDArray[np.bool_]) -> Calibration:
+    """Return the coefficients under which what was right is most likely; B pairs."""
+    from scipy.optimize import minimize  # type: ignore[import-untyped]
+
+    def loss(parameters: Floats) -> float:
+        probability = confidence(evidence, _calibration(parameters)).numpy()
+        probability = probability.clip(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
+        surprise = -np.log(np.where(is_right, probability, 1 - probability)).sum()
+        return float(surprise + 0.5 * (((parameters - start) / SPREAD) ** 2).sum())
+
+    start = _parameters(PRIOR)
+    rough = minimize(loss, start, method="Nelder-Mead", options={"maxiter": 20_000, "maxfev": 20_000, "adaptive": True})
+    return _calibration(minimize(loss, rough.x, method="BFGS").x)
+
+
+def _parameters(calibration: Calibration) -> Floats:
+    values = np.array(calibration.values())
+    return np.concatenate([values[:8], np.log(values[8:])])
+
+
+def _calibration(parameters: Floats) -> Calibration:
+    return Calibration.of_values([*parameters[:8].tolist(), *np.exp(parameters[8:]).tolist()])
+
+
+if __name__ == "__main__":
+    main()
