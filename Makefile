@@ -24,7 +24,7 @@ bench: $(STAMP)
 # What `confidence` is made of, fitted anew: about an hour.
 confidence: $(STAMP)
 	mkdir -p build
-	$(BIN)/homoalign bench trust --split fit --seed 1 --size 240 --pairs 720 --unrelated 250 --near-duplicates 120 \
+	$(BIN)/homoalign bench trust --split fit --seed 1 --size 240 --pairs 600 --unrelated 200 --near-duplicates 100 \
 		--no-peers --num-workers 2 --json build/trust_fit.json
 	$(BIN)/python -m jobs.bench.fit_confidence build/trust_fit.json
 

@@ -21,7 +21,7 @@ from homoalign.evidence import Evidence
 from homoalign.homography import image_size
 from homoalign.hypotheses import Hypotheses, agreement
 from homoalign.intensity import to_unit_range
-from homoalign.noise import noise_level
+from homoalign.noise import noise_level, residual_noise
 from homoalign.pyramid import Level, noise_gain
 from homoalign.residual import Alignment
 from homoalign.result import AlignResult
@@ -175,6 +175,8 @@ def _measure(
     scale = solved.scale
     if bool(scale.isnan().any()):  # not every solver estimates one
         scale = metrics.residual_scale(src_full, dst_full, matrix)
+    fitted_scale = torch.where(solved.fitted_scale.isnan(), scale, solved.fitted_scale)
+    explained = residual_noise(track.src[0].image, track.dst[0].image, solved.alignment.gain)
     fit = metrics.measure_fit(
         src_full,
         dst_full,
@@ -199,6 +201,7 @@ def _measure(
         overlap=fit.overlap.cpu(),
         src_overlap=metrics.share_of_src_seen(src, dst, level_matrix).cpu(),
         is_finite=finite.cpu(),
+        unexplained=(fitted_scale / explained).cpu(),
         rival=metrics.rival_correlation(patterns).cpu(),
         corner_std_480=480 / min(dst_size) * corner_std_px.cpu(),
         structure=structure_score(batch, matrix).cpu(),

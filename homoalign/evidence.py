@@ -16,6 +16,7 @@ EVIDENCE = (
     "overlap",
     "src_overlap",
     "rival",
+    "unexplained",
     "corner_std_480",
     "structure",
 )
@@ -32,6 +33,7 @@ class Evidence:
         overlap: share of dst that is covered.
         src_overlap: share of src that lands on dst.
         rival: `metrics.rival_correlation`.
+        unexplained: the residual's scale, with the light fitted, over what noise alone gives it.
         corner_std_480: predicted precision, pixels of a dst whose shorter side is 480.
         structure: `attempt.structure_score`.
         is_finite: (B,) bool, whether there is a matrix at all.
@@ -42,6 +44,7 @@ class Evidence:
     overlap: Tensor
     src_overlap: Tensor
     rival: Tensor
+    unexplained: Tensor
     corner_std_480: Tensor
     structure: Tensor
     is_finite: Tensor
@@ -52,5 +55,5 @@ class Evidence:
         return cls(**dict(zip(EVIDENCE, table.unbind(1), strict=True)), is_finite=~table.isnan().all(1))
 
     def table(self) -> Tensor:
-        """Return (B, 7) float64, columns as `EVIDENCE` names them."""
+        """Return (B, 8) float64, columns as `EVIDENCE` names them."""
         return torch.stack([getattr(self, name) for name in EVIDENCE], dim=1)

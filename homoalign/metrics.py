@@ -35,6 +35,9 @@ LEAST_SIGNAL = 0.3
 LEAST_SHIFTED = 0.4
 """Share of both patterns that must still overlap when shifted: less agrees by chance."""
 
+LEAST_OWN = 0.3
+"""Where images correlate less, other shifts are compared with this: what is alike there is not intensity."""
+
 LOBE_PX = 3
 """Shifts up to this long are the same answer."""
 
@@ -213,7 +216,7 @@ def rival_correlation(patterns: Patterns) -> Tensor:
     cross-correlation (Padfield, "Masked object registration in the Fourier domain", TIP 2012).
 
     Returns:
-        (B,) float64; at least 0, and above 1 where another shift is better. NaN where there is nothing to compare.
+        (B,) float64, at least 0; above 1 where another shift is better. NaN where there is nothing to compare.
     """
     root = patterns.weight.sqrt()
     height, width = root.shape[-2:]
@@ -231,11 +234,12 @@ def rival_correlation(patterns: Patterns) -> Tensor:
     y, x = (_shifts(side, found.device) for side in size)
     possible = (y.abs() <= height // 2)[:, None] & (x.abs() <= width // 2)
     far = torch.maximum(y.abs()[:, None], x.abs()) > LOBE_PX
+    found = found.abs()  # one sensor may see bright what the other sees dark
     wrapped = torch.nn.functional.pad(found[:, None], (1, 1, 1, 1), mode="circular")
     is_peak = found >= max_pool2d(wrapped, 3, stride=1)[:, 0]
     rival = torch.where(possible & far & is_peak, found, 0.0).amax((-2, -1))
-    here = found[:, 0, 0]
-    return torch.where(here > 0, rival / here.clamp_min(1e-6), torch.nan).double()
+    here = found[:, 0, 0].clamp_min(LEAST_OWN)
+    return torch.where(patterns.counted.any(-1).any(-1), rival / here, torch.nan).double()
 
 
 def _shifts(side: int, device: torch.device) -> Tensor:

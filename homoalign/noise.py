@@ -20,6 +20,9 @@ BAND_NOISE = (0.7961, 0.0405, 0.00714, 0.00162, 0.00040)
 CERTAIN = 1.5
 """Local energy counts as signal beyond this many times that of the noise: flat parts must come out flat."""
 
+QUANTISATION = 0.29 / 255
+"""Least noise, the rounding of eight bits."""
+
 LEVEL_SAMPLES = 8192
 """Pixels, about, that a noise level is read from; its own error is then below 2 %."""
 
@@ -44,6 +47,18 @@ def noise_level(image: Tensor) -> Tensor:
     second = across[..., :-2] + across[..., 2:] - 2 * across[..., 1:-1]
     # Six is the norm of the kernel [1, -2, 1] x [1, -2, 1].
     return second.abs().flatten(1).median(-1).values.double() * (1.4826 / 6)
+
+
+def residual_noise(src: Tensor, dst: Tensor, gain: Tensor) -> Tensor:
+    """Return (B,) float64, the standard deviation that noise alone gives dst - gain * src.
+
+    Args:
+        src: (B, 1, H, W) float, intensities in [0, 1].
+        dst: (B, 1, H, W) likewise.
+        gain: (B,).
+    """
+    of_src, of_dst = (noise_level(image).clamp_min(QUANTISATION) for image in (src, dst))
+    return torch.hypot(gain * of_src, of_dst)
 
 
 def denoise(image: Tensor, guide: Tensor, guide_sigma: Tensor) -> Tensor:

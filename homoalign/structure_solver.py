@@ -12,7 +12,7 @@ import torch
 
 from homoalign import homography
 from homoalign.homography import image_size
-from homoalign.noise import noise_level
+from homoalign.noise import residual_noise
 from homoalign.precision import measure_precision
 from homoalign.residual import Alignment, build_problem
 from homoalign.result import LevelTrace
@@ -33,9 +33,6 @@ FINEST_SIDE_PX = 512
 UNEXPLAINED = 2.3
 """Residuals this many times the noise, with the light fitted, are blur, depth or another sensor, not noise."""
 
-QUANTISATION = 0.29 / 255
-"""Least noise, the rounding of eight bits."""
-
 FURTHEST = 0.03
 """Of the shorter side: structure may correct an answer on intensities by no more."""
 
@@ -46,8 +43,7 @@ def solve_unexplained(track: Track, solved: Solved) -> Solved:
     Intensities are the more precise where they say the same of both images, and biased where they do not.
     """
     alignment = solved.alignment
-    noise = [noise_level(pyramid[0].image).clamp_min(QUANTISATION) for pyramid in (track.src, track.dst)]
-    explained = ((alignment.gain * noise[0]).square() + noise[1].square()).sqrt()
+    explained = residual_noise(track.src[0].image, track.dst[0].image, alignment.gain)
     index = torch.nonzero(solved.fitted_scale > UNEXPLAINED * explained)[:, 0]
     if len(index) == 0:
         return solved

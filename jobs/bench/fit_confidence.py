@@ -25,13 +25,16 @@ from jobs.bench.methods import HOMOALIGN
 Floats = npt.NDArray[np.float64]
 
 PRIOR = Calibration(
-    intensity=Opinion(constant=-12.0, agreement=25.0, rival=-15.0, overlap=1.0),
-    structure=Opinion(constant=-12.0, agreement=30.0, rival=-15.0, overlap=1.0),
+    intensity=Opinion(constant=-12.0, agreement=25.0, overlap=1.0),
+    structure=Opinion(constant=-12.0, agreement=30.0, overlap=1.0),
+    rival_constant=40.0,
+    rival=-40.0,
     std_factor=1.0,
     std_power=1.5,
+    unexplained=0.3,
 )
-SPREAD = np.array([6.0, 12.0, 15.0, 6.0, 6.0, 15.0, 15.0, 6.0, 0.5, 0.3])
-"""Standard deviations of the prior, of the logarithms of the last two."""
+SPREAD = np.array([6.0, 12.0, 6.0, 6.0, 15.0, 6.0, 20.0, 20.0, 0.3, 0.3, 0.2])
+"""Standard deviations of the prior, of logarithms from the ninth on."""
 
 LEAST_PROBABILITY = 1e-6
 

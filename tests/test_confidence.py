@@ -1,0 +1,111 @@
+"""`confidence` as a function of the evidence, its fit, and the evidence of repeats."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from homoalign import Status, align
+from homoalign.confidence import Calibration, confidence, load_calibration
+from homoalign.evidence import EVIDENCE, Evidence
+from homoalign.metrics import local_patterns, rival_correlation
+from homoalign.pyramid import Level
+from jobs.bench.fit_confidence import PRIOR, fit
+from jobs.synthetic import load_scene, render_pair
+
+GOOD = {
+    "local_correlation": 0.9,
+    "weak_correlation": 0.85,
+    "overlap": 0.8,
+    "src_overlap": 0.7,
+    "rival": 0.3,
+    "unexplained": 1.2,
+    "corner_std_480": 0.2,
+    "structure": 0.4,
+}
+NOTHING = GOOD | {"local_correlation": 0.0, "weak_correlation": 0.0, "structure": 0.0}
+
+
+def told(**values):
+    """Return the confidence of one pair with this evidence."""
+    table = torch.tensor([[values[name] for name in EVIDENCE]], dtype=torch.float64)
+    return confidence(Evidence.of_table(table)).item()
+
+
+def test_a_good_fit_is_trusted_and_none_is_not():
+    assert told(**GOOD) > 0.95
+    assert told(**NOTHING) < 0.02
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rival": 1.1},
+        {"corner_std_480": 20.0},
+        {"corner_std_480": 4.0, "unexplained": 20.0},
+        {"local_correlation": 0.2, "structure": 0.1},
+        {"weak_correlation": 0.1, "structure": 0.1},
+    ],
+    ids=["repeats", "imprecise", "imprecise and not flat", "unlike", "unlike in most blocks"],
+)
+def test_each_doubt_alone_is_enough(change):
+    assert told(**(GOOD | change)) < 0.5
+
+
+def test_either_opinion_is_enough():
+    assert told(**(GOOD | {"structure": 0.0})) > 0.9
+    assert (
+        told(**(GOOD | {"local_correlation": -0.5, "weak_correlation": -0.9, "rival": np.nan, "structure": 0.6})) > 0.8
+    )
+
+
+def test_it_is_a_probability_whatever_the_evidence():
+    values = torch.tensor([-1e9, -1.0, 0.0, 0.5, 1.0, 1e9, torch.nan, torch.inf], dtype=torch.float64)
+    grid = torch.cartesian_prod(*[values[torch.randperm(8)[:4]] for _ in EVIDENCE])
+    found = confidence(Evidence.of_table(grid))
+    assert ((found >= 0) & (found <= 1)).all()
+    assert (confidence(Evidence.of_table(torch.full((1, len(EVIDENCE)), torch.nan, dtype=torch.float64))) == 0).all()
+
+
+def test_coefficients_go_there_and_back():
+    calibration = load_calibration()
+    assert Calibration.of_values(calibration.values()) == calibration
+
+
+def test_the_fit_finds_what_the_pairs_were_drawn_from(rng):
+    drawn = torch.rand(4000, len(EVIDENCE), generator=rng, dtype=torch.float64)
+    evidence = Evidence.of_table(drawn * torch.tensor([1.2, 1.2, 1, 1, 1.2, 8, 20, 0.8], dtype=torch.float64) - 0.1)
+    truth = dataclasses.replace(PRIOR, std_factor=0.7, std_power=1.2)
+    is_right = torch.rand(4000, generator=rng, dtype=torch.float64) < confidence(evidence, truth)
+    fitted = fit(evidence, is_right.numpy())
+    error = (confidence(evidence, fitted) - confidence(evidence, truth)).abs()
+    assert error.mean() < 0.02
+    assert (confidence(evidence, PRIOR) - confidence(evidence, truth)).abs().mean() > 0.05
+
+
+def rival(image, shift_px):
+    """Say how an image rivals itself once it is taken for shifted by `shift_px`."""
+    level = Level(torch.from_numpy(image)[None, None], None)
+    matrix = torch.eye(3, dtype=torch.float64)[None]
+    matrix[0, 0, 2] = shift_px
+    return rival_correlation(local_patterns(level, level, matrix)).item()
+
+
+def test_repeats_have_rivals_and_photographs_none(numpy_rng):
+    y, x = np.mgrid[:96, :128]
+    windows = (0.5 + 0.3 * np.sin(2 * np.pi * x / 16) * np.sin(2 * np.pi * y / 12)).astype(np.float32)
+    windows += 0.02 * numpy_rng.standard_normal(windows.shape, dtype=np.float32)
+    photograph = render_pair(load_scene("astronaut", gray=True), np.eye(3), (96, 128), rng=numpy_rng).src
+    assert rival(windows, 0) > 0.9
+    assert rival(photograph, 0) < 0.4
+    assert rival(photograph, 8) > 1.2  # it lies better where it belongs
+
+
+def test_a_repeat_is_not_ok_and_says_why(numpy_rng):
+    y, x = np.mgrid[:150, :240]
+    wall = (0.5 + 0.3 * np.sin(2 * np.pi * x / 20) * np.sin(2 * np.pi * y / 14)).astype(np.float32)
+    wall += 0.03 * numpy_rng.standard_normal(wall.shape, dtype=np.float32)
+    result = align(wall[:, :200], wall[:, 40:] + 0.02 * numpy_rng.standard_normal((150, 200), dtype=np.float32))
+    assert result.status[0] is not Status.OK
+    assert "repeated texture" in result.status_detail[0]
