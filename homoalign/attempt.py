@@ -16,6 +16,7 @@ from homoalign import homography, metrics, verdict
 from homoalign.arguments import Pairs
 from homoalign.coarse_to_fine import solve_gauss_newton
 from homoalign.confidence import confidence as predict_confidence
+from homoalign.confidence import needs_structure
 from homoalign.config import AlignConfig
 from homoalign.evidence import Evidence
 from homoalign.homography import image_size
@@ -204,8 +205,12 @@ def _measure(
         unexplained=(fitted_scale / explained).cpu(),
         rival=metrics.rival_correlation(patterns).cpu(),
         corner_std_480=480 / min(dst_size) * corner_std_px.cpu(),
-        structure=structure_score(batch, matrix).cpu(),
+        structure=torch.full((len(matrix),), torch.nan, dtype=torch.float64),
     )
+    asked = torch.nonzero(needs_structure(evidence))[:, 0]
+    if len(asked) > 0:
+        score = structure_score(batch.select(asked), matrix[asked.to(matrix.device)])
+        evidence = evidence.with_structure(asked, score.cpu())
     confidence = predict_confidence(evidence)
     status, detail = verdict.judge(evidence, confidence, solved.stop_reason, config)
     nan = torch.full_like(fit.zncc, torch.nan)

@@ -30,6 +30,9 @@ COEFFICIENTS = "confidence.json"
 RIGHT_480 = 5.0
 """The contract's: mean corner error at 480 below which an answer is right."""
 
+CERTAIN = 0.99
+"""Beyond it the other opinion is not asked for."""
+
 MOST_RIVAL = 1.2
 LEAST_CORRELATION = -0.5
 MOST_UNEXPLAINED = 30.0
@@ -100,14 +103,9 @@ def confidence(evidence: Evidence, calibration: Calibration | None = None) -> Te
         calibration: the package's own where None.
     """
     model = load_calibration() if calibration is None else calibration
-    # A minimum with NaN, which no textured block leaves, is the other one.
-    correlation = torch.fmin(evidence.local_correlation, evidence.weak_correlation)
-    correlation = correlation.nan_to_num(LEAST_CORRELATION).clamp_min(LEAST_CORRELATION)
     rival = evidence.rival.nan_to_num(0.0).clamp(0, MOST_RIVAL)
-    overlap = torch.fmax(evidence.overlap, evidence.src_overlap).nan_to_num(0.0).clamp_max(1)
-    structure = evidence.structure.nan_to_num(-1.0)
-    by_intensity = model.intensity.probability(correlation, overlap)
-    by_structure = model.structure.probability(structure, overlap)
+    by_intensity = opinion_of_intensity(evidence, model)
+    by_structure = model.structure.probability(evidence.structure.nan_to_num(-1.0), _overlap(evidence))
     looks_right = 1 - (1 - by_intensity) * (1 - by_structure)
     has_none = torch.sigmoid(model.rival_constant + model.rival * rival)
     unexplained = evidence.unexplained.nan_to_num(1.0).clamp(1, MOST_UNEXPLAINED)
@@ -115,3 +113,20 @@ def confidence(evidence: Evidence, calibration: Calibration | None = None) -> Te
     std_480 = model.std_factor * unexplained**model.unexplained * std_480
     precise = -torch.expm1(-((RIGHT_480 / std_480) ** model.std_power))
     return torch.where(evidence.is_finite, looks_right * has_none * precise, 0.0)
+
+
+def opinion_of_intensity(evidence: Evidence, calibration: Calibration) -> Tensor:
+    """Return (B,) the probability that the pair looks right, by its intensities alone."""
+    # A minimum with NaN, which no textured block leaves, is the other one.
+    correlation = torch.fmin(evidence.local_correlation, evidence.weak_correlation)
+    correlation = correlation.nan_to_num(LEAST_CORRELATION).clamp_min(LEAST_CORRELATION)
+    return calibration.intensity.probability(correlation, _overlap(evidence))
+
+
+def needs_structure(evidence: Evidence) -> Tensor:
+    """Return (B,) bool, where the opinion of structure would change the confidence."""
+    return ~(opinion_of_intensity(evidence, load_calibration()) > CERTAIN) & evidence.is_finite
+
+
+def _overlap(evidence: Evidence) -> Tensor:
+    return torch.fmax(evidence.overlap, evidence.src_overlap).nan_to_num(0.0).clamp_max(1)

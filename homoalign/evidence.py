@@ -5,7 +5,7 @@ B pairs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class Evidence:
         rival: `metrics.rival_correlation`.
         unexplained: the residual's scale, with the light fitted, over what noise alone gives it.
         corner_std_480: predicted precision, pixels of a dst whose shorter side is 480.
-        structure: `attempt.structure_score`.
+        structure: `attempt.structure_score`; NaN where it was not asked for.
         is_finite: (B,) bool, whether there is a matrix at all.
     """
 
@@ -53,6 +53,10 @@ class Evidence:
     def of_table(cls, table: Tensor) -> Evidence:
         """Return the evidence of a `table`; pairs of nothing but NaN had no matrix."""
         return cls(**dict(zip(EVIDENCE, table.unbind(1), strict=True)), is_finite=~table.isnan().all(1))
+
+    def with_structure(self, index: Tensor, structure: Tensor) -> Evidence:
+        """Return this evidence with the structure's of the pairs that `index` (int64) names."""
+        return replace(self, structure=self.structure.index_copy(0, index, structure))
 
     def table(self) -> Tensor:
         """Return (B, 8) float64, columns as `EVIDENCE` names them."""
