@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from jobs.errors import ManifestInvalid, UsageError
 from jobs.schema import MANIFEST_COLUMNS, MATRIX, REQUIRED_COLUMNS, RESULT_COLUMNS
-from jobs.storage_errors import StorageError, redact, translated
+from jobs.storage_errors import StorageError, redact
 from jobs.store import ObjectInfo, Store
 
 IMAGE_COLUMNS = ("src", "dst", "src_mask", "dst_mask")
@@ -199,7 +199,7 @@ def _parquet(store: Store, path: str) -> Iterator[pq.ParquetFile]:
         reason = str(error).partition("\n")[0]
         raise ManifestInvalid(f"manifest file {redact(path)} is not readable as Parquet: {reason}") from error
     except OSError as error:
-        raise ManifestInvalid(f"manifest: {translated(error, path)}") from error
+        raise ManifestInvalid(f"manifest: {store.translated(error, path)}") from None
 
 
 def _read_footer(store: Store, table: ObjectInfo) -> tuple[int, pa.Schema]:

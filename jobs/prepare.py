@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +12,7 @@ import pyarrow as pa
 
 from homoalign.config import AlignConfig
 from homoalign.status import Status
-from jobs.access import AccessRules
+from jobs.access import AccessRules, absolute_entry
 from jobs.errors import OutputNotWritable, UsageError
 from jobs.fetch import MAX_BYTES, MAX_PIXELS, Reader
 from jobs.manifest import MAX_IDS_CHECKED, Manifest, check_carry, check_ids, open_manifest
@@ -108,8 +107,7 @@ def config_values(config: AlignConfig) -> Mapping[str, Any]:
 
 def access_rules(run: RunConfig, root: str) -> AccessRules:
     """Return what images may be named; local prefixes are taken from the folder the command runs in."""
-    allow = tuple(os.path.abspath(entry) if entry.startswith((".", "~")) else entry for entry in run.allow)
-    return AccessRules(root, allow)
+    return AccessRules(root, tuple(absolute_entry(entry) for entry in run.allow))
 
 
 def shard_task(
