@@ -24,7 +24,7 @@ from jobs.store import ObjectInfo, Store
 IMAGE_COLUMNS = ("src", "dst", "src_mask", "dst_mask")
 MATRIX_COLUMNS = ("dst_homo_src_init", "dst_homo_src_gt")
 MAX_IDS_CHECKED = 5_000_000
-"""Above this many rows `pair_id` is checked only where asked for: it takes about 150 bytes of memory an id."""
+"""Above this many rows `pair_id` is checked only where asked for: it takes some seconds for every million."""
 FOOTER_READERS = 16
 
 
@@ -106,32 +106,6 @@ def check_carry(manifest: Manifest, carry: Sequence[str]) -> None:
             raise UsageError(f"--carry names {name!r}, which is a result column")
         if list(carry).count(name) > 1:
             raise UsageError(f"--carry names {name!r} more than once")
-
-
-def check_ids(store: Store, manifest: Manifest) -> None:
-    """Check that no `pair_id` is null or repeated, over all files.
-
-    Raises:
-        ManifestInvalid: with an example and its count.
-    """
-    pair_id = manifest.schema.field("pair_id").type
-    chunks: list[pa.Array] = []
-    for file in manifest.files:
-        batches = read_rows(store, file, 0, file.rows, pa.schema([("pair_id", pair_id)]), batch_rows=65_536)
-        columns = [batch.column(0) for batch in batches]
-        num_null = sum(column.null_count for column in columns)
-        if num_null:
-            raise ManifestInvalid(f"pair_id is null in {num_null} of {file.rows} rows of {redact(file.path)}")
-        chunks.extend(columns)
-    ids = pa.chunked_array(chunks, type=pair_id)
-    counts = pa.table({"pair_id": ids}).group_by("pair_id").aggregate([([], "count_all")])
-    repeated = counts.filter(pc.greater(counts["count_all"], 1))
-    if repeated.num_rows:
-        first = repeated.sort_by([("count_all", "descending"), ("pair_id", "ascending")]).slice(0, 1).to_pylist()[0]
-        raise ManifestInvalid(
-            f"pair_id {first['pair_id']!r} stands in {first['count_all']} rows; "
-            f"{repeated.num_rows} of {counts.num_rows} ids are repeated"
-        )
 
 
 def read_rows(

@@ -15,7 +15,8 @@ from homoalign.status import Status
 from jobs.access import AccessRules, absolute_entry
 from jobs.errors import OutputNotWritable, UsageError
 from jobs.fetch import MAX_BYTES, MAX_PIXELS, Reader
-from jobs.manifest import MAX_IDS_CHECKED, Manifest, check_carry, check_ids, open_manifest
+from jobs.ids import check_ids
+from jobs.manifest import MAX_IDS_CHECKED, Manifest, check_carry, open_manifest
 from jobs.output import Output
 from jobs.plan import Plan, Settings, default_shard_rows
 from jobs.progress import ProgressKind
