@@ -116,6 +116,24 @@ def test_files_may_store_a_column_differently_but_not_be_of_another_type(tmp_pat
         open_manifest(STORE, str(tmp_path))
 
 
+@pytest.mark.parametrize("first", ["without", "with"])
+def test_a_column_that_only_some_files_have_is_null_in_the_others(tmp_path, first):
+    names = ("a.parquet", "b.parquet") if first == "without" else ("b.parquet", "a.parquet")
+    write(tmp_path / names[0])
+    write(tmp_path / names[1], src_mask=["m", None, "m"], dst_homo_src_init=[NINE] * 3, kind=[1, 2, 3])
+    manifest = open_manifest(STORE, str(tmp_path), ["kind"])
+    check_carry(manifest, ["kind"])
+    schema = pa.schema([manifest.schema.field(name) for name in manifest.columns_read(["kind"])])
+    found = {
+        file.path.rpartition("/")[2]: next(iter(read_rows(STORE, file, 0, 3, schema, batch_rows=3))).to_pydict()
+        for file in manifest.files
+    }
+    assert found[names[1]]["src_mask"] == ["m", None, "m"]
+    assert (found[names[1]]["kind"], found[names[1]]["dst_homo_src_init"]) == ([1, 2, 3], [NINE] * 3)
+    for name in ("src_mask", "dst_homo_src_init", "kind"):
+        assert found[names[0]][name] == [None] * 3
+
+
 def test_a_repeated_id_is_named_with_its_count_across_files(tmp_path):
     write(tmp_path / "a.parquet")
     write(tmp_path / "b.parquet", pair_id=["d", "b", "b"])
