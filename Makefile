@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NAME ?= tutorial
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench fuzz clean
 
 demo: $(STAMP)
 	$(BIN)/homoalign demo demo
@@ -20,6 +20,11 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/homoalign bench $(NAME)
+
+# Mutated files through decoders and job, then manifests with anything in their cells: about twenty minutes.
+fuzz: $(STAMP)
+	$(BIN)/python tests/fuzz.py --inputs 20000
+	FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest tests/test_fuzz.py -k cells
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
