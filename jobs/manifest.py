@@ -165,7 +165,7 @@ def check_unchanged(store: Store, file: ManifestFile) -> None:
 def _parquet(store: Store, path: str) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file; what goes wrong in the block is translated."""
     try:
-        with store.open(path) as handle, pq.ParquetFile(handle, pre_buffer=False) as parquet:
+        with store.open(path) as handle, pq.ParquetFile(handle, pre_buffer=False, buffer_size=2**20) as parquet:
             yield parquet
     except StorageError as error:
         raise ManifestInvalid(f"manifest: {error}") from error
