@@ -27,7 +27,8 @@ from jobs.store import Store
 RETRYABLE = (Status.UNREADABLE, Status.TIMED_OUT, Status.CRASHED, Status.NOT_ALLOWED, Status.TOO_LARGE)
 """Statuses that another try, or other limits, could change."""
 DEFAULT_BATCH = {"cpu": 32, "cuda": 128}
-CUDA_BATCH_BYTES = 512 * 2**20
+BATCH_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
+"""Of pixels; aligning takes some twenty times as much of uint8. On a CPU large images gain nothing together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,9 +124,10 @@ def shard_task(
 ) -> ShardTask:
     """Return all that a worker needs to make a part."""
     columns = manifest.columns_read(run.carry)
-    batching = Batching(pairs=run.batch_size or DEFAULT_BATCH[device])
-    if device == "cuda":
-        batching = dataclasses.replace(batching, batch_bytes=CUDA_BATCH_BYTES, waiting_bytes=2 * CUDA_BATCH_BYTES)
+    batch_bytes = BATCH_BYTES[device]
+    batching = Batching(
+        pairs=run.batch_size or DEFAULT_BATCH[device], batch_bytes=batch_bytes, waiting_bytes=2 * batch_bytes
+    )
     return ShardTask(
         index=index,
         segments=plan.shard(index),
