@@ -53,6 +53,7 @@ def check_ids(store: Store, manifest: Manifest) -> None:
         return
     count, first = min((-count, value) for value, count in _ids_with(store, manifest, suspects).items())
     if count < -1:
+        first = first.decode(errors="backslashreplace") if isinstance(first, bytes) else first
         raise ManifestInvalid(
             f"pair_id {first!r} stands in {-count} rows; {num_repeated} of {num_ids} ids are repeated"
         )
@@ -79,7 +80,8 @@ def _ids_with(store: Store, manifest: Manifest, hashes: Hashes) -> Counter[Any]:
     for ids in _ids(store, manifest):
         wanted = np.isin(hash_ids(ids), hashes)
         if wanted.any():
-            found.update(ids.filter(pa.array(wanted)).to_pylist())
+            some = ids.filter(pa.array(wanted))
+            found.update((some if pa.types.is_integer(some.type) else some.cast(pa.binary())).to_pylist())
     return found
 
 

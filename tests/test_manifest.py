@@ -163,6 +163,13 @@ def test_repeats_are_found_among_ids_of_any_type_read_in_shares(tmp_path, monkey
     check_ids(STORE, open_manifest(STORE, str(tmp_path)))
 
 
+def test_a_repeated_id_that_is_no_text_is_named_all_the_same(tmp_path):
+    spoilt = pa.array([b"a", b"\xff\xfe", b"\xff\xfe"]).view(pa.string())
+    manifest = open_manifest(STORE, str(write(tmp_path / "m.parquet", pair_id=spoilt)))
+    with pytest.raises(ManifestInvalid, match=re.escape(r"pair_id '\\xff\\xfe' stands in 2 rows")):
+        check_ids(STORE, manifest)
+
+
 def test_ids_whose_hashes_agree_are_not_taken_for_repeats(tmp_path, monkeypatch):
     monkeypatch.setattr(ids, "hash_ids", lambda values: np.zeros(len(values), np.uint64))
     manifest = open_manifest(STORE, str(write(tmp_path / "m.parquet")))
