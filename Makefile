@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NAME ?= tutorial
 
-.PHONY: demo test lint bench confidence clean
+.PHONY: demo test lint bench confidence fuzz clean
 
 demo: $(STAMP)
 	$(BIN)/homoalign demo demo
@@ -21,12 +21,17 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/homoalign bench $(NAME)
 
-# What `confidence` is made of, fitted anew: about an hour.
+# What `confidence` is made of, fitted anew: about half an hour.
 confidence: $(STAMP)
 	mkdir -p build
 	$(BIN)/homoalign bench trust --split fit --seed 1 --size 240 --pairs 600 --unrelated 200 --near-duplicates 100 \
 		--no-peers --num-workers 2 --json build/trust_fit.json
 	$(BIN)/python -m jobs.bench.fit_confidence build/trust_fit.json
+
+# Mutated files through decoders and job, then manifests with anything in their cells: about twenty minutes.
+fuzz: $(STAMP)
+	$(BIN)/python tests/fuzz.py --inputs 20000
+	FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest tests/test_fuzz.py -k cells
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

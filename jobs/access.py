@@ -5,7 +5,8 @@ adds a scheme (`https`) or a prefix (`s3://bucket/photos/`, `/mnt/photos`). A pr
 narrows that scheme to it. Every link of a chained URL (`zip://a.png::s3://bucket/a.zip`) must be allowed.
 
 Local paths are compared with symlinks and `..` resolved. Hosts that resolve to a loopback, link-local, private or
-otherwise not public address need a prefix that names the host; a scheme is not enough.
+otherwise not public address need a prefix that names the host; a scheme is not enough. Here they are judged by name,
+before anything is opened; `web.py` judges the address that is connected to.
 """
 
 from __future__ import annotations
@@ -19,10 +20,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import unquote, urlsplit
 
-from homoalign.errors import ImageUnreadable, UriNotAllowed
+from homoalign.errors import ImageUnreadable, RowInvalid, UriNotAllowed
 from jobs.storage_errors import redact
 
 WEB_SCHEMES = ("http", "https")
+HOST_SCHEMES = (*WEB_SCHEMES, "ftp", "hdfs", "sftp", "smb", "ssh", "webdav", "webhdfs")
+"""Those whose URLs name the machine to connect to."""
+INDIRECT_SCHEMES = ("blockcache", "cached", "dask", "filecache", "generic", "reference", "simplecache")
+"""fsspec's protocols that open other URLs than they name, or keep copies on disk without end."""
+KERNEL_FOLDERS = ("file:///proc", "file:///sys")
+"""What a worker knows of itself and its machine: no images, but credentials."""
 SAME_SCHEMES = {"local": "file", "s3a": "s3", "gcs": "gs"}
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
@@ -52,9 +59,10 @@ class AccessRules:
 
         Raises:
             UriNotAllowed: the run does not allow it; the message says what it allows.
+            RowInvalid: a local URL that is not absolute.
             ImageUnreadable: its host cannot be resolved.
         """
-        if re.search(r"[\x00-\x1f\x7f]", uri):
+        if re.search(r"[\x00-\x1f\x7f-\x9f]", uri):
             raise UriNotAllowed(f"{uri!r} holds control characters")
         links = uri.split("::")
         if len(links) > 1:
@@ -71,17 +79,24 @@ class AccessRules:
             raise UriNotAllowed(f"a redirect to {redact(url)} leaves the web")
         return self.resolve(url)
 
+    def is_named(self, url: str) -> bool:
+        """Return whether a prefix allows `url`, so that it may be anywhere."""
+        comparable = comparable_url(url)
+        return any(_is_below(comparable, comparable_url(prefix)) for prefix in self.prefixes())
+
     def _resolve_link(self, link: str, uri: str, *, is_chained: bool) -> str:
         if is_chained and re.fullmatch(r"[a-z0-9]+", link):  # fsspec: a bare word in a chain is a protocol
             link += "://"
         url = link if _has_scheme(link) else self._absolute(link, is_chained=is_chained)
         scheme = scheme_of(url)
-        comparable = comparable_url(url)
-        if any(_is_below(comparable, comparable_url(prefix)) for prefix in self.prefixes()):
+        if scheme in INDIRECT_SCHEMES:
+            raise UriNotAllowed(f"{redact(uri)}: {scheme}:: opens more than it names and is never allowed")
+        if self.is_named(url):
             return _opened_as(url, scheme, link, is_chained=is_chained)
-        if scheme not in self.schemes():
+        is_kernel = scheme == "file" and any(_is_below(comparable_url(url), folder) for folder in KERNEL_FOLDERS)
+        if scheme not in self.schemes() or is_kernel:
             raise UriNotAllowed(f"{redact(uri)} is outside what the run allows ({self._allowed_text()})")
-        if scheme in WEB_SCHEMES:
+        if scheme in HOST_SCHEMES:
             self._check_host(url)
         return _opened_as(url, scheme, link, is_chained=is_chained)
 
@@ -113,11 +128,19 @@ def scheme_of(url: str) -> str:
     return _canonical(url.partition("://")[0]) if _has_scheme(url) else "file"
 
 
+def absolute_entry(entry: str) -> str:
+    """Return an entry of `--allow` with a local prefix taken from the current folder."""
+    if _is_scheme(entry) or scheme_of(entry) != "file" or "::" in entry:
+        return entry
+    path = entry.partition("://")[2].removeprefix("localhost") if _has_scheme(entry) else entry
+    return os.path.abspath(os.path.expanduser(path))
+
+
 def comparable_url(url: str) -> str:
     """Return `url` with `..`, symlinks, case of the host and its port resolved, for comparison only."""
     scheme, rest = scheme_of(url), url.partition("://")[2] if _has_scheme(url) else url
     if scheme == "file":
-        return f"file://{os.path.realpath(os.path.expanduser(rest))}"
+        return f"file://{os.path.realpath(local_path(url))}"
     if scheme in WEB_SCHEMES:
         if "\\" in rest:
             raise UriNotAllowed(f"{redact(url)} holds a backslash, which servers read in different ways")
@@ -129,6 +152,18 @@ def comparable_url(url: str) -> str:
         return f"{scheme}://{(parts.hostname or '').rstrip('.')}:{port}{_normal(unquote(parts.path))}"
     bucket, _, key = rest.partition("/")
     return f"{scheme}://{bucket}{_normal(key)}"
+
+
+def local_path(url: str) -> str:
+    """Return the absolute path that a local URL, or a plain path, names.
+
+    Raises:
+        RowInvalid: it is not absolute. `file://a/b` would be `b` on the host `a`, and is often meant as `a/b`.
+    """
+    path = url.partition("://")[2].removeprefix("localhost") if _has_scheme(url) else url
+    if not path.startswith("/"):
+        raise RowInvalid(f"{url} is not absolute; write {path} (from the manifest's folder) or file:///…/{path}")
+    return path
 
 
 @lru_cache(maxsize=4096)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,7 +146,8 @@ def _connect(address: str | None) -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray's own deprecations, on every start
         if address == "local":
-            ray.init(address="local", **local, **common)
+            with _own_token():
+                ray.init(address="local", **local, **common)
             return True
         where = address or os.environ.get("RAY_ADDRESS")
         try:
@@ -166,13 +169,33 @@ def _check_listening(address: str) -> None:
 
 def _join_or_start(local: Mapping[str, Any], common: Mapping[str, Any]) -> bool:
     try:
-        ray.init(**local, **common)
+        with _own_token():
+            ray.init(**local, **common)
     except ValueError:  # Ray found a cluster, to which the local arguments do not apply
         ray.init(**common)
         return False
     except ConnectionError:  # Ray found the traces of a cluster that is gone
-        ray.init(address="local", **local, **common)
+        with _own_token():
+            ray.init(address="local", **local, **common)
     return True
+
+
+@contextmanager
+def _own_token() -> Iterator[None]:
+    """Protect the Ray that the block starts by a token of this process's own, which lies in no file.
+
+    Ray keeps the first token a process gave it, so it stays in the environment, unless the block fails. A local Ray
+    asks for a token unless RAY_AUTH_MODE says otherwise.
+    """
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        yield
+        return
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    try:
+        yield
+    except BaseException:
+        del os.environ["RAY_AUTH_TOKEN"]
+        raise
 
 
 def _outcome(reference: Any, shard: int) -> ShardDone | ShardFailed:

@@ -97,8 +97,7 @@ class _Row:
                     raise ImageTooLarge(f"{_label(name, cell)} is over the limit of {limit} bytes (--max-bytes)")
                 data = cell
             else:
-                rules = self.reader.rules
-                data = self.reader.store.read(rules.resolve(cell), max_bytes=limit, follow=rules.follow)
+                data = self.reader.store.read_named(cell, self.reader.rules, max_bytes=limit)
         except PairError as error:
             raise type(error)(_prefixed(name, str(error))) from error
         except ObjectTooLarge as error:

@@ -1,14 +1,13 @@
 """The manifest: opened from Parquet footers alone, checked before work starts, read in row ranges.
 
 Files may differ in how they store a column (plain or dictionary-encoded, 32 or 64 bit offsets, fixed or variable
-lists); `Manifest.schema` says the one type every row is read as.
+lists) and in which optional columns they have; `Manifest.schema` says the one type every row is read as.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,15 +16,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.errors import ManifestInvalid, UsageError
+from jobs.parallel import map_in_order
 from jobs.schema import MANIFEST_COLUMNS, MATRIX, REQUIRED_COLUMNS, RESULT_COLUMNS
-from jobs.storage_errors import StorageError, redact, translated
+from jobs.storage_errors import StorageError, redact
 from jobs.store import ObjectInfo, Store
 
 IMAGE_COLUMNS = ("src", "dst", "src_mask", "dst_mask")
 MATRIX_COLUMNS = ("dst_homo_src_init", "dst_homo_src_gt")
 MAX_IDS_CHECKED = 5_000_000
-"""Above this many rows `pair_id` is checked only where asked for: it takes about 150 bytes of memory an id."""
-FOOTER_READERS = 16
+"""Above this many rows `pair_id` is checked only where asked for: it takes some seconds for every million."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +47,9 @@ class Manifest:
     """Folder that relative URIs start from."""
     files: tuple[ManifestFile, ...]
     schema: pa.Schema
-    """All columns of the first file; those the job knows have the types the rows are read as."""
+    """All columns of the first file, and of the others those the job reads; those it knows have the types the rows are
+    read as.
+    """
 
     @property
     def rows(self) -> int:
@@ -78,13 +79,12 @@ def open_manifest(store: Store, url: str, carry: Sequence[str] = ()) -> Manifest
         raise ManifestInvalid(f"manifest: {error}") from error
     if not tables:
         raise ManifestInvalid(f"manifest {redact(url)} names no Parquet file")
-    with ThreadPoolExecutor(FOOTER_READERS) as pool:
-        footers = pool.map(lambda table: _read_footer(store, table), tables)
-        files, schema = [], None
-        for table, (rows, stored) in zip(tables, footers, strict=True):
-            readable = _readable_schema(stored, table.path)
-            schema = readable if schema is None else _merged(schema, readable, (tables[0].path, table.path), carry)
-            files.append(ManifestFile(path=table.path, size=table.size, etag=table.etag, mtime=table.mtime, rows=rows))
+    files, schema = [], None
+    footers = map_in_order(lambda table: _read_footer(store, table), tables)
+    for table, (rows, stored) in zip(tables, footers, strict=True):
+        readable = _readable_schema(stored, table.path)
+        schema = readable if schema is None else _merged(schema, readable, (tables[0].path, table.path), carry)
+        files.append(ManifestFile(path=table.path, size=table.size, etag=table.etag, mtime=table.mtime, rows=rows))
     if schema is None:
         raise AssertionError("tables is not empty")
     if pa.types.is_null(schema.field("pair_id").type):
@@ -106,32 +106,6 @@ def check_carry(manifest: Manifest, carry: Sequence[str]) -> None:
             raise UsageError(f"--carry names {name!r}, which is a result column")
         if list(carry).count(name) > 1:
             raise UsageError(f"--carry names {name!r} more than once")
-
-
-def check_ids(store: Store, manifest: Manifest) -> None:
-    """Check that no `pair_id` is null or repeated, over all files.
-
-    Raises:
-        ManifestInvalid: with an example and its count.
-    """
-    pair_id = manifest.schema.field("pair_id").type
-    chunks: list[pa.Array] = []
-    for file in manifest.files:
-        batches = read_rows(store, file, 0, file.rows, pa.schema([("pair_id", pair_id)]), batch_rows=65_536)
-        columns = [batch.column(0) for batch in batches]
-        num_null = sum(column.null_count for column in columns)
-        if num_null:
-            raise ManifestInvalid(f"pair_id is null in {num_null} of {file.rows} rows of {redact(file.path)}")
-        chunks.extend(columns)
-    ids = pa.chunked_array(chunks, type=pair_id)
-    counts = pa.table({"pair_id": ids}).group_by("pair_id").aggregate([([], "count_all")])
-    repeated = counts.filter(pc.greater(counts["count_all"], 1))
-    if repeated.num_rows:
-        first = repeated.sort_by([("count_all", "descending"), ("pair_id", "ascending")]).slice(0, 1).to_pylist()[0]
-        raise ManifestInvalid(
-            f"pair_id {first['pair_id']!r} stands in {first['count_all']} rows; "
-            f"{repeated.num_rows} of {counts.num_rows} ids are repeated"
-        )
 
 
 def read_rows(
@@ -191,7 +165,7 @@ def check_unchanged(store: Store, file: ManifestFile) -> None:
 def _parquet(store: Store, path: str) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file; what goes wrong in the block is translated."""
     try:
-        with store.open(path) as handle, pq.ParquetFile(handle, pre_buffer=False) as parquet:
+        with store.open(path) as handle, pq.ParquetFile(handle, pre_buffer=False, buffer_size=2**20) as parquet:
             yield parquet
     except StorageError as error:
         raise ManifestInvalid(f"manifest: {error}") from error
@@ -199,7 +173,7 @@ def _parquet(store: Store, path: str) -> Iterator[pq.ParquetFile]:
         reason = str(error).partition("\n")[0]
         raise ManifestInvalid(f"manifest file {redact(path)} is not readable as Parquet: {reason}") from error
     except OSError as error:
-        raise ManifestInvalid(f"manifest: {translated(error, path)}") from error
+        raise ManifestInvalid(f"manifest: {store.translated(error, path)}") from None
 
 
 def _read_footer(store: Store, table: ObjectInfo) -> tuple[int, pa.Schema]:
@@ -279,28 +253,28 @@ def _is_matrix(kind: pa.DataType) -> bool:
 
 
 def _merged(schema: pa.Schema, other: pa.Schema, paths: tuple[str, str], carry: Sequence[str]) -> pa.Schema:
-    """Return the types that hold for both files, or say which column differs. Columns no one reads may differ."""
+    """Return the types that hold for both files, or say which column differs. Columns no one reads may differ; one that
+    a file lacks is null there.
+    """
     known = [column.name for column in MANIFEST_COLUMNS]
     for name in (*known, *(name for name in carry if name not in known)):
         ours = schema.field(name).type if name in schema.names else None
         theirs = other.field(name).type if name in other.names else None
-        if ours == theirs or (ours is not None and theirs is not None and _reads_as(theirs, ours)):
+        if theirs is None or ours == theirs or (ours is not None and _reads_as(theirs, ours)):
             continue
-        if ours is not None and theirs is not None and pa.types.is_null(ours):
+        if ours is None:
+            schema = schema.append(pa.field(name, theirs))
+        elif pa.types.is_null(ours):
             schema = schema.set(schema.get_field_index(name), pa.field(name, theirs))
-            continue
-        raise ManifestInvalid(
-            f"column {name} is {_type_text(ours)} in {redact(paths[0])} and {_type_text(theirs)} in {redact(paths[1])}"
-        )
+        else:
+            raise ManifestInvalid(
+                f"column {name} is of type {ours} in {redact(paths[0])} and of type {theirs} in {redact(paths[1])}"
+            )
     return schema
 
 
 def _reads_as(theirs: pa.DataType, ours: pa.DataType) -> bool:
     return bool(pa.types.is_null(theirs) or (_is_string(theirs) and _is_string(ours)))
-
-
-def _type_text(kind: pa.DataType | None) -> str:
-    return "missing" if kind is None else f"of type {kind}"
 
 
 def _as_schema(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from jobs.errors import PlanChanged
+from jobs.parallel import map_in_order
 from jobs.plan import Plan, part_name, read_plan
 from jobs.rows import read_footer
 from jobs.storage_errors import ObjectMissing
 from jobs.store import TEMPORARY, Store
 from jobs.tally import Tally
 
-FOOTER_READERS = 16
 PLAN, SUMMARY, SUCCESS, REPORT = "plan.json", "summary.json", "_SUCCESS", "report.html"
 PART = re.compile(r"^part-(\d{6,})\.parquet$")
 
@@ -85,10 +84,9 @@ class Output:
         Raises:
             PlanChanged: a part is of another plan; both fingerprints are named.
         """
-        with ThreadPoolExecutor(FOOTER_READERS) as pool:
-            for shard, tally in pool.map(lambda shard: (shard, self._tally(plan, shard)), shards):
-                if tally is not None:
-                    yield shard, tally
+        for shard, tally in map_in_order(lambda shard: (shard, self._tally(plan, shard)), shards):
+            if tally is not None:
+                yield shard, tally
 
     def _tally(self, plan: Plan, shard: int) -> Tally | None:
         if shard >= plan.num_shards:

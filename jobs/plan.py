@@ -2,7 +2,8 @@
 
 A shard is a range of `shard_rows` consecutive rows over the concatenated files of one generation, found by
 arithmetic and never stored one by one. A run has one generation; `--incremental` appends one with the files that are
-new. Each generation has its fingerprint, chained to the one before, so the parts of earlier ones stay valid.
+new. Each generation has its fingerprint, chained to the one before, so the parts of earlier ones stay valid, and its
+own size of shards, so that a manifest that began small does not end in millions of parts.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class Generation:
     num_shards: int
     rows: int
     """Rows to align: those of all files, or fewer with a limit."""
+    shard_rows: int
     fingerprint: str
     """Of the settings, these files and every generation before."""
 
@@ -88,8 +90,8 @@ class Plan:
     def shard(self, index: int) -> list[Segment]:
         """Return the file ranges of a shard, in order."""
         generation = self.generation_of(index)
-        start = (index - generation.first_shard) * self.settings.shard_rows
-        stop = min(start + self.settings.shard_rows, generation.rows)
+        start = (index - generation.first_shard) * generation.shard_rows
+        stop = min(start + generation.shard_rows, generation.rows)
         ends = list(itertools.accumulate(file.rows for file in generation.files))
         segments = []
         for file, end in itertools.islice(zip(generation.files, ends, strict=True), bisect.bisect(ends, start), None):
@@ -164,7 +166,8 @@ def build_plan(
     if incremental and settings.limit is not None:
         raise UsageError("--incremental and --limit exclude each other")
     if previous is None:
-        return Plan(manifest=manifest.url, settings=settings, generations=(_generation(manifest.files, settings, ()),))
+        first = _generation(manifest.files, settings, (), settings.shard_rows)
+        return Plan(manifest=manifest.url, settings=settings, generations=(first,))
     known = {redact(file.path) for generation in previous.generations for file in generation.files}
     new = tuple(file for file in manifest.files if redact(file.path) not in known)
     differences = [*_settings_differences(previous.settings, settings), *_file_differences(previous, manifest)]
@@ -172,14 +175,18 @@ def build_plan(
         differences.append(f"{redact(new[0].path)} and {len(new) - 1} more files are new (--incremental adds them)")
     if differences:
         more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
-        raise PlanChanged(f"OUT holds another plan: {'; '.join(differences[:5])}{more}")
+        hint = " (new rows belong into new files)" if incremental else ""
+        raise PlanChanged(f"OUT holds another plan: {'; '.join(differences[:5])}{more}{hint}")
     by_path = {redact(file.path): file for file in manifest.files}
     generations = tuple(
         dataclasses.replace(generation, files=tuple(by_path[redact(file.path)] for file in generation.files))
         for generation in previous.generations
     )
     if new:
-        generations = (*generations, _generation(new, settings, generations))
+        shard_rows = settings.shard_rows
+        if shard_rows == default_shard_rows(generations[0].rows):  # no one asked for it
+            shard_rows = max(shard_rows, default_shard_rows(sum(file.rows for file in new)))
+        generations = (*generations, _generation(new, settings, generations, shard_rows))
     return Plan(manifest=manifest.url, settings=settings, generations=generations)
 
 
@@ -196,7 +203,13 @@ def read_plan(text: bytes | str, *, where: str) -> Plan:
         names = [field.name for field in dataclasses.fields(Settings)]
         settings = Settings(**{**{name: document[name] for name in names}, "carry": tuple(document["carry"])})
         generations = tuple(
-            Generation(**{**generation, "files": tuple(ManifestFile(**file) for file in generation["files"])})
+            Generation(
+                **{
+                    "shard_rows": settings.shard_rows,  # where an earlier version wrote it
+                    **generation,
+                    "files": tuple(ManifestFile(**file) for file in generation["files"]),
+                }
+            )
             for generation in document["generations"]
         )
         plan = Plan(manifest=document["manifest"], settings=settings, generations=generations)
@@ -207,9 +220,12 @@ def read_plan(text: bytes | str, *, where: str) -> Plan:
     return plan
 
 
-def _generation(files: Sequence[ManifestFile], settings: Settings, before: Sequence[Generation]) -> Generation:
+def _generation(
+    files: Sequence[ManifestFile], settings: Settings, before: Sequence[Generation], shard_rows: int
+) -> Generation:
     rows = sum(file.rows for file in files)
     rows = rows if settings.limit is None else min(rows, settings.limit)
+    settings = dataclasses.replace(settings, shard_rows=shard_rows)
     digest = hashlib.sha256()
     digest.update(before[-1].fingerprint.encode() if before else b"")
     digest.update(json.dumps(dataclasses.asdict(settings), sort_keys=True).encode())
@@ -219,8 +235,9 @@ def _generation(files: Sequence[ManifestFile], settings: Settings, before: Seque
         files=tuple(files),
         first_shard=sum(generation.num_shards for generation in before),
         # a manifest without rows still has a part, so that OUT/data is a dataset
-        num_shards=-(-rows // settings.shard_rows) if rows or before else 1,
+        num_shards=-(-rows // shard_rows) if rows or before else 1,
         rows=rows,
+        shard_rows=shard_rows,
         fingerprint=digest.hexdigest()[:16],
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,10 +12,11 @@ import pyarrow as pa
 
 from homoalign.config import AlignConfig
 from homoalign.status import Status
-from jobs.access import AccessRules
+from jobs.access import AccessRules, absolute_entry
 from jobs.errors import OutputNotWritable, UsageError
 from jobs.fetch import MAX_BYTES, MAX_PIXELS, Reader
-from jobs.manifest import MAX_IDS_CHECKED, Manifest, check_carry, check_ids, open_manifest
+from jobs.ids import check_ids
+from jobs.manifest import MAX_IDS_CHECKED, Manifest, check_carry, open_manifest
 from jobs.output import Output
 from jobs.plan import Plan, Settings, default_shard_rows
 from jobs.progress import ProgressKind
@@ -27,7 +27,8 @@ from jobs.store import Store
 RETRYABLE = (Status.UNREADABLE, Status.TIMED_OUT, Status.CRASHED, Status.NOT_ALLOWED, Status.TOO_LARGE)
 """Statuses that another try, or other limits, could change."""
 DEFAULT_BATCH = {"cpu": 32, "cuda": 128}
-CUDA_BATCH_BYTES = 512 * 2**20
+BATCH_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
+"""Of pixels; aligning takes some twenty times as much of uint8. On a CPU large images gain nothing together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,8 +109,7 @@ def config_values(config: AlignConfig) -> Mapping[str, Any]:
 
 def access_rules(run: RunConfig, root: str) -> AccessRules:
     """Return what images may be named; local prefixes are taken from the folder the command runs in."""
-    allow = tuple(os.path.abspath(entry) if entry.startswith((".", "~")) else entry for entry in run.allow)
-    return AccessRules(root, allow)
+    return AccessRules(root, tuple(absolute_entry(entry) for entry in run.allow))
 
 
 def shard_task(
@@ -124,9 +124,10 @@ def shard_task(
 ) -> ShardTask:
     """Return all that a worker needs to make a part."""
     columns = manifest.columns_read(run.carry)
-    batching = Batching(pairs=run.batch_size or DEFAULT_BATCH[device])
-    if device == "cuda":
-        batching = dataclasses.replace(batching, batch_bytes=CUDA_BATCH_BYTES, waiting_bytes=2 * CUDA_BATCH_BYTES)
+    batch_bytes = BATCH_BYTES[device]
+    batching = Batching(
+        pairs=run.batch_size or DEFAULT_BATCH[device], batch_bytes=batch_bytes, waiting_bytes=2 * batch_bytes
+    )
     return ShardTask(
         index=index,
         segments=plan.shard(index),

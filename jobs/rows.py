@@ -23,6 +23,8 @@ from jobs.tally import METADATA_PREFIX, Tally
 Row = dict[str, Any]
 """A result row without `pair_id` and the carried columns, which never leave Arrow."""
 
+MAX_DETAIL = 1000
+"""Characters of a detail: a cell of any length may be quoted in it."""
 TRUTH_KEY = METADATA_PREFIX + b"has_truth"
 _TENSORS = (
     "confidence",
@@ -43,7 +45,9 @@ _TENSORS = (
 
 def error_row(error: PairError, src_size: tuple[int, int] | None, dst_size: tuple[int, int] | None) -> Row:
     """Return the row of a pair that could not be had."""
-    return {"status": error.status.value, "status_detail": str(error), **size_columns(src_size, dst_size)}
+    text = str(error)
+    detail = text if len(text) <= MAX_DETAIL else f"{text[:MAX_DETAIL]}… ({len(text)} characters)"
+    return {"status": error.status.value, "status_detail": detail, **size_columns(src_size, dst_size)}
 
 
 def size_columns(src_size: tuple[int, int] | None, dst_size: tuple[int, int] | None) -> Row:

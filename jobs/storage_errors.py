@@ -73,7 +73,7 @@ def attempt(action: Callable[[], T], url: str) -> T:
     )
     try:
         return retrying(action)
-    except StorageError:
+    except HomoalignError:
         raise
     except Exception as error:
         raise translated(error, url) from error

@@ -15,16 +15,25 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, BinaryIO, cast
-from urllib.parse import urljoin
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
+from urllib.parse import urljoin, urlsplit
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import get_protocol
 
+from jobs.access import WEB_SCHEMES, AccessRules
 from jobs.storage_errors import ObjectMissing, ObjectTooLarge, StorageError, attempt, redact, translated
 
+if TYPE_CHECKING:
+    from jobs.web import Redirect
+
+T = TypeVar("T")
+
 MAX_REDIRECTS = 5
+MIN_SECRET_LENGTH = 4
+"""Shorter storage options (`us`, `v4`) are not looked for in messages."""
+_FOLDER = os.O_DIRECTORY | getattr(os, "O_PATH", os.O_RDONLY)  # macOS has no O_PATH
 TEMPORARY = re.compile(r"^\.(?P<name>.+)\.[0-9a-f]{32}\.tmp$")
 """Names of files that a publication which died may leave beside its target, on a local disk."""
 
@@ -53,8 +62,13 @@ class Store:
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
     """fsspec's options for each protocol. Secret."""
 
-    def locate(self, url: str) -> tuple[Any, str]:
+    def locate(self, url: str, rules: AccessRules | None = None, *, with_credentials: bool = True) -> tuple[Any, str]:
         """Return the filesystem of `url` and the path in it.
+
+        Args:
+            url: what to open.
+            rules: for what a manifest names; HTTP then connects to public addresses only, unless a prefix names them.
+            with_credentials: False where HTTP led to another host than the one they are for.
 
         Raises:
             StorageError: no installed package knows the protocol, or the filesystem cannot be made.
@@ -62,11 +76,29 @@ class Store:
         protocols = [get_protocol(link) for link in url.split("::")]
         named = {name: dict(self.options[name]) for name in protocols if name in self.options}
         try:
+            if rules is not None:
+                named |= _guarded(url, named, rules, with_credentials=with_credentials)
             if len(protocols) > 1:
                 return cast("tuple[Any, str]", fsspec.core.url_to_fs(url, **named))
             return cast("tuple[Any, str]", fsspec.core.url_to_fs(url, **named.get(protocols[0], {})))
         except Exception as error:
-            raise translated(error, url) from error
+            raise self.translated(error, url) from None
+
+    def translated(self, error: Exception, url: str) -> StorageError:
+        """Return what a storage library raised as an error of ours, without what the options hold."""
+        found = error if isinstance(error, StorageError) else translated(error, url)
+        return type(found)(self._without_options(str(found)))
+
+    def _attempt(self, action: Callable[[], T], url: str) -> T:
+        try:
+            return attempt(action, url)
+        except StorageError as error:
+            raise self.translated(error, url) from None  # the cause may quote a secret
+
+    def _without_options(self, text: str) -> str:
+        for value in sorted(_texts_in(self.options), key=len, reverse=True):
+            text = text.replace(value, "…")
+        return text
 
     def url_of(self, url: str) -> str:
         """Return `url` absolute and with its protocol, without a slash at the end."""
@@ -86,32 +118,32 @@ class Store:
             tables: sorted by path.
         """
         filesystem, path = self.locate(url)
-        attempt(filesystem.invalidate_cache, url)
+        self._attempt(filesystem.invalidate_cache, url)
         magic = re.search(r"[*?\[]", path)
         if magic and not self.exists(url):
-            found = attempt(lambda: filesystem.glob(path, detail=True), url)
+            found = self._attempt(lambda: filesystem.glob(path, detail=True), url)
             entries = [entry for entry in found.values() if entry["type"] == "file"]
             root = path[: magic.start()].rpartition("/")[0]
         else:
-            entry = attempt(lambda: filesystem.info(path), url)
+            entry = self._attempt(lambda: filesystem.info(path), url)
             if entry["type"] == "file":
                 entries, root = [entry], path.rpartition("/")[0]
             else:
-                entries, root = list(_tables_below(filesystem, path, url)), path
+                entries, root = self._attempt(lambda: list(_tables_below(filesystem, path)), url), path
         tables = [_object_info(filesystem, entry) for entry in entries if not _is_hidden(entry["name"])]
         return filesystem.unstrip_protocol(root or "/").rstrip("/"), sorted(tables, key=lambda table: table.path)
 
     def info(self, url: str) -> ObjectInfo:
         """Return what the store says about the object now."""
         filesystem, path = self.locate(url)
-        return _object_info(filesystem, attempt(lambda: filesystem.info(path), url))
+        return _object_info(filesystem, self._attempt(lambda: filesystem.info(path), url))
 
     def list_names(self, folder: str) -> list[str]:
         """Return the sorted names of what lies directly in `folder`; none where there is no such folder."""
         filesystem, path = self.locate(folder)
         filesystem.invalidate_cache()
         try:
-            entries = attempt(lambda: filesystem.ls(path, detail=False), folder)
+            entries = self._attempt(lambda: filesystem.ls(path, detail=False), folder)
         except ObjectMissing:
             return []
         return sorted(name for entry in entries if (name := entry.rstrip("/").rpartition("/")[2]))
@@ -120,44 +152,49 @@ class Store:
         """Return whether something is stored at `url` now."""
         filesystem, path = self.locate(url)
         filesystem.invalidate_cache()
-        return cast("bool", attempt(lambda: filesystem.exists(path), url))
+        return cast("bool", self._attempt(lambda: filesystem.exists(path), url))
 
     def open(self, url: str) -> BinaryIO:
         """Open an object for random reads. What reading raises is the caller's to give to `translated`."""
         filesystem, path = self.locate(url)
-        return cast("BinaryIO", attempt(lambda: filesystem.open(path, "rb"), url))
+        return cast("BinaryIO", self._attempt(lambda: filesystem.open(path, "rb"), url))
 
-    def read(self, url: str, *, max_bytes: int | None = None, follow: Callable[[str], str] | None = None) -> bytes:
+    def read(self, url: str, *, max_bytes: int | None = None) -> bytes:
         """Read a whole object.
 
         Args:
             url: what to read.
             max_bytes: read no more than this.
-            follow: with `max_bytes`, called with the target of every HTTP redirect; it raises, or returns what to
-                read instead. Redirects are refused where it is None.
 
         Raises:
             ObjectTooLarge: it has more than `max_bytes`; no more than that was read.
         """
+        filesystem, path = self.locate(url)
+        return _within(self._attempt(lambda: _read(filesystem, path, max_bytes), url), max_bytes, url)
+
+    def read_named(self, uri: str, rules: AccessRules, *, max_bytes: int) -> bytes:
+        """Read what a manifest names, and only what `rules` allow: at every redirect and down to the address.
+
+        Raises:
+            PairError: it is not allowed.
+            ObjectTooLarge: it has more than `max_bytes`; no more than that was read.
+        """
+        url = first = rules.resolve(uri)
         for _ in range(MAX_REDIRECTS + 1):
-            filesystem, path = self.locate(url)
-            found = attempt(lambda: _read(filesystem, path, max_bytes), url)  # noqa: B023, called at once
+            filesystem, path = self.locate(url, rules, with_credentials=_origin(url) == _origin(first))
+            found = self._attempt(lambda: _read_named(filesystem, path, max_bytes), url)  # noqa: B023, called at once
             if isinstance(found, bytes):
-                if max_bytes is not None and len(found) > max_bytes:
-                    raise ObjectTooLarge(f"{redact(url)} has more than {max_bytes} bytes")
-                return found
-            if follow is None:
-                raise StorageError(f"{redact(url)} redirects to {redact(found.target)}, which is not followed")
-            url = follow(urljoin(url, found.target))
+                return _within(found, max_bytes, url)
+            url = rules.follow(urljoin(url, found.target))
         raise StorageError(f"{redact(url)}: more than {MAX_REDIRECTS} redirects")
 
     def publish(self, url: str, data: bytes) -> None:
         """Store `data` at `url` as one object, whole or not at all, in place of what was there."""
         filesystem, path = self.locate(url)
         if isinstance(filesystem, LocalFileSystem):
-            attempt(lambda: _publish_local(path, data, os.replace), url)
+            self._attempt(lambda: _publish_local(path, data, os.replace), url)
         else:
-            attempt(lambda: filesystem.pipe_file(path, data), url)
+            self._attempt(lambda: filesystem.pipe_file(path, data), url)
 
     def create(self, url: str, data: bytes) -> None:
         """Store `data` at `url` only if nothing is there.
@@ -168,27 +205,27 @@ class Store:
         filesystem, path = self.locate(url)
         if isinstance(filesystem, LocalFileSystem):
             # a link is made whole or not at all, and never over something
-            attempt(lambda: _publish_local(path, data, os.link), url)
+            self._attempt(lambda: _publish_local(path, data, os.link), url)
         else:
             filesystem.invalidate_cache()
-            attempt(lambda: filesystem.pipe_file(path, data, mode="create"), url)
+            self._attempt(lambda: filesystem.pipe_file(path, data, mode="create"), url)
 
     def delete(self, url: str) -> None:
         """Delete an object; nothing happens where there is none."""
         filesystem, path = self.locate(url)
         with contextlib.suppress(ObjectMissing):
-            attempt(lambda: filesystem.rm_file(path), url)
+            self._attempt(lambda: filesystem.rm_file(path), url)
 
 
 def _is_hidden(path: str) -> bool:
     return path.rpartition("/")[2].startswith((".", "_"))
 
 
-def _tables_below(filesystem: Any, folder: str, url: str) -> Iterator[dict[str, Any]]:
-    for entry in attempt(lambda: filesystem.ls(folder, detail=True), url):
+def _tables_below(filesystem: Any, folder: str) -> Iterator[dict[str, Any]]:
+    for entry in filesystem.ls(folder, detail=True):
         name = entry["name"].rstrip("/").rpartition("/")[2]
         if entry["type"] == "directory" and "=" in name:
-            yield from _tables_below(filesystem, entry["name"], url)
+            yield from _tables_below(filesystem, entry["name"])
         elif entry["type"] != "directory" and name.endswith((".parquet", ".parq", ".pq")):
             yield entry
 
@@ -211,35 +248,84 @@ def _time_text(time: Any) -> str:
     return time.astimezone(UTC).isoformat() if isinstance(time, datetime) else str(time)
 
 
-@dataclass(frozen=True, slots=True)
-class _Redirect:
-    """What a server answered instead of an object."""
+def _texts_in(options: Any) -> Iterator[str]:
+    """Yield the texts that storage options hold, at any depth."""
+    if isinstance(options, Mapping):
+        for value in options.values():
+            yield from _texts_in(value)
+    elif isinstance(options, (list, tuple)):
+        for value in options:
+            yield from _texts_in(value)
+    elif isinstance(options, str) and len(options) >= MIN_SECRET_LENGTH:
+        yield options
 
-    target: str
+
+def _origin(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc
 
 
-def _read(filesystem: Any, path: str, max_bytes: int | None) -> bytes | _Redirect:
+def _guarded(
+    url: str, options: Mapping[str, Mapping[str, Any]], rules: AccessRules, *, with_credentials: bool
+) -> dict[str, dict[str, Any]]:
+    """Return the options of the web links of `url`, by protocol, that keep them to what the rules allow."""
+    found = {}
+    for link in url.split("::"):
+        protocol = get_protocol(link)
+        if protocol in WEB_SCHEMES:
+            from jobs.web import web_options  # aiohttp is an extra
+
+            found[protocol] = web_options(
+                options.get(protocol, {}), public_only=not rules.is_named(link), with_credentials=with_credentials
+            )
+    return found
+
+
+def _within(data: bytes, max_bytes: int | None, url: str) -> bytes:
+    if max_bytes is not None and len(data) > max_bytes:
+        raise ObjectTooLarge(f"{redact(url)} has more than {max_bytes} bytes")
+    return data
+
+
+def _read(filesystem: Any, path: str, max_bytes: int | None) -> bytes:
+    """Return an object's bytes, one more than `max_bytes` where there are more."""
     if isinstance(filesystem, LocalFileSystem):
-        with open(path, "rb") as file:
-            return file.read() if max_bytes is None else file.read(max_bytes + 1)
-    if max_bytes is None:
+        return _read_local(path, max_bytes)
+    if max_bytes is None or get_protocol(path) in WEB_SCHEMES:  # servers may not know the size or ignore a range
         return cast("bytes", filesystem.cat_file(path))
-    if get_protocol(path) in ("http", "https"):
-        return _read_web(filesystem, path, max_bytes)
     size = filesystem.info(path)["size"] or 0  # stores refuse a range that starts behind the end of an empty object
     return cast("bytes", filesystem.cat_file(path, start=0, end=max_bytes + 1)) if size else b""
 
 
-def _read_web(filesystem: Any, url: str, max_bytes: int) -> bytes | _Redirect:
-    """Stream, because a server may ignore a range; a block size of 0 and any size make fsspec do so at once."""
-    with filesystem.open(url, "rb", block_size=0, size=1, allow_redirects=False) as file:
-        if 300 <= file.r.status < 400:
-            return _Redirect(file.r.headers.get("Location", ""))
-        parts, left = [], max_bytes + 1
-        while left > 0 and (part := file.read(min(left, 1 << 20))):
-            parts.append(part)
-            left -= len(part)
-        return b"".join(parts)
+def _read_named(filesystem: Any, path: str, max_bytes: int) -> bytes | Redirect:
+    if isinstance(filesystem, LocalFileSystem):
+        return _read_local(path, max_bytes, opener=_open_without_links)
+    if get_protocol(path) in WEB_SCHEMES:
+        from jobs.web import read_web
+
+        return read_web(filesystem, path, max_bytes)
+    return _read(filesystem, path, max_bytes)
+
+
+def _read_local(path: str, max_bytes: int | None, opener: Callable[[str, int], int] | None = None) -> bytes:
+    with open(path, "rb", opener=opener) as file:
+        return file.read() if max_bytes is None else file.read(max_bytes + 1)
+
+
+def _open_without_links(path: str, flags: int) -> int:
+    """Open an absolute path without following symlinks: those it had were resolved and allowed before, and one that
+    stands there now was put in their place since.
+    """
+    *parents, name = path.strip("/").split("/")
+    folder = os.open("/", _FOLDER)
+    try:
+        for parent in parents:
+            below = os.open(parent, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+            os.close(folder)
+            folder = below
+        return os.open(name, flags | os.O_NOFOLLOW, dir_fd=folder)
+    finally:
+        os.close(folder)
 
 
 def _publish_local(path: str, data: bytes, place: Callable[[str, str], None]) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from homoalign.errors import ImageUnreadable, UriNotAllowed
+from homoalign.errors import ImageUnreadable, RowInvalid, UriNotAllowed
 from jobs import access
-from jobs.access import AccessRules, is_public
+from jobs.access import AccessRules, absolute_entry, is_public
+from jobs.storage_errors import StorageError
+from jobs.store import Store
 
 PUBLIC, PRIVATE = "93.184.216.34", "10.1.2.3"
 
@@ -52,6 +56,10 @@ def test_the_manifests_own_scheme_is_allowed(root, uri):
         ("s3://bucket/m", "FILE:///etc/passwd"),
         ("s3://bucket/m", "local:///etc/passwd"),
         ("file:///m", "a\x00.png"),
+        ("file:///m", "a\x9b31m.png"),
+        ("file:///m", "/proc/self/environ"),
+        ("file:///m", "../proc/self/environ"),
+        ("file:///m", "file:///sys/kernel/notes"),
     ],
 )
 def test_anything_else_is_refused_and_named(root, uri):
@@ -139,3 +147,56 @@ def test_addresses_are_told_apart_also_when_wrapped(address, expected):
 def test_a_host_that_does_not_resolve_is_unreadable():
     with pytest.raises(ImageUnreadable, match=r"nowhere\.invalid"):
         AccessRules("file:///m", ("http",)).resolve("http://nowhere.invalid/a.png")
+
+
+@pytest.mark.usefixtures("hosts")
+def test_hosts_of_other_protocols_are_judged_too():
+    rules = AccessRules("file:///m", ("ftp", "sftp"))
+    assert rules.resolve("ftp://images.example/a.png")
+    for uri in ("ftp://localhost/a.png", "sftp://169.254.169.254/a.png"):
+        with pytest.raises(UriNotAllowed, match="not a public address"):
+            rules.resolve(uri)
+
+
+@pytest.mark.parametrize("scheme", ["reference", "generic", "simplecache", "filecache"])
+def test_protocols_that_open_more_than_they_name_are_refused_also_where_they_are_allowed(scheme):
+    with pytest.raises(UriNotAllowed, match="opens more than it names"):
+        AccessRules("file:///m", (scheme, "https")).resolve(f"{scheme}::https://images.example/a.png")
+
+
+def test_a_local_url_is_absolute_or_refused_with_what_to_write(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rules = AccessRules("file:///m")
+    assert rules.resolve("file:///a/b.png") == rules.resolve("file://localhost/a/b.png") == "file:///a/b.png"
+    for uri in ("file://a/b.png", "file://~/b.png", "local://a/b.png"):
+        with pytest.raises(RowInvalid, match=r"is not absolute; write .*b\.png \(from the manifest's folder\)"):
+            rules.resolve(uri)
+
+
+def test_local_prefixes_are_taken_from_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    given = ("./a", "a/b", "file://a", "file:///a", "~/a", "s3://b/a", "https", "zip://a.png::b.zip")
+    here = str(tmp_path)
+    expected = (f"{here}/a", f"{here}/a/b", f"{here}/a", "/a", "/home/me/a", "s3://b/a", "https", "zip://a.png::b.zip")
+    assert tuple(map(absolute_entry, given)) == expected
+
+
+@pytest.mark.parametrize("swapped", ["photos", "photos/day", "photos/day/a.png"])
+def test_a_symlink_put_in_place_after_the_check_is_not_followed(tmp_path, monkeypatch, swapped):
+    for folder in ("photos/day", "secret/day"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "a.png").write_bytes(folder.encode())
+    rules = AccessRules(f"file://{tmp_path}", (f"{tmp_path}/photos",))
+    assert Store().read_named("photos/day/a.png", rules, max_bytes=99) == b"photos/day"
+
+    def resolve_then_swap(self, uri):
+        found = resolve(self, uri)
+        os.rename(tmp_path / swapped, tmp_path / "was")
+        (tmp_path / swapped).symlink_to(tmp_path / swapped.replace("photos", "secret"))
+        return found
+
+    resolve = AccessRules.resolve
+    monkeypatch.setattr(AccessRules, "resolve", resolve_then_swap)
+    with pytest.raises(StorageError):
+        Store().read_named("photos/day/a.png", rules, max_bytes=99)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs import ids
 from jobs.errors import ManifestInvalid, UsageError
-from jobs.manifest import check_carry, check_ids, check_unchanged, open_manifest, read_rows
+from jobs.ids import check_ids
+from jobs.manifest import check_carry, check_unchanged, open_manifest, read_rows
 from jobs.store import Store
 
 NINE = [float(i) for i in range(9)]
@@ -112,11 +116,67 @@ def test_files_may_store_a_column_differently_but_not_be_of_another_type(tmp_pat
         open_manifest(STORE, str(tmp_path))
 
 
+@pytest.mark.parametrize("first", ["without", "with"])
+def test_a_column_that_only_some_files_have_is_null_in_the_others(tmp_path, first):
+    names = ("a.parquet", "b.parquet") if first == "without" else ("b.parquet", "a.parquet")
+    write(tmp_path / names[0])
+    write(tmp_path / names[1], src_mask=["m", None, "m"], dst_homo_src_init=[NINE] * 3, kind=[1, 2, 3])
+    manifest = open_manifest(STORE, str(tmp_path), ["kind"])
+    check_carry(manifest, ["kind"])
+    schema = pa.schema([manifest.schema.field(name) for name in manifest.columns_read(["kind"])])
+    found = {
+        file.path.rpartition("/")[2]: next(iter(read_rows(STORE, file, 0, 3, schema, batch_rows=3))).to_pydict()
+        for file in manifest.files
+    }
+    assert found[names[1]]["src_mask"] == ["m", None, "m"]
+    assert (found[names[1]]["kind"], found[names[1]]["dst_homo_src_init"]) == ([1, 2, 3], [NINE] * 3)
+    for name in ("src_mask", "dst_homo_src_init", "kind"):
+        assert found[names[0]][name] == [None] * 3
+
+
 def test_a_repeated_id_is_named_with_its_count_across_files(tmp_path):
     write(tmp_path / "a.parquet")
     write(tmp_path / "b.parquet", pair_id=["d", "b", "b"])
     with pytest.raises(ManifestInvalid, match="pair_id 'b' stands in 3 rows; 1 of 4 ids are repeated"):
         check_ids(STORE, open_manifest(STORE, str(tmp_path)))
+
+
+@pytest.mark.parametrize("share", [1, 7, 2**25])
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.int8(), pa.uint64(), pa.dictionary(pa.int32(), pa.string())]
+)
+def test_repeats_are_found_among_ids_of_any_type_read_in_shares(tmp_path, monkeypatch, kind, share):
+    monkeypatch.setattr(ids, "HASHES_AT_A_TIME", share)
+    given = [*range(120), 7, 119, 7] if pa.types.is_integer(kind) else [*map("x".__mul__, range(120)), "x" * 7, "", ""]
+    repeated, count = (7, 3) if pa.types.is_integer(kind) else ("", 3)
+    for name, values in (("a", given[:60]), ("b", given[60:])):
+        write(
+            tmp_path / f"{name}.parquet",
+            pair_id=pa.array(values, kind),
+            src=["x"] * len(values),
+            dst=["x"] * len(values),
+        )
+    message = f"pair_id {repeated!r} stands in {count} rows; 2 of 120 ids are repeated"
+    with pytest.raises(ManifestInvalid, match=re.escape(message)):
+        check_ids(STORE, open_manifest(STORE, str(tmp_path)))
+    write(tmp_path / "b.parquet", pair_id=pa.array(given[60:120], kind), src=["x"] * 60, dst=["x"] * 60)
+    check_ids(STORE, open_manifest(STORE, str(tmp_path)))
+
+
+def test_a_repeated_id_that_is_no_text_is_named_all_the_same(tmp_path):
+    spoilt = pa.array([b"a", b"\xff\xfe", b"\xff\xfe"]).view(pa.string())
+    manifest = open_manifest(STORE, str(write(tmp_path / "m.parquet", pair_id=spoilt)))
+    with pytest.raises(ManifestInvalid, match=re.escape(r"pair_id '\\xff\\xfe' stands in 2 rows")):
+        check_ids(STORE, manifest)
+
+
+def test_ids_whose_hashes_agree_are_not_taken_for_repeats(tmp_path, monkeypatch):
+    monkeypatch.setattr(ids, "hash_ids", lambda values: np.zeros(len(values), np.uint64))
+    manifest = open_manifest(STORE, str(write(tmp_path / "m.parquet")))
+    check_ids(STORE, manifest)
+    manifest = open_manifest(STORE, str(write(tmp_path / "m.parquet", pair_id=["a", "b", "a"])))
+    with pytest.raises(ManifestInvalid, match="'a' stands in 2 rows"):
+        check_ids(STORE, manifest)
 
 
 def test_a_null_id_is_refused(tmp_path):

@@ -174,3 +174,19 @@ def test_storage_options_reach_their_protocol_and_are_shown_nowhere():
 )
 def test_passwords_and_signatures_are_redacted(url, shown):
     assert redact(url) == shown
+
+
+@pytest.mark.parametrize("action", ["read", "publish", "list_tables", "exists"])
+def test_what_the_options_hold_is_taken_out_of_errors(monkeypatch, action):
+    store = Store({"memory": {"key": "AKIA0123", "deep": {"tokens": ["hunter2hunter2"]}, "short": "us"}})
+    filesystem, _ = store.locate("memory://a")
+
+    def quotes(*_: object, **__: object) -> None:
+        raise ValueError("the key AKIA0123 of us with hunter2hunter2 is unknown")
+
+    for name in ("cat_file", "pipe_file", "info", "exists"):
+        monkeypatch.setattr(filesystem, name, quotes)
+    with pytest.raises(StorageError, match="the key … of us with … is unknown") as caught:
+        getattr(store, action)("memory://a", *([b"x"] if action == "publish" else []))
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from homoalign.config import AlignConfig
-from jobs.access import AccessRules
+from jobs.access import AccessRules, absolute_entry
 from jobs.errors import OutputNotWritable, UsageError
 from jobs.fetch import MAX_BYTES, MAX_PIXELS, PairImages, Reader, fetch_pair
 from jobs.options import align_config, read_config, read_storage_options, storage_options
@@ -71,7 +71,8 @@ def align_command(  # noqa: PLR0913, one parameter for each option
     config = read_config(store, config_file, settings)
     urls = {name: store.url_of(file) for name, file in given.items()}
     # what is named on the command line is allowed
-    rules = AccessRules("file:///", tuple(link for url in urls.values() for link in url.split("::")))
+    links = (link for url in urls.values() for link in url.split("::"))
+    rules = AccessRules("file:///", tuple(absolute_entry(link) for link in links))
     reader = Reader(store=store, rules=rules, max_pixels=max_pixels, max_bytes=max_bytes)
     fetched = fetch_pair(urls, reader)
     if fetched.images is None:
