@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import re
+import stat
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,11 +23,13 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import get_protocol
 
-from jobs.storage_errors import ObjectMissing, ObjectTooLarge, StorageError, attempt, redact, translated
+from jobs.storage_errors import ObjectExists, ObjectMissing, ObjectTooLarge, StorageError, attempt, redact, translated
 
 MAX_REDIRECTS = 5
 TEMPORARY = re.compile(r"^\.(?P<name>.+)\.[0-9a-f]{32}\.tmp$")
-"""Names of files that a publication which died may leave beside its target, on a local disk."""
+"""Names of files that a publication which died may leave beside its target, where one is made by renaming."""
+OBJECT_STORES = frozenset({"abfs", "az", "gcs", "gs", "memory", "oss", "r2", "s3", "s3a"})
+"""Protocols whose uploads show only when they are whole; on others a part is written beside its name and renamed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,13 +154,27 @@ class Store:
             url = follow(urljoin(url, found.target))
         raise StorageError(f"{redact(url)}: more than {MAX_REDIRECTS} redirects")
 
-    def publish(self, url: str, data: bytes) -> None:
-        """Store `data` at `url` as one object, whole or not at all, in place of what was there."""
+    def publish(self, url: str, data: bytes, *, replace: bool = True) -> None:
+        """Store `data` at `url` as one object, whole or not at all.
+
+        Args:
+            url: where.
+            data: the whole object.
+            replace: put it in place of what may be there.
+
+        Raises:
+            ObjectExists: something is there, and is not to be replaced.
+        """
         filesystem, path = self.locate(url)
         if isinstance(filesystem, LocalFileSystem):
-            attempt(lambda: _publish_local(path, data, os.replace), url)
+            attempt(lambda: _publish_local(path, data, os.replace if replace else os.link), url)
+        elif _is_object_store(filesystem):
+            mode = {} if replace else {"mode": "create"}
+            attempt(lambda: filesystem.pipe_file(path, data, **mode), url)
+        elif not replace and self.exists(url):
+            raise ObjectExists(f"{redact(url)} exists already")
         else:
-            attempt(lambda: filesystem.pipe_file(path, data), url)
+            attempt(lambda: _publish_renamed(filesystem, path, data), url)
 
     def create(self, url: str, data: bytes) -> None:
         """Store `data` at `url` only if nothing is there.
@@ -220,7 +237,7 @@ class _Redirect:
 
 def _read(filesystem: Any, path: str, max_bytes: int | None) -> bytes | _Redirect:
     if isinstance(filesystem, LocalFileSystem):
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_open_regular) as file:
             return file.read() if max_bytes is None else file.read(max_bytes + 1)
     if max_bytes is None:
         return cast("bytes", filesystem.cat_file(path))
@@ -228,6 +245,35 @@ def _read(filesystem: Any, path: str, max_bytes: int | None) -> bytes | _Redirec
         return _read_web(filesystem, path, max_bytes)
     size = filesystem.info(path)["size"] or 0  # stores refuse a range that starts behind the end of an empty object
     return cast("bytes", filesystem.cat_file(path, start=0, end=max_bytes + 1)) if size else b""
+
+
+def _is_object_store(filesystem: Any) -> bool:
+    """Return whether an upload becomes visible when it is complete, and never before."""
+    protocol = filesystem.protocol
+    return bool(OBJECT_STORES & {*((protocol,) if isinstance(protocol, str) else protocol)})
+
+
+def _publish_renamed(filesystem: Any, path: str, data: bytes) -> None:
+    folder, _, name = path.rpartition("/")
+    filesystem.makedirs(folder, exist_ok=True)
+    temporary = f"{folder}/.{name}.{uuid.uuid4().hex}.tmp"
+    try:
+        filesystem.pipe_file(temporary, data)
+        filesystem.mv(temporary, path)
+    except BaseException:
+        with contextlib.suppress(Exception):
+            filesystem.rm_file(temporary)
+        raise
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """Open a file that ends; a pipe would be waited for, and a device could be read for ever."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    mode = os.fstat(descriptor).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # of a folder `open` itself says so
+        os.close(descriptor)
+        raise StorageError(f"{path} is no regular file")
+    return descriptor
 
 
 def _read_web(filesystem: Any, url: str, max_bytes: int) -> bytes | _Redirect:

@@ -192,10 +192,10 @@ def test_anything_but_a_pair_error_fails_the_shard(tmp_path, mixed):
 
 def test_the_footer_says_which_plan_and_shard_and_what_was_counted(tmp_path, mixed):
     done = run_shard(task_for(tmp_path, mixed), FakeAlign())
-    fingerprint, tally = read_footer(STORE, f"{tmp_path}/out/part-000000.parquet")
-    assert fingerprint == task_for(tmp_path, mixed).fingerprint
-    assert tally.counts == done.tally.counts == {"low_confidence": 10, "unreadable": 2}
-    assert tally.timings["bytes_read"] > 0
+    footer = read_footer(STORE, f"{tmp_path}/out/part-000000.parquet")
+    assert footer.fingerprint == task_for(tmp_path, mixed).fingerprint
+    assert footer.tally.counts == done.tally.counts == {"low_confidence": 10, "unreadable": 2}
+    assert footer.tally.timings["bytes_read"] > 0
     metadata = pq.read_metadata(tmp_path / "out" / "part-000000.parquet").metadata
     assert sum(count for count, _ in json.loads(metadata[b"homoalign.errors"]).values()) == 12
 
