@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # Ray tells of lost workers on standard output
+
 import ray
 from ray.exceptions import RayError, RayTaskError
 

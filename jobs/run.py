@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
@@ -25,6 +22,7 @@ from jobs.errors import (
     ShardsUnfinished,
     UsageError,
 )
+from jobs.interrupt import handled_by, install, signal_name
 from jobs.lock import RunLock, hold_lock
 from jobs.manifest import Manifest
 from jobs.output import Output
@@ -35,13 +33,13 @@ from jobs.shard import RunOver, ShardTask
 from jobs.storage_errors import StorageError
 from jobs.summary import Reason, RunState, build_summary
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 POLL_S = 0.5
 CAPACITY_REFRESH_S = 10.0
 MAX_LOSSES = 8
 """Times a shard is tried again whose worker was lost. What our own code raises is not tried again."""
 HAND_BACK_S = 25.0
 """From a signal to the end, whatever hangs: schedulers follow SIGTERM with SIGKILL after 30 s."""
+LOCK_LOST = "another run took the lock over; this one was silent for too long"
 MIN_ROWS_FOR_ERROR_RATE = 200
 """Fewer rows say little about a rate; a smaller job is judged at its end."""
 
@@ -56,7 +54,7 @@ class Interruption:
     """SIGINT and SIGTERM: raised where they come, or, while `deferred`, only noted."""
 
     def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
+        self.signal: str | None = None
         self.deferred = False
         self.last_call = threading.Timer(HAND_BACK_S, _leave)
         self.last_call.daemon = True
@@ -64,15 +62,21 @@ class Interruption:
     def __call__(self, number: int, _: FrameType | None) -> None:
         """Handle a signal; those after the first change nothing."""
         if self.signal is None:
-            self.signal = signal.Signals(number)
+            self.signal = signal_name(number)
             self.last_call.start()
             if not self.deferred:
                 self.check()
 
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, *exception: object) -> None:
+        self.last_call.cancel()
+
     def check(self) -> None:
         """Raise `RunInterrupted` if a signal came."""
         if self.signal is not None:
-            raise RunInterrupted(f"interrupted by {self.signal.name}; the same command continues the run")
+            raise RunInterrupted(f"interrupted by {self.signal}; the same command continues the run")
 
 
 def _leave() -> None:
@@ -94,7 +98,7 @@ def run_job(run: RunConfig) -> dict[str, Any]:
         JobError: with the exit code; once work has begun, summary.json says why it ended.
     """
     interruption = Interruption()
-    with _handled(interruption):
+    with handled_by(interruption), interruption:
         manifest = open_checked_manifest(run)
         output = run.output
         try:
@@ -190,9 +194,9 @@ class _Driver:
         run, state, plan = self.run, self.state, self.state.plan
         todo = sorted({*range(plan.num_shards)} - state.done | {*state.to_retry})
         if todo:
+            self.interruption.deferred = True  # Ray does not start well with an exception in between
             with self.join_workers() as workers:
-                _install(self.interruption)  # in place of Ray's own handler
-                self.interruption.deferred = True
+                install(self.interruption)  # in place of Ray's own handler
                 self.interruption.check()
                 begin(run, self.output, state)
                 state.device, state.num_workers = workers.device, workers.num_workers()
@@ -275,28 +279,3 @@ class _Driver:
         raise ErrorRateExceeded(
             f"{tally.error_rate:.1%} of {tally.rows} rows failed, --max-error-rate is {limit:.1%}: {commonest}"
         )
-
-
-LOCK_LOST = "another run took the lock over; this one was silent for too long"
-
-
-@contextmanager
-def _handled(interruption: Interruption) -> Iterator[None]:
-    """Let SIGINT and SIGTERM come to `interruption` while the block runs."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    _install(interruption)
-    try:
-        yield
-    finally:
-        interruption.last_call.cancel()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _install(interruption: Interruption) -> None:
-    if threading.current_thread() is threading.main_thread():
-        for number in SIGNALS:
-            signal.signal(number, interruption)

@@ -8,6 +8,7 @@ import click
 
 from homoalign.status import Status
 from jobs.fetch import FETCH_TIMEOUT_S, MAX_BYTES, MAX_PIXELS
+from jobs.interrupt import handled_by, leave_at_once
 from jobs.options import align_config, column_names, read_config, read_storage_options, storage_options, together
 from jobs.prepare import RETRYABLE, RunConfig
 from jobs.progress import counts_text, duration_text, error_lines
@@ -47,7 +48,7 @@ work_options = together(
         metavar="SECONDS",
         type=click.FloatRange(min=0, min_open=True),
         default=FETCH_TIMEOUT_S,
-        help=f"For a row's images to be fetched, then to be decoded; else it is timed_out. [default: {FETCH_TIMEOUT_S:g}]",
+        help=f"For a row's images to be fetched, then decoded; else it is timed_out. [default: {FETCH_TIMEOUT_S:g}]",
     ),
     click.option(
         "--row-timeout",
@@ -111,7 +112,8 @@ def run_command(*, retry_failed: bool, retry_status: tuple[str, ...], **options:
 
     The same command again continues an interrupted run, and does nothing where all is done.
     """
-    from jobs.run import run_job
+    with handled_by(leave_at_once):
+        from jobs.run import run_job
 
     retry = frozenset(status.value for status in RETRYABLE) if retry_failed else frozenset()
     run = run_config(retry=retry | {*retry_status}, **options)
