@@ -217,8 +217,9 @@ class _Driver:
                 num_gpus=run.num_gpus,
                 max_workers=run.max_workers,
             )
-        except SystemExit as error:  # Ray's handler of SIGTERM, which it sets while it starts
-            raise RunInterrupted("interrupted while Ray started; the same command continues the run") from error
+        except BaseException:
+            self.interruption.check()  # a signal to the whole process group ends Ray's processes as well
+            raise
 
     def task(self, shard: int, device: str) -> ShardTask:
         retry = self.run.retry if shard in self.state.done else frozenset[str]()
