@@ -51,7 +51,7 @@ def align_isolated(task: ShardTask, run_child: RunChild) -> tuple[pa.Table, Mapp
         if isinstance(end, Finished):
             return end.table, end.timings
         suspects = end.under_way if attempt < ROUNDS else every
-        culprits = find_culprits(task, [number for number in suspects if number not in task.settled], run_child)
+        culprits = find_culprits(task, suspects, run_child)
         task = replace(task, settled={**task.settled, **culprits})
     end = run_child(task)
     if isinstance(end, Lost):

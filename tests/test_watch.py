@@ -51,9 +51,12 @@ def test_a_process_whose_work_goes_on_is_left_alone():
     code = """
 import time
 from jobs.watch import Watchdog
-with Watchdog(0.5) as dog:
-    for number in range(8):
-        dog.begin([number]); time.sleep(0.2); dog.end([number])
-time.sleep(1)
+with Watchdog(2.0) as dog:
+    time.sleep(1.2)
+    dog.begin([1])
+    time.sleep(1.2)
+    dog.end([1])
+    time.sleep(1.2)
+time.sleep(2.5)
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, timeout=50, check=True)
