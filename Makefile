@@ -4,8 +4,10 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NAME ?= tutorial
+SCHEDULES ?= 200
+SEED ?= 0
 
-.PHONY: demo test lint bench confidence fuzz clean
+.PHONY: demo test lint bench confidence chaos fuzz clean
 
 demo: $(STAMP)
 	$(BIN)/homoalign demo demo
@@ -17,6 +19,9 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+chaos: $(STAMP)
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tests/chaos.py --schedules $(SCHEDULES) --seed $(SEED)
 
 bench: $(STAMP)
 	$(BIN)/homoalign bench $(NAME)

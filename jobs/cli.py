@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from typing import Any
 
 import click
+
+from jobs.interrupt import EXIT_CODE, handled_by, leave_at_once, sigterm_as_sigint
 
 VERBS = {
     "demo": ("jobs.demo", "Make a small manifest of real photographs, run the job on it, evaluate and report."),
@@ -32,7 +35,9 @@ class VerbGroup(click.Group):
         """Import a verb."""
         if cmd_name not in VERBS:
             return None
-        command: click.Command = getattr(importlib.import_module(VERBS[cmd_name][0]), f"{cmd_name}_command")
+        with handled_by(leave_at_once):
+            module = importlib.import_module(VERBS[cmd_name][0])
+        command: click.Command = getattr(module, f"{cmd_name}_command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
@@ -43,7 +48,11 @@ class VerbGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb."""
         try:
-            return super().invoke(ctx)
+            with sigterm_as_sigint(), handled_by(signal.default_int_handler):
+                return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("homoalign: interrupted", err=True)
+            sys.exit(EXIT_CODE)
         except Exception as error:
             from homoalign.errors import HomoalignError  # brings torch, which `--help` does not need
 

@@ -9,39 +9,58 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # Ray tells of lost workers on standard output
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from jobs.child import free_device_memory, is_out_of_memory, run_child, set_threads
 from jobs.errors import UsageError
-from jobs.shard import ShardDone, ShardTask, run_shard
+from jobs.isolation import align_isolated
+from jobs.shard import ShardDone, ShardTask, align_rows, run_shard
+from jobs.storage_errors import StorageError
+from jobs.watch import Watchdog
 
 CONNECT_TIMEOUT_S = 10.0
 LOCAL_OBJECT_STORE_BYTES = 128 * 2**20
 """Parts go to storage from the worker; through Ray go only their tallies."""
-MAX_RETRIES = 3
-"""Times Ray starts a shard again whose worker or node was lost. What our own code raises is not tried again."""
 CANCEL_WAIT_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardFailed:
-    """Why a shard has no part."""
+    """Why a shard has no part; another try would end the same way."""
+
+    shard: int
+    reason: str
+    cause: BaseException
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardLost:
+    """What happened to the worker of a shard, or to the storage under it; it may be tried again."""
 
     shard: int
     reason: str
 
 
-# max_calls=0: with num_gpus Ray would otherwise start a new process, and CUDA context, for every task
-@ray.remote(max_calls=0, max_retries=MAX_RETRIES, retry_exceptions=False)  # type: ignore[untyped-decorator]
-def _work(task: ShardTask, num_threads: int) -> ShardDone:
-    import cv2
-    import torch
+Outcome = ShardDone | ShardFailed | ShardLost
 
-    torch.set_num_threads(num_threads)
-    cv2.setNumThreads(num_threads)
-    return run_shard(task)
+
+# max_calls=0: with num_gpus Ray would otherwise start a new process, and CUDA context, for every task.
+# max_retries=0: what is lost is tried again by the driver, which counts, and in another way.
+@ray.remote(max_calls=0, max_retries=0, retry_exceptions=False)  # type: ignore[untyped-decorator]
+def _work(task: ShardTask, num_threads: int) -> ShardDone:
+    if task.attempt:
+        free_device_memory()
+        run = partial(run_child, num_threads=num_threads)
+        return run_shard(task, make_rows=lambda task: align_isolated(task, run))
+    set_threads(num_threads)
+    with Watchdog(task.row_timeout_s) as watchdog:
+        return run_shard(task, make_rows=lambda task: align_rows(task, watch=watchdog))
 
 
 class RayWorkers:
@@ -101,7 +120,7 @@ class RayWorkers:
         reference = _work.options(**options).remote(task, max(1, int(self.num_cpus)))
         self._under_way[reference] = task.index
 
-    def wait(self, timeout_s: float) -> list[tuple[int, ShardDone | ShardFailed]]:
+    def wait(self, timeout_s: float) -> list[tuple[int, Outcome]]:
         """Return the shards that ended, waiting for the first of them for at most `timeout_s`."""
         if not self._under_way:
             return []
@@ -198,13 +217,15 @@ def _own_token() -> Iterator[None]:
         raise
 
 
-def _outcome(reference: Any, shard: int) -> ShardDone | ShardFailed:
+def _outcome(reference: Any, shard: int) -> Outcome:
     try:
         done: ShardDone = ray.get(reference)
     except RayTaskError as error:
         cause = error.cause if error.cause is not None else error
-        return ShardFailed(shard=shard, reason=f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}")
+        reason = f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"
+        if isinstance(cause, StorageError) or is_out_of_memory(cause):
+            return ShardLost(shard=shard, reason=reason)
+        return ShardFailed(shard=shard, reason=reason, cause=cause)
     except RayError as error:
-        text = " ".join(str(error).split())[:300]
-        return ShardFailed(shard=shard, reason=f"{type(error).__name__} after {MAX_RETRIES} retries: {text}")
+        return ShardLost(shard=shard, reason=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
     return done

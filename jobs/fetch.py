@@ -21,6 +21,7 @@ from jobs.store import Store
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 256 * 2**20
+FETCH_TIMEOUT_S = 120.0
 MAX_CONDITION = 1e12
 """Of a prior or truth in units of 1000 px; more than this is singular for double precision at image scale."""
 
@@ -37,6 +38,8 @@ class Reader:
     max_pixels: int = MAX_PIXELS
     max_bytes: int = MAX_BYTES
     """Of one encoded image."""
+    fetch_timeout_s: float = FETCH_TIMEOUT_S
+    """For a row's images to be fetched, and again to be decoded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

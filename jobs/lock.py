@@ -111,6 +111,7 @@ def hold_lock(
                 holder = read_owner(store, url)
                 raise LockHeld(f"{out} is locked by {holder.text() if holder else 'a run that has just ended'}")
             time.sleep(min(POLL_S, max(deadline - time.monotonic(), 0.01)))
+        _remove_claims(store, out, me)
     except StorageError as error:
         raise OutputNotWritable(f"OUT cannot be written: {error}") from error
     lock = RunLock(store, url, me, heartbeat_s=heartbeat_s, stale_s=stale_s)
@@ -177,6 +178,13 @@ def _try_take_over(store: Store, url: str, me: Owner, stale_s: float) -> bool:
     finally:
         store.delete(claim)
     return is_owner(store, url, me.owner)
+
+
+def _remove_claims(store: Store, out: str, me: Owner) -> None:
+    """Remove claims on earlier locks, left by runs that died while they took one over."""
+    for name in store.list_names(out):
+        if name.startswith(f"{LOCK_NAME}.") and name.endswith(".claim") and me.owner not in name:
+            store.delete(f"{out}/{name}")
 
 
 def _remove_unreadable(store: Store, url: str, stale_s: float) -> bool:

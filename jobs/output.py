@@ -92,13 +92,13 @@ class Output:
         if shard >= plan.num_shards:
             raise PlanChanged(f"{self.part(shard)} is no part of this plan, which has {plan.num_shards} shards")
         try:
-            fingerprint, tally = read_footer(self.store, self.part(shard))
+            footer = read_footer(self.store, self.part(shard))
         except (ObjectMissing, ValueError):
             return None
         wanted = plan.generation_of(shard).fingerprint
-        if fingerprint != wanted:
-            raise PlanChanged(f"{self.part(shard)} is of plan {fingerprint}, this is plan {wanted}")
-        return tally
+        if footer.fingerprint != wanted:
+            raise PlanChanged(f"{self.part(shard)} is of plan {footer.fingerprint}, this is plan {wanted}")
+        return footer.tally
 
     def remove_success(self) -> None:
         """Remove the marker and the summary: the run is not over any more."""

@@ -14,13 +14,13 @@ from homoalign.config import AlignConfig
 from homoalign.status import Status
 from jobs.access import AccessRules, absolute_entry
 from jobs.errors import OutputNotWritable, UsageError
-from jobs.fetch import MAX_BYTES, MAX_PIXELS, Reader
+from jobs.fetch import FETCH_TIMEOUT_S, MAX_BYTES, MAX_PIXELS, Reader
 from jobs.ids import check_ids
 from jobs.manifest import MAX_IDS_CHECKED, Manifest, check_carry, open_manifest
 from jobs.output import Output
 from jobs.plan import Plan, Settings, default_shard_rows
 from jobs.progress import ProgressKind
-from jobs.shard import Batching, ShardTask
+from jobs.shard import ROW_TIMEOUT_S, Batching, ShardTask
 from jobs.storage_errors import StorageError
 from jobs.store import Store
 
@@ -59,6 +59,8 @@ class RunConfig:
     allow: tuple[str, ...] = ()
     max_pixels: int = MAX_PIXELS
     max_bytes: int = MAX_BYTES
+    fetch_timeout_s: float = FETCH_TIMEOUT_S
+    row_timeout_s: float = ROW_TIMEOUT_S
     max_error_rate: float = 1.0
     progress: ProgressKind = "auto"
     store: Store = field(default_factory=Store)
@@ -142,10 +144,12 @@ def shard_task(
             rules=access_rules(run, manifest.root),
             max_pixels=run.max_pixels,
             max_bytes=run.max_bytes,
+            fetch_timeout_s=run.fetch_timeout_s,
         ),
         out=run.store,
         batching=batching,
         device=device,
         retry=retry,
         lock=lock,
+        row_timeout_s=run.row_timeout_s,
     )

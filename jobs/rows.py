@@ -6,6 +6,7 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ Row = dict[str, Any]
 
 MAX_DETAIL = 1000
 """Characters of a detail: a cell of any length may be quoted in it."""
+REPLACED_PREFIX = METADATA_PREFIX + b"replaced."
 TRUTH_KEY = METADATA_PREFIX + b"has_truth"
 _TENSORS = (
     "confidence",
@@ -113,13 +115,29 @@ def has_truth(part: pa.Table) -> npt.NDArray[np.bool_]:
     return np.unpackbits(bits, count=part.num_rows).astype(bool)
 
 
-def encode_part(table: pa.Table, *, fingerprint: str, shard: int, tally: Tally) -> bytes:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Footer:
+    """What a part says about itself."""
+
+    fingerprint: str
+    run: str
+    """The owner of the lock under which it was made; empty where there was none."""
+    tally: Tally
+    replaced: Tally | None
+    """Of the part that stood there before, where rows of it were tried again."""
+
+
+def encode_part(
+    table: pa.Table, *, fingerprint: str, shard: int, tally: Tally, run: str = "", replaced: Tally | None = None
+) -> bytes:
     """Return a part's bytes: the rows, and in the footer which plan and shard they are and what was counted."""
     metadata = {
         **(table.schema.metadata or {}),
         METADATA_PREFIX + b"fingerprint": fingerprint.encode(),
         METADATA_PREFIX + b"shard": str(shard).encode(),
+        METADATA_PREFIX + b"run": run.encode(),
         **tally.to_metadata(),
+        **({} if replaced is None else replaced.to_metadata(REPLACED_PREFIX)),
     }
     target = io.BytesIO()
     pq.write_table(table.replace_schema_metadata(metadata), target, compression="zstd")
@@ -132,8 +150,8 @@ def read_part(store: Store, url: str) -> pa.Table:
     return pq.ParquetFile(pa.BufferReader(store.read(url))).read(use_threads=False)
 
 
-def read_footer(store: Store, url: str) -> tuple[str, Tally]:
-    """Return a part's fingerprint and tally, from its footer alone.
+def read_footer(store: Store, url: str) -> Footer:
+    """Return what a part says about itself, from its footer alone.
 
     Raises:
         ValueError: it is no part of this program.
@@ -141,7 +159,13 @@ def read_footer(store: Store, url: str) -> tuple[str, Tally]:
     with store.open(url) as handle:
         try:
             metadata = pq.read_metadata(handle).metadata or {}
-            return metadata[METADATA_PREFIX + b"fingerprint"].decode(), Tally.from_metadata(metadata)
+            has_replaced = any(name.startswith(REPLACED_PREFIX) for name in metadata)
+            return Footer(
+                fingerprint=metadata[METADATA_PREFIX + b"fingerprint"].decode(),
+                run=metadata.get(METADATA_PREFIX + b"run", b"").decode(),
+                tally=Tally.from_metadata(metadata),
+                replaced=Tally.from_metadata(metadata, REPLACED_PREFIX) if has_replaced else None,
+            )
         except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{url} is no part of a run: {type(error).__name__} {error}") from error
 

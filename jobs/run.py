@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-import signal
+import os
+import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
-from jobs.cluster import RayWorkers, ShardFailed
+from jobs.cluster import Outcome, RayWorkers, ShardFailed, ShardLost
 from jobs.errors import (
     ErrorRateExceeded,
     ExitCode,
@@ -23,19 +22,24 @@ from jobs.errors import (
     ShardsUnfinished,
     UsageError,
 )
+from jobs.interrupt import handled_by, install, signal_name
 from jobs.lock import RunLock, hold_lock
 from jobs.manifest import Manifest
 from jobs.output import Output
 from jobs.plan import build_plan
 from jobs.prepare import RunConfig, open_checked_manifest, settings_of, shard_task
 from jobs.progress import Reporter, reporter
-from jobs.shard import ShardTask
+from jobs.shard import RunOver, ShardTask
 from jobs.storage_errors import StorageError
 from jobs.summary import Reason, RunState, build_summary
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 POLL_S = 0.5
 CAPACITY_REFRESH_S = 10.0
+MAX_LOSSES = 8
+"""Times a shard is tried again whose worker was lost. What our own code raises is not tried again."""
+HAND_BACK_S = 25.0
+"""From a signal to the end, whatever hangs: schedulers follow SIGTERM with SIGKILL after 30 s."""
+LOCK_LOST = "another run took the lock over; this one was silent for too long"
 MIN_ROWS_FOR_ERROR_RATE = 200
 """Fewer rows say little about a rate; a smaller job is judged at its end."""
 
@@ -50,20 +54,38 @@ class Interruption:
     """SIGINT and SIGTERM: raised where they come, or, while `deferred`, only noted."""
 
     def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
+        self.signal: str | None = None
         self.deferred = False
+        self.last_call = threading.Timer(HAND_BACK_S, _leave)
+        self.last_call.daemon = True
 
     def __call__(self, number: int, _: FrameType | None) -> None:
         """Handle a signal; those after the first change nothing."""
         if self.signal is None:
-            self.signal = signal.Signals(number)
+            self.signal = signal_name(number)
+            self.last_call.start()
             if not self.deferred:
                 self.check()
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, *exception: object) -> None:
+        self.last_call.cancel()
 
     def check(self) -> None:
         """Raise `RunInterrupted` if a signal came."""
         if self.signal is not None:
-            raise RunInterrupted(f"interrupted by {self.signal.name}; the same command continues the run")
+            raise RunInterrupted(f"interrupted by {self.signal}; the same command continues the run")
+
+
+def _leave() -> None:
+    """End this process without any more ado; its lock is seen to be dead."""
+    sys.stderr.write(
+        f"homoalign: interrupted, and {HAND_BACK_S:g} s later something still hangs; left as after a kill\n"
+    )
+    sys.stderr.flush()
+    os._exit(ExitCode.INTERRUPTED)
 
 
 def run_job(run: RunConfig) -> dict[str, Any]:
@@ -76,40 +98,45 @@ def run_job(run: RunConfig) -> dict[str, Any]:
         JobError: with the exit code; once work has begun, summary.json says why it ended.
     """
     interruption = Interruption()
-    with _handled(interruption):
+    with handled_by(interruption), interruption:
         manifest = open_checked_manifest(run)
         output = run.output
         try:
             with hold_lock(run.store, output.url, wait_s=run.wait_lock_s) as lock:
-                state = settle(run, manifest, output)
+                state = survey(run, manifest, output)
                 return _Driver(run, manifest, output, state, lock, interruption).drive()
         except StorageError as error:
             raise OutputNotWritable(f"OUT: {error}") from error
 
 
-def settle(run: RunConfig, manifest: Manifest, output: Output) -> RunState:
-    """Agree with what OUT holds, write the plan where it is new, and count the parts that are there.
+def survey(run: RunConfig, manifest: Manifest, output: Output) -> RunState:
+    """Agree with what OUT holds, and count the parts that are there. Changes nothing.
 
     Raises:
         PlanChanged: OUT holds another plan, or parts without one.
     """
     if run.overwrite:
-        build_plan(manifest, settings_of(run, manifest, None), previous=None, incremental=run.incremental)
         check_manifest_is_apart(manifest, output)
-        output.clear()
-    previous = output.read_plan()
-    present = output.part_numbers()
+    previous = None if run.overwrite else output.read_plan()
+    present = [] if run.overwrite else output.part_numbers()
     if previous is None and present:
         raise PlanChanged(f"{output.data} holds {len(present)} parts without a plan.json; --overwrite clears them")
     plan = build_plan(manifest, settings_of(run, manifest, previous), previous=previous, incremental=run.incremental)
-    state = RunState(plan=plan)
+    state = RunState(plan=plan, is_new=previous is None or plan.fingerprint != previous.fingerprint)
     state.add_parts(output.tallies(plan, present), run.retry)
+    return state
+
+
+def begin(run: RunConfig, output: Output, state: RunState) -> None:
+    """Make OUT ready for what is left to do: from here on it holds this run."""
+    state.is_begun = True
+    if run.overwrite:
+        output.clear()
     output.remove_leftovers()
     if not state.is_complete:
         output.remove_success()
-    if previous is None or plan.fingerprint != previous.fingerprint:
-        output.write_plan(plan)
-    return state
+    if state.is_new:
+        output.write_plan(state.plan)
 
 
 def check_manifest_is_apart(manifest: Manifest, output: Output) -> None:
@@ -151,7 +178,7 @@ class _Driver:
         finally:
             self.interruption.deferred = True
             summary = build_summary(state, reason)
-            if not self.lock.lost.is_set():
+            if state.is_begun and not self.lock.lost.is_set():
                 self.output.remove_leftovers()
                 self.output.write_summary(summary)
         if reason is Reason.SHARDS_UNFINISHED:
@@ -167,14 +194,17 @@ class _Driver:
         run, state, plan = self.run, self.state, self.state.plan
         todo = sorted({*range(plan.num_shards)} - state.done | {*state.to_retry})
         if todo:
+            self.interruption.deferred = True  # Ray does not start well with an exception in between
             with self.join_workers() as workers:
-                _install(self.interruption)  # in place of Ray's own handler
-                self.interruption.deferred = True
+                install(self.interruption)  # in place of Ray's own handler
                 self.interruption.check()
+                begin(run, self.output, state)
                 state.device, state.num_workers = workers.device, workers.num_workers()
                 with reporter(run.progress, total=plan.rows, done=state.tally.rows) as shown:
                     shown.update(state.tally.rows, state.tally.counts)
-                    self.hand_out(iter(todo), workers, shown)
+                    self.hand_out(deque(todo), workers, shown)
+        else:
+            begin(run, self.output, state)
         self.check_error_rate()
 
     def join_workers(self) -> RayWorkers:
@@ -187,36 +217,59 @@ class _Driver:
                 num_gpus=run.num_gpus,
                 max_workers=run.max_workers,
             )
-        except SystemExit as error:  # Ray's handler of SIGTERM, which it sets while it starts
-            raise RunInterrupted("interrupted while Ray started; the same command continues the run") from error
+        except BaseException:
+            self.interruption.check()  # a signal to the whole process group ends Ray's processes as well
+            raise
 
     def task(self, shard: int, device: str) -> ShardTask:
         retry = self.run.retry if shard in self.state.done else frozenset[str]()
         lock = (self.lock.url, self.lock.me.owner)
-        return shard_task(self.run, self.manifest, self.state.plan, shard, device=device, retry=retry, lock=lock)
+        task = shard_task(self.run, self.manifest, self.state.plan, shard, device=device, retry=retry, lock=lock)
+        return replace(task, attempt=self.state.losses[shard])
 
-    def hand_out(self, todo: Iterator[int], workers: RayWorkers, shown: Reporter) -> None:
+    def hand_out(self, todo: deque[int], workers: RayWorkers, shown: Reporter) -> None:
         """Keep a bounded number of shards under way until none is left."""
         state = self.state
         capacity, refreshed = workers.capacity(), time.monotonic()
         while True:
             if time.monotonic() - refreshed > CAPACITY_REFRESH_S:
                 capacity, refreshed = workers.capacity(), time.monotonic()
-            for shard in itertools.islice(todo, max(capacity - workers.num_under_way, 0)):
-                workers.submit(self.task(shard, workers.device))
+            while todo and workers.num_under_way < capacity:
+                workers.submit(self.task(todo.popleft(), workers.device))
             if not workers.num_under_way:
                 return
             for shard, outcome in workers.wait(POLL_S):
-                if isinstance(outcome, ShardFailed):
-                    state.failed[shard] = outcome.reason
-                else:
-                    state.add_shard(shard, outcome.tally, outcome.replaced, self.run.retry)
-                    shown.update(state.tally.rows, state.tally.counts)
+                if self.is_to_do_again(shard, outcome):
+                    todo.appendleft(shard)
+                shown.update(state.tally.rows, state.tally.counts)
             self.interruption.check()
             if self.lock.lost.is_set():
-                raise LockHeld("another run took the lock over; this one was silent for too long")
+                raise LockHeld(LOCK_LOST)
             if not state.to_retry:  # rows to try again count as failed until they are done
                 self.check_error_rate()
+
+    def is_to_do_again(self, shard: int, outcome: Outcome) -> bool:
+        """Count what became of a shard; return whether it should be tried again.
+
+        Raises:
+            LockHeld, OutputNotWritable: no shard can leave its part any more.
+        """
+        state = self.state
+        if isinstance(outcome, ShardLost):
+            state.losses[shard] += 1
+            if state.losses[shard] <= MAX_LOSSES:
+                return True
+            state.failed[shard] = f"lost {state.losses[shard]} times, at last: {outcome.reason}"
+        elif isinstance(outcome, ShardFailed):
+            if isinstance(outcome.cause, OutputNotWritable):
+                raise outcome.cause
+            if isinstance(outcome.cause, RunOver):
+                self.lock.lost.set()
+                raise LockHeld(LOCK_LOST) from outcome.cause
+            state.failed[shard] = outcome.reason
+        else:
+            state.add_shard(shard, outcome.tally, outcome.replaced, self.run.retry)
+        return False
 
     def check_error_rate(self) -> None:
         """Raise `ErrorRateExceeded` once enough rows have failed."""
@@ -227,24 +280,3 @@ class _Driver:
         raise ErrorRateExceeded(
             f"{tally.error_rate:.1%} of {tally.rows} rows failed, --max-error-rate is {limit:.1%}: {commonest}"
         )
-
-
-@contextmanager
-def _handled(interruption: Interruption) -> Iterator[None]:
-    """Let SIGINT and SIGTERM come to `interruption` while the block runs."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    _install(interruption)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _install(interruption: Interruption) -> None:
-    if threading.current_thread() is threading.main_thread():
-        for number in SIGNALS:
-            signal.signal(number, interruption)

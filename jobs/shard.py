@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,18 +19,23 @@ import pyarrow as pa
 from homoalign.config import AlignConfig
 from homoalign.errors import RowInvalid
 from homoalign.result import AlignResult
+from jobs.errors import OutputNotWritable
 from jobs.fetch import PairImages, Reader
 from jobs.lock import is_owner
 from jobs.manifest import check_unchanged, read_rows
 from jobs.plan import Segment
 from jobs.prefetch import Ahead, fetch_in_order
-from jobs.rows import Row, build_table, encode_part, error_row, read_part, result_rows
-from jobs.schema import MANIFEST_COLUMNS
+from jobs.rows import Row, build_table, encode_part, error_row, read_footer, read_part, result_rows
+from jobs.schema import MANIFEST_COLUMNS, RESULT_COLUMNS
+from jobs.storage_errors import ObjectDenied, ObjectExists, ObjectMissing, StorageFull, num_retries
 from jobs.store import Store
 from jobs.tally import Tally, tally_rows
+from jobs.watch import Unwatched, Watch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+ROW_TIMEOUT_S = 600.0
 
 AlignFunction = Callable[..., AlignResult]
 """`homoalign.align`, or what a test puts in its place."""
@@ -69,6 +75,12 @@ class ShardTask:
     """Statuses to try again in the part that exists; empty for a new part."""
     lock: tuple[str, str] | None = None
     """URL of the lock and the owner it must name for the part to be published."""
+    attempt: int = 0
+    """How many attempts of this run at this shard were lost."""
+    settled: Mapping[int, Row] = field(default_factory=dict)
+    """Rows, by number, that need not be made any more."""
+    row_timeout_s: float = ROW_TIMEOUT_S
+    """Time without any sign of progress, for each row that is worked on together, before the worker is ended."""
 
 
 class RunOver(Exception):
@@ -84,66 +96,111 @@ class ShardDone:
     """Of the part that stood there before, where rows were tried again."""
 
 
-def run_shard(task: ShardTask, align: AlignFunction | None = None) -> ShardDone:
+MakeRows = Callable[[ShardTask], tuple[pa.Table, Mapping[str, float]]]
+"""Takes a task; returns its result table and what it took, as `align_rows` does."""
+
+
+def run_shard(task: ShardTask, align: AlignFunction | None = None, *, make_rows: MakeRows | None = None) -> ShardDone:
     """Make and publish one part.
 
     Args:
         task: what to do.
         align: `homoalign.align` unless a test gives another.
+        make_rows: what makes the rows; `align_rows`, here and now, unless given.
 
     Returns:
         What was counted, as it stands in the part's footer.
 
     Raises:
         RunOver: another run holds the lock.
+        OutputNotWritable: storage will not take this part, nor another.
     """
-    if align is None:
-        from homoalign import align as align_for_real
-
-        align = align_for_real
+    if task.attempt and (found := _published(task)) is not None:
+        return found
     previous = read_part(task.out, task.part) if task.retry else None
-    table, timings = align_rows(task, align, previous)
-    tally = tally_rows(table, timings)
-    data = encode_part(table, fingerprint=task.fingerprint, shard=task.index, tally=tally)
+    replaced = None if previous is None else Tally.from_metadata(previous.schema.metadata)
+    retries_before = num_retries()
+    if previous is not None:
+        task = replace(task, settled=_rows_kept(previous, task.retry))
+    table, timings = (make_rows or partial(align_rows, align=align))(task)
+    tally = tally_rows(table, {**timings, "storage_retries": num_retries() - retries_before})
+    data = encode_part(
+        table, fingerprint=task.fingerprint, shard=task.index, tally=tally, run=_run_of(task), replaced=replaced
+    )
     if task.lock is not None and not is_owner(task.out, *task.lock):
         raise RunOver(f"shard {task.index}: the run that asked for it no longer holds {task.lock[0]}")
-    task.out.publish(task.part, data)
-    return ShardDone(
-        tally=tally, replaced=Tally.from_metadata(previous.schema.metadata) if previous is not None else None
-    )
+    return _publish(task, data, ShardDone(tally=tally, replaced=replaced))
+
+
+def _publish(task: ShardTask, data: bytes, done: ShardDone) -> ShardDone:
+    """Publish a part, a new one only where none is: of an attempt and its late predecessor the first counts."""
+    try:
+        if done.replaced is not None:
+            task.out.publish(task.part, data)
+            return done
+        try:
+            task.out.publish(task.part, data, replace=False)
+        except ObjectExists:
+            if (found := _published(task)) is not None:
+                return found
+            task.out.publish(task.part, data)  # in place of a damaged one
+    except (StorageFull, ObjectDenied) as error:
+        raise OutputNotWritable(f"OUT cannot be written: {error}") from error
+    return done
+
+
+def _published(task: ShardTask) -> ShardDone | None:
+    """Return what an earlier attempt published; None where it has not, or where its part is still to be tried again."""
+    try:
+        footer = read_footer(task.out, task.part)
+    except (ObjectMissing, ValueError):
+        return None
+    is_ours = footer.fingerprint == task.fingerprint and (not task.retry or footer.run == _run_of(task))
+    return ShardDone(tally=footer.tally, replaced=footer.replaced if task.retry else None) if is_ours else None
+
+
+def _run_of(task: ShardTask) -> str:
+    return "" if task.lock is None else task.lock[1]
+
+
+def _rows_kept(part: pa.Table, retry: frozenset[str]) -> dict[int, Row]:
+    """Return the rows of a part that are not tried again, without what never leaves Arrow."""
+    names = [column.name for column in RESULT_COLUMNS if column.name in part.column_names and column.name != "pair_id"]
+    rows = part.select(names).to_pylist()
+    return {number: row for number, row in enumerate(rows) if row["status"] not in retry}
 
 
 def align_rows(
-    task: ShardTask, align: AlignFunction, previous: pa.Table | None = None
+    task: ShardTask, align: AlignFunction | None = None, watch: Watch | None = None
 ) -> tuple[pa.Table, Mapping[str, float]]:
     """Return a shard's result table and what it took, in seconds and bytes.
 
     Args:
         task: what to do.
         align: `homoalign.align`, or what stands for it.
-        previous: rows of the existing part; those whose status is not in `task.retry` are kept.
+        watch: who looks on.
     """
+    if align is None:
+        from homoalign import align as align_for_real
+
+        align = align_for_real
+    watch = watch or Unwatched()
     started = time.perf_counter()
     timings = dict.fromkeys(("fetch_s", "decode_s", "align_s", "bytes_read"), 0.0)
     kept: list[pa.RecordBatch] = []
-    done: dict[int, Row] = {
-        number: row
-        for number, row in enumerate(previous.to_pylist() if previous is not None else ())
-        if row["status"] not in task.retry
-    }
-    results = dict(done)
+    results = dict(task.settled)
     batcher = _Batcher(task.batching)
-    to_fetch = ((number, row) for number, row in _read(task, kept) if number not in done)
-    for number, fetched in fetch_in_order(to_fetch, task.reader, task.ahead):
+    to_fetch = ((number, row) for number, row in _read(task, kept) if number not in task.settled)
+    for number, fetched in fetch_in_order(to_fetch, task.reader, task.ahead, watch):
         for name in ("fetch_s", "decode_s", "bytes_read"):
             timings[name] += getattr(fetched, name)
         if fetched.error is not None:
             results[number] = error_row(fetched.error, fetched.src_size, fetched.dst_size)
         elif fetched.images is not None:
             for batch in batcher.add(number, fetched.images):
-                _align_batch(batch, task, align, results, timings)
+                _align_batch(batch, task, align, results, timings, watch)
     for batch in batcher.drain():
-        _align_batch(batch, task, align, results, timings)
+        _align_batch(batch, task, align, results, timings, watch)
     table = pa.Table.from_batches(kept, pa.schema([task.schema.field(name) for name in _names_kept(task)]))
     if sorted(results) != list(range(table.num_rows)):
         raise AssertionError(f"shard {task.index}: {len(results)} results for {table.num_rows} rows")
@@ -236,11 +293,18 @@ class _Batcher:
 
 
 def _align_batch(
-    batch: _Batch, task: ShardTask, align: AlignFunction, results: dict[int, Row], timings: dict[str, float]
+    batch: _Batch,
+    task: ShardTask,
+    align: AlignFunction,
+    results: dict[int, Row],
+    timings: dict[str, float],
+    watch: Watch,
 ) -> None:
     """Align a batch, put its rows into `results`, and let its pixels go."""
     started = time.perf_counter()
+    watch.begin(batch.numbers)
     rows = align_pairs(batch.pairs, align, config=task.config, device=task.device, trace=task.trace)
+    watch.end(batch.numbers)
     results.update(zip(batch.numbers, rows, strict=True))
     timings["align_s"] += time.perf_counter() - started
 

@@ -6,6 +6,7 @@ StorageError              what the store said
   ObjectExists            exclusive creation found something there
   ObjectTooLarge          more bytes than the caller takes
   ObjectTimedOut          the store did not answer in time
+  StorageFull             the store is full, or takes nothing at all
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -57,6 +59,32 @@ class ObjectTimedOut(StorageError):
     """The store did not answer in time."""
 
 
+class StorageFull(StorageError):
+    """No room, or read-only: what was refused now will be refused again."""
+
+
+FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+
+
+class _Retries:
+    """How many times this process has tried a storage action again."""
+
+    def __init__(self) -> None:
+        self.num, self.lock = 0, threading.Lock()
+
+    def add(self, _: object) -> None:
+        with self.lock:
+            self.num += 1
+
+
+_retries = _Retries()
+
+
+def num_retries() -> int:
+    """Return how many times this process has tried a storage action again."""
+    return _retries.num
+
+
 def redact(text: str) -> str:
     """Return `text` without passwords and signatures that URLs in it may carry."""
     text = re.sub(r"(?<=://)[^/@\s]+@", "…@", text)
@@ -69,6 +97,7 @@ def attempt(action: Callable[[], T], url: str) -> T:
         retry=retry_if_exception(is_transient),
         stop=stop_after_attempt(MAX_ATTEMPTS),
         wait=wait_random_exponential(multiplier=0.2, max=5.0),
+        before_sleep=_retries.add,
         reraise=True,
     )
     try:
@@ -103,6 +132,8 @@ def translated(error: Exception, url: str) -> StorageError:
     for raised, kind, text in kinds:
         if isinstance(error, raised):
             return kind(f"{redact(url)} {text}")
+    if isinstance(error, OSError) and error.errno in FULL_ERRNOS:
+        return StorageFull(f"{redact(url)}: {os.strerror(error.errno)}")
     reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else redact(str(error))
     reason = reason.partition("\n")[0][:300]
     return StorageError(f"{redact(url)}: {reason or type(error).__name__}")

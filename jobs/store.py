@@ -8,7 +8,6 @@ passed to fsspec and shown nowhere. Paths are what `url_of` returns: absolute an
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import uuid
@@ -23,7 +22,8 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import get_protocol
 
 from jobs.access import WEB_SCHEMES, AccessRules
-from jobs.storage_errors import ObjectMissing, ObjectTooLarge, StorageError, attempt, redact, translated
+from jobs.local import publish_local, read_local
+from jobs.storage_errors import ObjectExists, ObjectMissing, ObjectTooLarge, StorageError, attempt, redact, translated
 
 if TYPE_CHECKING:
     from jobs.web import Redirect
@@ -33,9 +33,10 @@ T = TypeVar("T")
 MAX_REDIRECTS = 5
 MIN_SECRET_LENGTH = 4
 """Shorter storage options (`us`, `v4`) are not looked for in messages."""
-_FOLDER = os.O_DIRECTORY | getattr(os, "O_PATH", os.O_RDONLY)  # macOS has no O_PATH
 TEMPORARY = re.compile(r"^\.(?P<name>.+)\.[0-9a-f]{32}\.tmp$")
-"""Names of files that a publication which died may leave beside its target, on a local disk."""
+"""Names of files that a publication which died may leave beside its target, where one is made by renaming."""
+OBJECT_STORES = frozenset({"abfs", "az", "gcs", "gs", "memory", "oss", "r2", "s3", "s3a"})
+"""Protocols whose uploads show only when they are whole; on others a part is written beside its name and renamed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,13 +189,27 @@ class Store:
             url = rules.follow(urljoin(url, found.target))
         raise StorageError(f"{redact(url)}: more than {MAX_REDIRECTS} redirects")
 
-    def publish(self, url: str, data: bytes) -> None:
-        """Store `data` at `url` as one object, whole or not at all, in place of what was there."""
+    def publish(self, url: str, data: bytes, *, replace: bool = True) -> None:
+        """Store `data` at `url` as one object, whole or not at all.
+
+        Args:
+            url: where.
+            data: the whole object.
+            replace: put it in place of what may be there.
+
+        Raises:
+            ObjectExists: something is there, and is not to be replaced.
+        """
         filesystem, path = self.locate(url)
         if isinstance(filesystem, LocalFileSystem):
-            self._attempt(lambda: _publish_local(path, data, os.replace), url)
+            self._attempt(lambda: publish_local(path, data, os.replace if replace else os.link), url)
+        elif _is_object_store(filesystem):
+            mode = {} if replace else {"mode": "create"}
+            self._attempt(lambda: filesystem.pipe_file(path, data, **mode), url)
+        elif not replace and self.exists(url):
+            raise ObjectExists(f"{redact(url)} exists already")
         else:
-            self._attempt(lambda: filesystem.pipe_file(path, data), url)
+            self._attempt(lambda: _publish_renamed(filesystem, path, data), url)
 
     def create(self, url: str, data: bytes) -> None:
         """Store `data` at `url` only if nothing is there.
@@ -205,7 +220,7 @@ class Store:
         filesystem, path = self.locate(url)
         if isinstance(filesystem, LocalFileSystem):
             # a link is made whole or not at all, and never over something
-            self._attempt(lambda: _publish_local(path, data, os.link), url)
+            self._attempt(lambda: publish_local(path, data, os.link), url)
         else:
             filesystem.invalidate_cache()
             self._attempt(lambda: filesystem.pipe_file(path, data, mode="create"), url)
@@ -290,7 +305,7 @@ def _within(data: bytes, max_bytes: int | None, url: str) -> bytes:
 def _read(filesystem: Any, path: str, max_bytes: int | None) -> bytes:
     """Return an object's bytes, one more than `max_bytes` where there are more."""
     if isinstance(filesystem, LocalFileSystem):
-        return _read_local(path, max_bytes)
+        return read_local(path, max_bytes)
     if max_bytes is None or get_protocol(path) in WEB_SCHEMES:  # servers may not know the size or ignore a range
         return cast("bytes", filesystem.cat_file(path))
     size = filesystem.info(path)["size"] or 0  # stores refuse a range that starts behind the end of an empty object
@@ -299,7 +314,7 @@ def _read(filesystem: Any, path: str, max_bytes: int | None) -> bytes:
 
 def _read_named(filesystem: Any, path: str, max_bytes: int) -> bytes | Redirect:
     if isinstance(filesystem, LocalFileSystem):
-        return _read_local(path, max_bytes, opener=_open_without_links)
+        return read_local(path, max_bytes, follow_links=False)
     if get_protocol(path) in WEB_SCHEMES:
         from jobs.web import read_web
 
@@ -307,45 +322,20 @@ def _read_named(filesystem: Any, path: str, max_bytes: int) -> bytes | Redirect:
     return _read(filesystem, path, max_bytes)
 
 
-def _read_local(path: str, max_bytes: int | None, opener: Callable[[str, int], int] | None = None) -> bytes:
-    with open(path, "rb", opener=opener) as file:
-        return file.read() if max_bytes is None else file.read(max_bytes + 1)
+def _is_object_store(filesystem: Any) -> bool:
+    """Return whether an upload becomes visible when it is complete, and never before."""
+    protocol = filesystem.protocol
+    return bool(OBJECT_STORES & {*((protocol,) if isinstance(protocol, str) else protocol)})
 
 
-def _open_without_links(path: str, flags: int) -> int:
-    """Open an absolute path without following symlinks: those it had were resolved and allowed before, and one that
-    stands there now was put in their place since.
-    """
-    *parents, name = path.strip("/").split("/")
-    folder = os.open("/", _FOLDER)
+def _publish_renamed(filesystem: Any, path: str, data: bytes) -> None:
+    folder, _, name = path.rpartition("/")
+    filesystem.makedirs(folder, exist_ok=True)
+    temporary = f"{folder}/.{name}.{uuid.uuid4().hex}.tmp"
     try:
-        for parent in parents:
-            below = os.open(parent, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
-            os.close(folder)
-            folder = below
-        return os.open(name, flags | os.O_NOFOLLOW, dir_fd=folder)
-    finally:
-        os.close(folder)
-
-
-def _publish_local(path: str, data: bytes, place: Callable[[str, str], None]) -> None:
-    folder, name = os.path.split(path)
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except FileExistsError as error:
-        raise NotADirectoryError(errno.ENOTDIR, "a file stands where a folder should", folder) from error
-    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        place(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):  # os.replace took it
-            os.unlink(temporary)
-    folder_handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(folder_handle)  # the new name itself survives a power cut
-    finally:
-        os.close(folder_handle)
+        filesystem.pipe_file(temporary, data)
+        filesystem.mv(temporary, path)
+    except BaseException:
+        with contextlib.suppress(Exception):
+            filesystem.rm_file(temporary)
+        raise

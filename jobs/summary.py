@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -38,8 +39,14 @@ class RunState:
     """Those of them that hold rows to try again."""
     rows_aligned: int = 0
     """By this attempt."""
+    losses: Counter[int] = field(default_factory=Counter)
+    """How often the worker of a shard was lost."""
     failed: dict[int, str] = field(default_factory=dict)
     """Shards that could not be finished, each with the reason."""
+    is_new: bool = True
+    """Whether OUT holds no such plan yet."""
+    is_begun: bool = False
+    """Whether this attempt has changed OUT."""
     device: str = ""
     num_workers: int = 0
     started: float = field(default_factory=time.time)
@@ -98,6 +105,7 @@ def build_summary(state: RunState, reason: Reason) -> dict[str, Any]:
         **describe(state.plan, state.tally, len(state.done)),
         "shards_failed": [{"shard": shard, "reason": text} for shard, text in sorted(state.failed.items())[:100]],
         "num_shards_failed": len(state.failed),
+        "workers_lost": state.losses.total(),
         "started": datetime.fromtimestamp(state.started, UTC).isoformat(timespec="seconds"),
         "ended": datetime.fromtimestamp(ended, UTC).isoformat(timespec="seconds"),
         "wall_s": round(wall_s, 3),

@@ -95,7 +95,7 @@ class Tally:
 
     counts: Counter[str] = field(default_factory=Counter)
     timings: dict[str, float] = field(default_factory=dict)
-    """Seconds summed over shards: `fetch_s`, `decode_s`, `align_s`, `wall_s`; and `bytes_read`."""
+    """Seconds summed over shards: `fetch_s`, `decode_s`, `align_s`, `wall_s`; and `bytes_read`, `storage_retries`."""
     errors: dict[str, tuple[int, str]] = field(default_factory=dict)
     """By kind (status and detail without its values): how many, and one detail as it is."""
     distributions: dict[str, Distribution] = field(default_factory=dict)
@@ -150,7 +150,7 @@ class Tally:
             if found.bins
         }
 
-    def to_metadata(self) -> dict[bytes, bytes]:
+    def to_metadata(self, prefix: bytes = METADATA_PREFIX) -> dict[bytes, bytes]:
         """Return the footer's key-value pairs."""
         values = {
             "counts": dict(sorted(self.counts.items())),
@@ -161,17 +161,17 @@ class Tally:
                 for name, found in self.distributions.items()
             },
         }
-        return {METADATA_PREFIX + name.encode(): json.dumps(value).encode() for name, value in values.items()}
+        return {prefix + name.encode(): json.dumps(value).encode() for name, value in values.items()}
 
     @classmethod
-    def from_metadata(cls, metadata: Mapping[bytes, bytes]) -> Self:
+    def from_metadata(cls, metadata: Mapping[bytes, bytes], prefix: bytes = METADATA_PREFIX) -> Self:
         """Read what `to_metadata` wrote.
 
         Raises:
             KeyError, ValueError: it is not there, or is something else.
         """
         found: dict[str, Any] = {
-            name: json.loads(metadata[METADATA_PREFIX + name.encode()])
+            name: json.loads(metadata[prefix + name.encode()])
             for name in ("counts", "timings", "errors", "distributions")
         }
         return cls(

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+DEADLY = Path(__file__).parent / "deadly"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{DEADLY}"}
 ENVIRONMENT.pop("RAY_ADDRESS", None)
 SHIFT = (3.0, -2.0)
 """Of every pair here, in pixels: dst is src moved by it."""

@@ -8,6 +8,7 @@ import signal
 import struct
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import polars
 import pyarrow.parquet as pq
 import pytest
 import tifffile
+from held_server import HeldServer, serve_held
 from job_pairs import (
     TRUTH,
     encoded,
@@ -71,6 +73,7 @@ BAD_ROWS: list[tuple[str, dict[str, Any], str, tuple[str, ...]]] = [
     ("mask_size", {"src_mask": "small_mask.png"}, "invalid_row", ("src_mask", "20 x 10", "128 x 96")),
     ("not_allowed", {"dst": "http://127.0.0.1:1/x.png"}, "not_allowed", ("dst", "127.0.0.1", "file://")),
     ("chained", {"dst": "zip://a.png::b.zip"}, "not_allowed", ("dst", "zip://a.png")),
+    ("pipe", {"src": "pipe.png"}, "unreadable", ("src", "pipe.png", "no regular file")),
 ]
 
 
@@ -88,6 +91,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     (folder / "constant.png").write_bytes(encoded(np.full((96, 128), 90, dtype=np.uint8)))
     (folder / "small_mask.png").write_bytes(encoded(np.full((10, 20), 255, dtype=np.uint8)))
     with_nan(folder / "nan.tif", pair(0)[0])
+    os.mkfifo(folder / "pipe.png")
     rows += [{**rows[0], "pair_id": name, **cells} for name, cells, _, _ in BAD_ROWS]
     rows.append({**rows[0], "pair_id": "nan_pixels", "src": "nan.tif"})
     write_manifest(folder / "pairs.parquet", rows)
@@ -167,12 +171,12 @@ def test_summary_and_footers_agree_with_the_rows(finished):
 
 def test_status_and_evaluate_read_the_run_from_its_files(finished):
     status = json.loads(homoalign("status", finished[1], "--json").stdout)
-    assert (status["state"], status["rows_done"], status["rows"]) == ("done", 22, 22)
+    assert (status["state"], status["rows_done"], status["rows"]) == ("done", 23, 23)
     figures = json.loads(homoalign("evaluate", finished[1], "--by", "kind", "--json").stdout)
-    assert figures["rows"] == 22
+    assert figures["rows"] == 23
     assert figures["without_truth"] == 0
-    # 7 of 22 are right; the others have a truth and no estimate
-    assert figures["overall"]["below_px"]["5"] == pytest.approx(7 / 22)
+    # 7 of 23 are right; the others have a truth and no estimate
+    assert figures["overall"]["below_px"]["5"] == pytest.approx(7 / 23)
     assert set(figures["by"]["groups"]) == {"even", "odd"}
 
 
@@ -247,22 +251,18 @@ def wait_for_parts(out: Path, num: int, timeout_s: float = 60) -> None:
         time.sleep(0.02)
 
 
-def write_job(folder: Path) -> Path:
+def write_job(folder: Path, last_src: str = "src5.png") -> Path:
     """Write a job of three shards of two rows, the same whatever the folder."""
-    return write_manifest(folder / "pairs.parquet", write_pairs(folder, 6))
+    rows = write_pairs(folder, 6)
+    rows[5]["src"] = last_src
+    return write_manifest(folder / "pairs.parquet", rows)
 
 
-def stall(folder: Path) -> bytes:
-    """Make the last row's source a pipe that no one writes to: its shard hangs. Return what was there."""
-    data = (folder / "src5.png").read_bytes()
-    (folder / "src5.png").unlink()
-    os.mkfifo(folder / "src5.png")
-    return data
-
-
-def unstall(folder: Path, data: bytes) -> None:
-    (folder / "src5.png").unlink()
-    (folder / "src5.png").write_bytes(data)
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[HeldServer]:
+    """A server that holds back what is asked of it, so that a shard stalls."""
+    with serve_held(tmp_path) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -274,9 +274,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]
     return result_rows(folder / "out")
 
 
-def test_after_sigkill_the_same_command_ends_with_the_rows_of_an_undisturbed_run(undisturbed, tmp_path):
-    command = ("run", write_job(tmp_path), tmp_path / "out", "--shard-rows", 2, *QUIET)
-    held_back = stall(tmp_path)
+def test_after_sigkill_the_same_command_ends_with_the_rows_of_an_undisturbed_run(undisturbed, tmp_path, held):
+    manifest = write_job(tmp_path, f"{held.url}src5.png")
+    command = ("run", manifest, tmp_path / "out", "--shard-rows", 2, "--allow", held.url, *QUIET)
     process = start_homoalign(*command)
     wait_for_parts(tmp_path / "out", 2)
     process.send_signal(signal.SIGKILL)
@@ -287,7 +287,7 @@ def test_after_sigkill_the_same_command_ends_with_the_rows_of_an_undisturbed_run
     (tmp_path / "out" / "data" / f".part-000002.parquet.{'0' * 32}.tmp").write_bytes(b"half a part")
     first = (tmp_path / "out" / "data" / "part-000000.parquet").stat().st_mtime_ns
 
-    unstall(tmp_path, held_back)
+    held.let_go.set()
     again = homoalign(*command)
     assert again.returncode == 0, again.stderr
     assert result_rows(tmp_path / "out") == undisturbed
@@ -302,9 +302,9 @@ def test_after_sigkill_the_same_command_ends_with_the_rows_of_an_undisturbed_run
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["rows_aligned"] == 2
 
 
-def test_sigterm_ends_with_130_and_a_running_lock_ends_others_with_6(undisturbed, tmp_path):
-    command = ("run", write_job(tmp_path), tmp_path / "out", "--shard-rows", 2, *QUIET)
-    held_back = stall(tmp_path)
+def test_sigterm_ends_with_130_and_a_running_lock_ends_others_with_6(undisturbed, tmp_path, held):
+    manifest = write_job(tmp_path, f"{held.url}src5.png")
+    command = ("run", manifest, tmp_path / "out", "--shard-rows", 2, "--allow", held.url, *QUIET)
     process = start_homoalign(*command)
     wait_for_parts(tmp_path / "out", 2)
     second = homoalign(*command)
@@ -321,7 +321,7 @@ def test_sigterm_ends_with_130_and_a_running_lock_ends_others_with_6(undisturbed
     assert not (tmp_path / "out" / "lock.json").exists()
     assert not (tmp_path / "out" / "_SUCCESS").exists()
 
-    unstall(tmp_path, held_back)
+    held.let_go.set()
     again = homoalign(*command)
     assert again.returncode == 0, again.stderr
     assert result_rows(tmp_path / "out") == undisturbed

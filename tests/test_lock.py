@@ -136,6 +136,13 @@ def test_a_claim_that_comes_late_gives_way_to_the_run_that_took_over(out, monkey
     assert STORE.list_names(out) == [LOCK_NAME]
 
 
+def test_claims_of_runs_that_died_while_they_took_a_lock_over_are_removed(out):
+    STORE.publish(f"{out}/{LOCK_NAME}", encoded(other(heartbeat=0.0)))
+    STORE.publish(f"{out}/{LOCK_NAME}.{uuid.uuid4().hex}.claim", encoded(other(heartbeat=0.0)))
+    with hold_lock(STORE, out):
+        assert STORE.list_names(out) == [LOCK_NAME]
+
+
 def test_garbage_in_the_lock_is_replaced(out):
     STORE.publish(f"{out}/{LOCK_NAME}", b"no json")
     with hold_lock(STORE, out, wait_s=10):

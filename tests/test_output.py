@@ -11,7 +11,7 @@ from job_pairs import write_manifest, write_pairs
 
 from jobs.errors import PlanChanged
 from jobs.prepare import RunConfig, open_checked_manifest, shard_task
-from jobs.run import settle
+from jobs.run import begin, survey
 from jobs.shard import run_shard
 from jobs.summary import RunState
 
@@ -27,14 +27,17 @@ def run(tmp_path: Path) -> RunConfig:
 
 def make_parts(run: RunConfig) -> RunState:
     manifest = open_checked_manifest(run)
-    state = settle(run, manifest, run.output)
+    state = survey(run, manifest, run.output)
+    begin(run, run.output, state)
     for shard in range(state.plan.num_shards):
         run_shard(shard_task(run, manifest, state.plan, shard))
     return state
 
 
 def settled(run: RunConfig) -> RunState:
-    return settle(run, open_checked_manifest(run), run.output)
+    state = survey(run, open_checked_manifest(run), run.output)
+    begin(run, run.output, state)
+    return state
 
 
 def test_parts_of_this_plan_are_done(run):

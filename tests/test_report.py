@@ -19,7 +19,7 @@ from jobs import demo_pairs, synthetic
 from jobs.errors import ExitCode, ManifestInvalid, UsageError
 from jobs.prepare import RunConfig, open_checked_manifest, shard_task
 from jobs.report import report_command, write_report
-from jobs.run import settle
+from jobs.run import begin, survey
 from jobs.shard import run_shard
 
 SIZE = (96, 112)
@@ -51,7 +51,8 @@ def run_without_ray(folder: Path, *, num_shards: int | None = None) -> str:
     manifest_path = str(folder / "manifest.parquet")
     run = RunConfig(manifest=manifest_path, out=str(folder / "out"), carry=("note",), shard_rows=4)
     manifest = open_checked_manifest(run)
-    state = settle(run, manifest, run.output)
+    state = survey(run, manifest, run.output)
+    begin(run, run.output, state)
     for shard in range(state.plan.num_shards if num_shards is None else num_shards):
         run_shard(shard_task(run, manifest, state.plan, shard), align=homoalign.align)
     if num_shards is None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import random
 import threading
 import time
@@ -22,13 +24,16 @@ from homoalign.result import AlignResult
 from homoalign.status import Status
 from jobs import prefetch
 from jobs.access import AccessRules
+from jobs.errors import OutputNotWritable
 from jobs.fetch import Fetched, Reader, fetch_pair
+from jobs.lock import hold_lock
 from jobs.manifest import open_manifest
 from jobs.plan import Settings, build_plan
 from jobs.prefetch import Ahead, fetch_in_order
 from jobs.prepare import config_values
 from jobs.rows import has_truth, read_footer
 from jobs.shard import Batching, RunOver, ShardTask, run_shard
+from jobs.storage_errors import num_retries
 from jobs.store import Store
 
 STORE = Store()
@@ -192,10 +197,10 @@ def test_anything_but_a_pair_error_fails_the_shard(tmp_path, mixed):
 
 def test_the_footer_says_which_plan_and_shard_and_what_was_counted(tmp_path, mixed):
     done = run_shard(task_for(tmp_path, mixed), FakeAlign())
-    fingerprint, tally = read_footer(STORE, f"{tmp_path}/out/part-000000.parquet")
-    assert fingerprint == task_for(tmp_path, mixed).fingerprint
-    assert tally.counts == done.tally.counts == {"low_confidence": 10, "unreadable": 2}
-    assert tally.timings["bytes_read"] > 0
+    footer = read_footer(STORE, f"{tmp_path}/out/part-000000.parquet")
+    assert footer.fingerprint == task_for(tmp_path, mixed).fingerprint
+    assert footer.tally.counts == done.tally.counts == {"low_confidence": 10, "unreadable": 2}
+    assert footer.tally.timings["bytes_read"] > 0
     metadata = pq.read_metadata(tmp_path / "out" / "part-000000.parquet").metadata
     assert sum(count for count, _ in json.loads(metadata[b"homoalign.errors"]).values()) == 12
 
@@ -221,6 +226,81 @@ def test_a_retry_aligns_only_the_rows_it_should_and_takes_the_old_counts_back(tm
     assert done.replaced is not None
     assert done.replaced.counts == {"low_confidence": 10, "unreadable": 2}
     assert done.tally.counts == {"low_confidence": 12}
+
+
+def under_lock(folder: Path) -> tuple[str, str]:
+    with hold_lock(STORE, f"file://{folder}") as lock:
+        text = STORE.read(lock.url)
+    STORE.publish(lock.url, text)  # the heart stands still, and beats in no other test
+    return lock.url, lock.me.owner
+
+
+def test_of_an_attempt_and_one_that_comes_late_the_first_counts(tmp_path, mixed):
+    task = task_for(tmp_path, mixed, lock=under_lock(tmp_path))
+    first = run_shard(dataclasses.replace(task, attempt=1), FakeAlign())
+    before = (tmp_path / "out" / "part-000000.parquet").read_bytes()
+    late = FakeAlign()
+    assert run_shard(task, late).tally.to_metadata() == first.tally.to_metadata()
+    assert late.batches
+    assert (tmp_path / "out" / "part-000000.parquet").read_bytes() == before
+
+
+def test_an_attempt_that_published_before_it_was_lost_is_not_made_again(tmp_path, mixed):
+    task = task_for(tmp_path, mixed, lock=under_lock(tmp_path))
+    first = run_shard(task, FakeAlign())
+    again = FakeAlign()
+    assert run_shard(dataclasses.replace(task, attempt=1), again).tally.to_metadata() == first.tally.to_metadata()
+    assert again.batches == []
+
+
+def test_a_retry_that_published_before_it_was_lost_still_says_what_it_replaced(tmp_path, mixed):
+    run_shard(task_for(tmp_path, mixed), FakeAlign())
+    (tmp_path / "missing.png").write_bytes(encoded(photo(99)))
+    task = task_for(tmp_path, mixed, lock=under_lock(tmp_path), retry=frozenset({"unreadable"}))
+    first = run_shard(task, FakeAlign())
+    again = run_shard(dataclasses.replace(task, attempt=1), FakeAlign())
+    assert again.tally.to_metadata() == first.tally.to_metadata()
+    assert again.replaced is not None
+    assert again.replaced.counts == {"low_confidence": 10, "unreadable": 2}
+    assert again.tally.counts == {"low_confidence": 12}
+
+
+def test_a_retry_that_was_lost_before_it_published_is_made(tmp_path, mixed):
+    run_shard(task_for(tmp_path, mixed), FakeAlign())
+    (tmp_path / "missing.png").write_bytes(encoded(photo(99)))
+    changes = {"lock": under_lock(tmp_path), "retry": frozenset({"unreadable"}), "attempt": 1}
+    assert run_shard(task_for(tmp_path, mixed, **changes), FakeAlign()).tally.counts == {"low_confidence": 12}
+
+
+def test_a_damaged_part_in_the_way_is_replaced(tmp_path, mixed):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "part-000000.parquet").write_bytes(b"half a part")
+    run_shard(task_for(tmp_path, mixed), FakeAlign())
+    assert len(part(tmp_path)) == 12
+
+
+def test_an_out_that_is_full_is_said_to_be_so(tmp_path, mixed, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(OutputNotWritable, match=r"part-000000\.parquet: No space left on device"):
+        run_shard(task_for(tmp_path, mixed), FakeAlign())
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_storage_actions_that_were_tried_again_are_counted(tmp_path, mixed, monkeypatch):
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
+    failures, link = [OSError(5, "Input/output error")] * 2, os.link
+
+    def failing(*arguments: str) -> None:
+        if failures:
+            raise failures.pop()
+        link(*arguments)
+
+    monkeypatch.setattr(os, "link", failing)
+    before = num_retries()
+    run_shard(task_for(tmp_path, mixed), FakeAlign())
+    assert num_retries() == before + 2
+    (tmp_path / "b").mkdir()
+    assert "storage_retries" in run_shard(task_for(tmp_path / "b", mixed), FakeAlign()).tally.timings
 
 
 def test_a_shard_of_a_run_that_lost_its_lock_publishes_nothing(tmp_path, mixed):
@@ -256,6 +336,52 @@ def test_decoded_bytes_ahead_are_bounded_and_nothing_deadlocks(tmp_path, monkeyp
     assert numbers == list(range(20))
     # two wait, one was being decoded meanwhile, one was due, one is in the consumer's hands
     assert most <= 5
+
+
+@pytest.mark.parametrize("what", ["fetching", "decoding"])
+def test_rows_whose_images_do_not_come_are_timed_out_and_hold_up_no_other(tmp_path, monkeypatch, what):
+    rows = write_pairs(tmp_path, 12)
+    hanging, let_go = {0, 1, 2, 3, 4, 10}, threading.Event()
+
+    def hangs_at_times(row: Any, reader: Reader, before_decoding: Any) -> Fetched:
+        is_hanging = int(row["pair_id"].removeprefix("pair")) in hanging
+        if what == "fetching" and is_hanging:
+            let_go.wait()
+        before_decoding()
+        if what == "decoding" and is_hanging:
+            let_go.wait()
+        return fetch_pair(row, reader)
+
+    monkeypatch.setattr(prefetch, "fetch_pair", hangs_at_times)
+    reader = Reader(store=STORE, rules=AccessRules(f"file://{tmp_path}"), fetch_timeout_s=0.4)
+    before, started = threading.active_count(), time.monotonic()
+    found = dict(fetch_in_order(enumerate(rows), reader, Ahead(threads=3, decoders=2)))
+    elapsed = time.monotonic() - started
+    assert threading.active_count() == before + len(hanging)
+    let_go.set()
+    assert list(found) == [*range(12)]
+    for number, fetched in found.items():
+        if number in hanging:
+            assert fetched.error is not None
+            assert fetched.error.status == "timed_out"
+            assert str(fetched.error) == f"{what} the row's images took longer than 0.4 s (--fetch-timeout)"
+        else:
+            assert fetched.images is not None
+    assert elapsed < 0.4 * len(hanging) + 2
+
+
+def test_waiting_for_ones_turn_is_not_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(prefetch._Gate, "enter", lambda *_: time.sleep(0.8))
+    reader = Reader(store=STORE, rules=AccessRules(f"file://{tmp_path}"), fetch_timeout_s=0.4)
+    found = fetch_in_order(enumerate(write_pairs(tmp_path, 2)), reader, Ahead())
+    assert [fetched.error for _, fetched in found] == [None, None]
+
+
+def test_a_bug_in_a_thread_comes_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(prefetch, "fetch_pair", lambda *_: 1 / 0)
+    reader = Reader(store=STORE, rules=AccessRules(f"file://{tmp_path}"))
+    with pytest.raises(ZeroDivisionError):
+        list(fetch_in_order(enumerate(write_pairs(tmp_path, 2)), reader, Ahead()))
 
 
 def test_a_consumer_that_stops_early_leaves_no_thread_behind(tmp_path):

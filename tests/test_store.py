@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from jobs.storage_errors import (
     MAX_ATTEMPTS,
@@ -16,8 +20,11 @@ from jobs.storage_errors import (
     ObjectTimedOut,
     ObjectTooLarge,
     StorageError,
+    StorageFull,
     attempt,
+    num_retries,
     redact,
+    translated,
 )
 from jobs.store import Store
 
@@ -41,6 +48,89 @@ def test_what_is_published_is_read_back_and_replaced_whole(folder):
     store.delete(f"{folder}/a.bin")
     store.delete(f"{folder}/a.bin")
     assert not store.exists(f"{folder}/a.bin")
+
+
+def test_what_is_not_to_be_replaced_is_not(folder):
+    store = Store()
+    store.publish(f"{folder}/a.bin", b"mine", replace=False)
+    with pytest.raises(ObjectExists, match=r"a\.bin exists already"):
+        store.publish(f"{folder}/a.bin", b"yours", replace=False)
+    assert store.read(f"{folder}/a.bin") == b"mine"
+    assert store.list_names(folder) == ["a.bin"]
+
+
+class SlowDisk(MemoryFileSystem):
+    """Shows files while they are written, as a disk does."""
+
+    protocol = "slowdisk"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+    seen: ClassVar[list[str]] = []
+    is_full = False
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return MemoryFileSystem._strip_protocol(path.replace("slowdisk://", "memory://"))
+
+    def pipe_file(self, path: str, value: bytes, **options: Any) -> None:
+        super().pipe_file(path, value[:1], **options)
+        self.seen += [name for name in self.find("/") if not name.endswith(".tmp")]
+        if self.is_full:
+            raise OSError(28, "No space left on device")
+        super().pipe_file(path, value, **options)
+
+
+@pytest.fixture
+def slow_disk() -> Iterator[type[SlowDisk]]:
+    fsspec.register_implementation("slowdisk", SlowDisk, clobber=True)
+    yield SlowDisk
+    SlowDisk.store.clear()
+    SlowDisk.seen.clear()
+    SlowDisk.is_full = False
+
+
+def test_where_a_file_shows_while_it_is_written_it_is_renamed_when_it_is_whole(slow_disk):
+    Store().publish("slowdisk://x/a.bin", b"whole")
+    assert Store().read("slowdisk://x/a.bin") == b"whole"
+    assert slow_disk.seen == []
+    with pytest.raises(ObjectExists):
+        Store().publish("slowdisk://x/a.bin", b"other", replace=False)
+    Store().publish("slowdisk://x/a.bin", b"replaced")
+    assert Store().read("slowdisk://x/a.bin") == b"replaced"
+    assert Store().list_names("slowdisk://x") == ["a.bin"]
+
+
+def test_where_there_is_no_room_nothing_is_left_and_nothing_is_tried_again(slow_disk):
+    slow_disk.is_full = True
+    before = num_retries()
+    with pytest.raises(StorageFull, match=r"a\.bin: No space left on device"):
+        Store().publish("slowdisk://x/a.bin", b"whole")
+    assert num_retries() == before
+    assert Store().list_names("slowdisk://x") == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+def test_a_full_or_read_only_disk_has_its_own_error(number):
+    assert isinstance(translated(OSError(number, "x"), "/a"), StorageFull)
+
+
+@pytest.mark.parametrize("is_written_to", [False, True])
+def test_a_pipe_is_no_file_and_is_not_waited_for(tmp_path, is_written_to):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    writer = os.open(tmp_path / "pipe", os.O_WRONLY) if is_written_to else None
+    try:
+        with pytest.raises(StorageError, match="pipe is no regular file"):
+            Store().read(str(tmp_path / "pipe"), max_bytes=10)
+    finally:
+        for descriptor in (reader, writer):
+            if descriptor is not None:
+                os.close(descriptor)
+
+
+def test_a_device_is_no_file():
+    with pytest.raises(StorageError, match="/dev/zero is no regular file"):
+        Store().read("/dev/zero", max_bytes=10)
 
 
 def test_exclusive_creation_fails_where_something_is(folder):
@@ -122,7 +212,9 @@ def test_a_transient_failure_is_tried_again_a_bounded_number_of_times():
             raise OSError(5, "Input/output error")
         return "done"
 
+    before = num_retries()
     assert attempt(lambda: fails(2), "s3://b/k") == "done"
+    assert num_retries() == before + 2
     calls.clear()
     with pytest.raises(StorageError, match="s3://b/k: Input/output error"):
         attempt(lambda: fails(99), "s3://b/k")

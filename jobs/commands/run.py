@@ -7,10 +7,12 @@ from typing import Any
 import click
 
 from homoalign.status import Status
-from jobs.fetch import MAX_BYTES, MAX_PIXELS
+from jobs.fetch import FETCH_TIMEOUT_S, MAX_BYTES, MAX_PIXELS
+from jobs.interrupt import handled_by, leave_at_once
 from jobs.options import align_config, column_names, read_config, read_storage_options, storage_options, together
 from jobs.prepare import RETRYABLE, RunConfig
 from jobs.progress import counts_text, duration_text, error_lines
+from jobs.shard import ROW_TIMEOUT_S
 from jobs.store import Store
 
 ROWS = click.IntRange(min=1)
@@ -40,6 +42,23 @@ work_options = together(
     ),
     click.option("--max-pixels", type=ROWS, default=MAX_PIXELS, show_default=True, help="Of an image, by its header."),
     click.option("--max-bytes", type=ROWS, default=MAX_BYTES, show_default=True, help="Of an encoded image."),
+    click.option(
+        "--fetch-timeout",
+        "fetch_timeout_s",
+        metavar="SECONDS",
+        type=click.FloatRange(min=0, min_open=True),
+        default=FETCH_TIMEOUT_S,
+        help=f"For a row's images to be fetched, then decoded; else it is timed_out. [default: {FETCH_TIMEOUT_S:g}]",
+    ),
+    click.option(
+        "--row-timeout",
+        "row_timeout_s",
+        metavar="SECONDS",
+        type=click.FloatRange(min=0, min_open=True),
+        default=ROW_TIMEOUT_S,
+        help="A worker without progress for so long, by the rows of a batch, is ended and its rows are tried alone. "
+        f"[default: {ROW_TIMEOUT_S:g}]",
+    ),
     storage_options,
 )
 
@@ -93,7 +112,8 @@ def run_command(*, retry_failed: bool, retry_status: tuple[str, ...], **options:
 
     The same command again continues an interrupted run, and does nothing where all is done.
     """
-    from jobs.run import run_job
+    with handled_by(leave_at_once):
+        from jobs.run import run_job
 
     retry = frozenset(status.value for status in RETRYABLE) if retry_failed else frozenset()
     run = run_config(retry=retry | {*retry_status}, **options)

@@ -1,0 +1,199 @@
+"""A shard in a process of its own, which may die or hang without harm to the one that looks on.
+
+The child is `python -m jobs.child FD`: over that socket it gets a task, and tells what it begins, what it ends, and
+last what came of it. It dies with its parent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pyarrow as pa
+
+from jobs.shard import ShardTask, align_rows
+from jobs.watch import UnderWay
+
+START_TIMEOUT_S = 300.0
+"""For the child to import what it needs: many may start at once, from a slow disk."""
+END_TIMEOUT_S = 10.0
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finished:
+    """The child made every row."""
+
+    table: pa.Table
+    timings: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lost:
+    """The child died, or was ended because it did not come back."""
+
+    how: str
+    """For people: `killed by SIGSEGV`."""
+    is_stuck: bool
+    """Whether it was ended for taking too long."""
+    under_way: tuple[int, ...]
+    """The rows it worked on."""
+
+
+def run_child(task: ShardTask, num_threads: int) -> Finished | Lost:
+    """Make a shard's rows in a process of its own.
+
+    Raises:
+        Exception: what the shard raised there.
+    """
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-m", "jobs.child", str(theirs.fileno())]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    with theirs:
+        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)  # noqa: S603, our own module
+    try:
+        with Connection(ours.detach()) as connection:
+            return _follow(process, connection, task, num_threads)
+    finally:
+        process.kill()
+        with suppress(subprocess.TimeoutExpired):  # it waits in the kernel, for a file system that hangs
+            process.wait(END_TIMEOUT_S)
+
+
+def _follow(
+    process: subprocess.Popen[bytes], connection: Connection, task: ShardTask, num_threads: int
+) -> Finished | Lost:
+    """Hear the child out, for as long as it goes on."""
+    under_way = UnderWay()
+    left_s = START_TIMEOUT_S
+    with suppress(OSError):  # it died at once, and the answer below says how
+        connection.send((task, num_threads))
+    while True:
+        try:
+            if not connection.poll(left_s):
+                how = f"no progress in {left_s:g} s (--row-timeout)"
+                return Lost(how=how, is_stuck=True, under_way=tuple(under_way.rows()))
+            kind, value = connection.recv()
+        except (EOFError, OSError):
+            return Lost(how=_end_of(process), is_stuck=False, under_way=tuple(under_way.rows()))
+        if kind == "finished":
+            return Finished(table=value[0], timings=value[1])
+        if kind == "raised":
+            raise value
+        if kind == "lost":
+            return Lost(how=value, is_stuck=False, under_way=tuple(under_way.rows()))
+        if kind == "begin":
+            under_way.begin(value)
+        elif kind == "end":
+            under_way.end(value)
+        left_s = task.row_timeout_s * under_way.most_rows()
+
+
+def _end_of(process: subprocess.Popen[bytes]) -> str:
+    try:
+        code = process.wait(END_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return "hung up without an end"
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+class _Teller:
+    """Tells the parent what is under way."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection, self.turn = connection, threading.Lock()
+
+    def begin(self, numbers: Sequence[int]) -> None:
+        """Tell what begins."""
+        self.tell("begin", tuple(numbers))
+
+    def end(self, numbers: Sequence[int]) -> None:
+        """Tell what ends."""
+        self.tell("end", tuple(numbers))
+
+    def tell(self, kind: str, value: object) -> None:
+        """Send one message."""
+        with self.turn:
+            self.connection.send((kind, value))
+
+
+def main(descriptor: int) -> None:
+    """Make the rows of the task that comes, and tell."""
+    _die_with_parent()
+    with Connection(descriptor) as connection:
+        teller = _Teller(connection)
+        task, num_threads = connection.recv()
+        try:
+            set_threads(num_threads)
+            teller.tell("started", None)
+            teller.tell("finished", align_rows(task, watch=teller))
+        except Exception as error:
+            if is_out_of_memory(error):
+                teller.tell("lost", "out of memory")
+            else:
+                teller.tell("raised", _sendable(error))
+
+
+def set_threads(num: int) -> None:
+    """Let the numeric libraries use so many threads."""
+    import cv2
+    import torch
+
+    torch.set_num_threads(num)
+    cv2.setNumThreads(num)
+
+
+def free_device_memory() -> None:
+    """Give back what earlier shards left reserved on a GPU, to the child that comes."""
+    import torch
+
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether an allocation failed, on the host or on a device."""
+    import torch
+
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError))
+
+
+def _sendable(error: Exception) -> Exception:
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301, our own, and read back by our parent only
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to end this process when its parent ends, and to choose it first when memory runs out."""
+    parent = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        with suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+    threading.Thread(target=_leave_after, args=(parent,), daemon=True).start()
+
+
+def _leave_after(parent: int) -> None:
+    """End this process once its parent is another: where there is no such system call, or it came too late."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,91 @@
+"""Who looks on while a shard is made: what is under way, and an end to what does not come back.
+
+Work is told of as groups of rows: one row that is fetched and decoded, or a batch that is aligned.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class Watch(Protocol):
+    """Is told what begins and what ends, from any thread."""
+
+    def begin(self, numbers: Sequence[int]) -> None:
+        """Work on these rows begins."""
+
+    def end(self, numbers: Sequence[int]) -> None:
+        """Work on these rows, begun together, is over."""
+
+
+class Unwatched:
+    """Looks away."""
+
+    def begin(self, numbers: Sequence[int]) -> None:
+        """Do nothing."""
+
+    def end(self, numbers: Sequence[int]) -> None:
+        """Do nothing."""
+
+
+class UnderWay:
+    """The groups of rows that are worked on."""
+
+    def __init__(self) -> None:
+        self.groups: Counter[tuple[int, ...]] = Counter()
+
+    def begin(self, numbers: Sequence[int]) -> None:
+        """Note a group."""
+        self.groups[tuple(numbers)] += 1
+
+    def end(self, numbers: Sequence[int]) -> None:
+        """Forget a group."""
+        self.groups -= Counter([tuple(numbers)])
+
+    def rows(self) -> list[int]:
+        """Return the rows of all groups, in order."""
+        return sorted({number for group in self.groups for number in group})
+
+    def most_rows(self) -> int:
+        """Return the size of the largest group, and 1 where there is none: time is allowed by the row."""
+        return max(map(len, self.groups), default=1)
+
+
+class Watchdog:
+    """Ends this process when no work begins or ends for too long; use as a context manager.
+
+    A thread of `faulthandler` keeps the time: unlike one of Python's, it also ends a process that hangs in native
+    code and lets no other thread run. The traceback of every thread goes to standard error first.
+    """
+
+    def __init__(self, row_timeout_s: float) -> None:
+        self.row_timeout_s = row_timeout_s
+        self.under_way = UnderWay()
+        self.changed = threading.Lock()
+
+    def __enter__(self) -> Watchdog:
+        with self.changed:
+            self._wind_up()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        faulthandler.cancel_dump_traceback_later()
+
+    def begin(self, numbers: Sequence[int]) -> None:
+        """Note what begins."""
+        with self.changed:
+            self.under_way.begin(numbers)
+            self._wind_up()
+
+    def end(self, numbers: Sequence[int]) -> None:
+        """Note what ends."""
+        with self.changed:
+            self.under_way.end(numbers)
+            self._wind_up()
+
+    def _wind_up(self) -> None:
+        faulthandler.dump_traceback_later(self.row_timeout_s * self.under_way.most_rows(), exit=True)

@@ -1,0 +1,47 @@
+"""A filesystem whose files harm the process that reads them; fsspec finds it by the entry point beside it.
+
+deadly://segv/PATH     ends the process by SIGSEGV
+deadly://once/PATH     likewise, but only the first who reads it; then it is the file
+deadly://frozen/PATH   sleeps in native code and lets no other thread run
+deadly://hang/PATH     sleeps
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from fsspec.spec import AbstractFileSystem
+
+FOREVER_S = 100_000
+
+
+class DeadlyFileSystem(AbstractFileSystem):  # type: ignore[misc]
+    protocol = "deadly"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return path.removeprefix("deadly://")
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        return {"name": path, "size": Path(f"/{path.partition('/')[2]}").stat().st_size, "type": "file"}
+
+    def cat_file(self, path: str, **_: Any) -> bytes:
+        what, _, path = path.partition("/")
+        file = Path(f"/{path}")
+        if what == "segv":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        elif what == "once":
+            with contextlib.suppress(FileExistsError):
+                file.with_suffix(".read").touch(exist_ok=False)
+                os.kill(os.getpid(), signal.SIGSEGV)
+        elif what == "frozen":
+            ctypes.PyDLL(None).sleep(FOREVER_S)
+        elif what == "hang":
+            time.sleep(FOREVER_S)
+        return file.read_bytes()

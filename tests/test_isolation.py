@@ -1,0 +1,122 @@
+"""Rows that end their worker are found and marked; all others are made, in the batches of a shard without them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from job_pairs import write_manifest, write_pairs
+from test_shard import FakeAlign, task_for
+
+from jobs.child import Finished, Lost
+from jobs.isolation import MAX_LOST_EARLY, ChildLost, align_isolated
+from jobs.shard import ShardTask, align_rows
+
+ROWS = 10
+
+
+class FakeChildren:
+    """Makes rows like a child process, but for what `end_of` says: it is asked with the rows that one would work on."""
+
+    def __init__(self, end_of: Callable[[list[int]], Lost | None]) -> None:
+        self.end_of = end_of
+        self.calls: list[list[int]] = []
+
+    def __call__(self, task: ShardTask) -> Finished | Lost:
+        left = [number for number in range(ROWS) if number not in task.settled]
+        self.calls.append(left)
+        groups = [[number] for number in left] if task.batching.pairs == 1 else [left]
+        for group in groups:
+            end = self.end_of(group)
+            if end is not None:
+                return end
+        table, timings = align_rows(task, FakeAlign())
+        return Finished(table=table, timings=timings)
+
+
+def crash(*numbers: int) -> Lost:
+    return Lost(how="killed by SIGSEGV", is_stuck=False, under_way=numbers)
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> ShardTask:
+    return task_for(tmp_path, write_manifest(tmp_path / "m.parquet", write_pairs(tmp_path, ROWS)))
+
+
+def rows_of(table: pa.Table) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
+
+
+def test_a_shard_whose_child_ends_well_is_made_at_once(task):
+    children = FakeChildren(lambda _: None)
+    table, _ = align_isolated(task, children)
+    assert len(children.calls) == 1
+    assert table == align_rows(task, FakeAlign())[0]
+
+
+def test_a_row_that_crashes_is_found_and_its_neighbours_keep_their_results(task):
+    children = FakeChildren(lambda rows: crash(*rows[:8]) if 4 in rows[:8] else None)
+    table, _ = align_isolated(task, children)
+    rows, undisturbed = rows_of(table), rows_of(align_rows(task, FakeAlign())[0])
+    assert rows[4]["status"] == "crashed"
+    assert rows[4]["status_detail"] == "alone in a process, twice: killed by SIGSEGV"
+    assert [row for row in rows if row["pair_id"] != "pair4"] == undisturbed[:4] + undisturbed[5:]
+    # whole, the suspects one by one, the suspect and those after it, those after it, and whole without it
+    assert children.calls == [[*range(10)], [*range(8)], [4, 5, 6, 7], [5, 6, 7], [0, 1, 2, 3, 5, 6, 7, 8, 9]]
+
+
+def test_a_row_that_hangs_is_timed_out(task):
+    stuck = Lost(how="no progress in 600 s (--row-timeout)", is_stuck=True, under_way=(7,))
+    table, _ = align_isolated(task, FakeChildren(lambda rows: stuck if 7 in rows else None))
+    row = rows_of(table)[7]
+    assert row["status"] == "timed_out"
+    assert "no progress in 600 s (--row-timeout)" in row["status_detail"]
+
+
+def test_many_bad_rows_are_all_found_though_each_child_shows_one(task):
+    bad = {0, 2, 3, 5, 9}
+
+    def end_of(rows: list[int]) -> Lost | None:
+        return next((crash(number) for number in rows if number in bad), None)
+
+    table, _ = align_isolated(task, FakeChildren(end_of))
+    assert {number for number, row in enumerate(rows_of(table)) if row["status"] == "crashed"} == bad
+
+
+def test_a_child_that_something_else_killed_blames_no_row(task):
+    deaths = [crash(0, 1, 2), crash(1), None, None]
+    children = FakeChildren(lambda _: deaths.pop(0) if deaths else None)
+    table, _ = align_isolated(task, children)
+    assert table == align_rows(task, FakeAlign())[0]
+
+
+def test_rows_that_no_batch_gets_through_are_aligned_one_by_one(task):
+    table, _ = align_isolated(task, FakeChildren(lambda rows: crash(*rows) if len(rows) > 1 else None))
+    assert {row["status"] for row in rows_of(table)} == {"low_confidence"}
+    assert rows_of(table) == rows_of(align_rows(task, FakeAlign())[0])
+
+
+def test_children_that_die_before_any_row_fail_the_shard_with_what_they_died_of(task):
+    children = FakeChildren(lambda _: crash())
+    with pytest.raises(ChildLost, match=r"shard 0: killed by SIGSEGV, before any row"):
+        align_isolated(task, children)
+    assert len(children.calls) < 20
+    assert MAX_LOST_EARLY > 1
+
+
+def test_rows_of_a_part_that_are_kept_are_neither_suspected_nor_made_again(task):
+    kept = {number: {"status": "ok"} for number in range(5)}
+    children = FakeChildren(lambda rows: crash(*rows) if 8 in rows else None)
+    table, _ = align_isolated(dataclasses.replace(task, settled=kept), children)
+    assert [row["status"] for row in rows_of(table)] == [
+        *["ok"] * 5,
+        *["low_confidence"] * 3,
+        "crashed",
+        "low_confidence",
+    ]
+    assert all(not {*call} & {*range(5)} for call in children.calls)

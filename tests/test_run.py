@@ -1,0 +1,125 @@
+"""What the driver makes of shards that are lost, fail, or can leave nothing in OUT. Workers are made up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from job_pairs import write_manifest, write_pairs
+from test_shard import FakeAlign
+
+from jobs import run as run_module
+from jobs.cluster import Outcome, ShardFailed, ShardLost
+from jobs.errors import LockHeld, OutputNotWritable, ShardsUnfinished
+from jobs.prepare import RunConfig
+from jobs.run import MAX_LOSSES, run_job
+from jobs.shard import RunOver, ShardTask, run_shard
+
+Fate = Callable[[ShardTask], Outcome | None]
+
+
+class FakeWorkers:
+    """Makes a shard when it is waited for, unless `fate` has another outcome."""
+
+    device, num_under_way = "cpu", 0
+
+    def __init__(self, fate: Fate) -> None:
+        self.fate = fate
+        self.tasks: list[ShardTask] = []
+        self.seen: list[tuple[int, int]] = []
+
+    def __enter__(self) -> FakeWorkers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def capacity(self) -> int:
+        return 1
+
+    num_workers = capacity
+
+    def submit(self, task: ShardTask) -> None:
+        self.tasks.append(task)
+        self.num_under_way = 1
+
+    def wait(self, _: float) -> list[tuple[int, Outcome]]:
+        task, self.num_under_way = self.tasks.pop(), 0
+        self.seen.append((task.index, task.attempt))
+        return [(task.index, self.fate(task) or run_shard(task, FakeAlign()))]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunConfig:
+    manifest = write_manifest(tmp_path / "m.parquet", write_pairs(tmp_path, 3))
+    return RunConfig(manifest=str(manifest), out=str(tmp_path / "out"), shard_rows=1, progress="none")
+
+
+@pytest.fixture
+def work(run: RunConfig, monkeypatch: pytest.MonkeyPatch) -> Callable[[Fate], tuple[FakeWorkers, Any]]:
+    def work_with(fate: Fate) -> tuple[FakeWorkers, Any]:
+        workers = FakeWorkers(fate)
+        monkeypatch.setattr(run_module, "RayWorkers", lambda *_, **__: workers)
+        try:
+            return workers, run_job(run)
+        except Exception as error:
+            return workers, error
+
+    return work_with
+
+
+def lost(task: ShardTask) -> ShardLost:
+    return ShardLost(shard=task.index, reason="WorkerCrashedError: it died")
+
+
+def failed(task: ShardTask, cause: Exception) -> ShardFailed:
+    return ShardFailed(shard=task.index, reason=str(cause), cause=cause)
+
+
+def test_a_lost_shard_is_tried_again_at_once_and_told_how_often(work):
+    workers, summary = work(lambda task: lost(task) if (task.index, task.attempt) in ((1, 0), (1, 1)) else None)
+    assert workers.seen == [(0, 0), (1, 0), (1, 1), (1, 2), (2, 0)]
+    assert summary["workers_lost"] == 2
+    assert summary["reason"] == "done"
+
+
+def test_a_shard_that_is_always_lost_is_given_up_and_listed(work, run):
+    workers, error = work(lambda task: lost(task) if task.index == 1 else None)
+    assert isinstance(error, ShardsUnfinished)
+    assert f"1 of 3 shards could not be finished: shard 1: lost {MAX_LOSSES + 1} times" in str(error)
+    assert "it died" in str(error)
+    assert workers.seen.count((1, MAX_LOSSES)) == 1
+    assert len(workers.seen) == 3 + MAX_LOSSES
+    assert not Path(run.out, "_SUCCESS").exists()
+
+
+def test_what_our_own_code_raises_is_not_tried_again(work):
+    workers, error = work(lambda task: failed(task, RuntimeError("a bug")) if task.index == 1 else None)
+    assert isinstance(error, ShardsUnfinished)
+    assert workers.seen == [(0, 0), (1, 0), (2, 0)]
+
+
+def test_an_out_that_takes_no_part_ends_the_run_at_once(work, run):
+    full = OutputNotWritable("OUT cannot be written: part-000001.parquet: No space left on device")
+    workers, error = work(lambda task: failed(task, full) if task.index == 1 else None)
+    assert error is full
+    assert workers.seen == [(0, 0), (1, 0)]
+    assert not Path(run.out, "lock.json").exists()
+
+
+def test_a_shard_that_finds_the_lock_taken_ends_the_run_which_leaves_out_alone(work, run):
+    _, error = work(lambda task: failed(task, RunOver("no longer holds")) if task.index == 1 else None)
+    assert isinstance(error, LockHeld)
+    assert not Path(run.out, "summary.json").exists()
+
+
+def test_a_run_without_anything_to_do_needs_no_workers(work, run):
+    work(lambda _: None)
+    Path(run.out, "_SUCCESS").unlink()
+    workers, summary = work(lambda _: pytest.fail("there is nothing to do"))
+    assert workers.seen == []
+    assert summary["rows_done"] == 3
+    assert json.loads(Path(run.out, "_SUCCESS").read_text())["rows"] == 3

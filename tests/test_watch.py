@@ -1,0 +1,62 @@
+"""The watchdog: rows under way, and an end to a process that is stuck in native code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+from job_pairs import ENVIRONMENT, ROOT
+
+from jobs.watch import UnderWay
+
+
+def test_what_is_under_way_is_what_began_and_did_not_end():
+    under_way = UnderWay()
+    assert under_way.most_rows() == 1
+    for numbers in ([3], [4, 5, 6], [7]):
+        under_way.begin(numbers)
+    under_way.end([3])
+    under_way.end([3])  # a thread that was given up, and came back
+    assert under_way.rows() == [4, 5, 6, 7]
+    assert under_way.most_rows() == 3
+
+
+@pytest.mark.parametrize(
+    ("stuck", "lasts_s"),
+    [
+        ("ctypes.PyDLL(None).sleep(60)", 1.0),  # holds the lock of the interpreter
+        ("dog.begin([1]); time.sleep(60)", 1.0),
+        ("dog.begin([1, 2, 3]); dog.begin([4]); time.sleep(60)", 3.0),
+    ],
+)
+def test_a_process_that_is_stuck_is_ended_after_the_time_its_rows_have(stuck, lasts_s):
+    code = f"""
+import ctypes, time
+from jobs.watch import Watchdog
+with Watchdog(1.0) as dog:
+    print(time.time(), flush=True)
+    {stuck}
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.returncode == 1
+    assert "Timeout" in done.stderr
+    assert lasts_s - 0.1 < time.time() - float(done.stdout) < lasts_s + 5
+
+
+def test_a_process_whose_work_goes_on_is_left_alone():
+    code = """
+import time
+from jobs.watch import Watchdog
+with Watchdog(2.0) as dog:
+    time.sleep(1.2)
+    dog.begin([1])
+    time.sleep(1.2)
+    dog.end([1])
+    time.sleep(1.2)
+time.sleep(2.5)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, timeout=50, check=True)
