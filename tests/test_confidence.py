@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from homoalign import Status, align
-from homoalign.confidence import Calibration, confidence, load_calibration
+from homoalign.confidence import calibration_of, confidence, load_calibration, values_of
 from homoalign.evidence import EVIDENCE, Evidence
 from homoalign.metrics import local_patterns, rival_correlation
 from homoalign.pyramid import Level
@@ -53,8 +53,8 @@ def test_each_doubt_alone_is_enough(change):
     assert told(**(GOOD | change)) < 0.5
 
 
-def test_either_opinion_is_enough():
-    assert told(**(GOOD | {"structure": 0.0})) > 0.9
+def test_intensities_or_structure_are_enough():
+    assert told(**(GOOD | {"structure": np.nan})) > 0.9
     assert (
         told(**(GOOD | {"local_correlation": -0.5, "weak_correlation": -0.9, "rival": np.nan, "structure": 0.6})) > 0.8
     )
@@ -70,7 +70,7 @@ def test_it_is_a_probability_whatever_the_evidence():
 
 def test_coefficients_go_there_and_back():
     calibration = load_calibration()
-    assert Calibration.of_values(calibration.values()) == calibration
+    assert calibration_of(values_of(calibration)) == calibration
 
 
 def test_the_fit_finds_what_the_pairs_were_drawn_from(rng):
@@ -120,6 +120,8 @@ def test_a_repeat_is_not_ok_and_says_why(numpy_rng):
 
 def test_a_better_rival_is_found_in_the_end(numpy_rng):
     truth = np.array([[1, 0, -40], [0, 1, 0], [0, 0, 1.0]])
-    result = align(*wall(numpy_rng, own_noise=False), gt=truth)  # from identity it looks right, but for the small things
+    result = align(
+        *wall(numpy_rng, own_noise=False), gt=truth
+    )  # from identity it looks right, but for the small things
     assert result.status == [Status.OK]
     assert result.gt_corner_error_px.item() < 1

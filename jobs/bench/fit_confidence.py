@@ -18,24 +18,29 @@ import numpy.typing as npt
 import torch
 
 import homoalign
-from homoalign.confidence import COEFFICIENTS, Calibration, Opinion, confidence
+from homoalign.confidence import COEFFICIENTS, Calibration, calibration_of, confidence, values_of
 from homoalign.evidence import EVIDENCE, Evidence
 from jobs.bench.methods import HOMOALIGN
 
 Floats = npt.NDArray[np.float64]
 
 PRIOR = Calibration(
-    intensity=Opinion(constant=-12.0, agreement=25.0, overlap=1.0),
-    structure=Opinion(constant=-12.0, agreement=30.0, overlap=1.0),
-    rival_constant=40.0,
+    constant=-10.0,
+    correlation=15.0,
+    structure=20.0,
+    correlation_and_structure=0.0,
+    overlap=1.0,
+    no_rival=40.0,
     rival=-40.0,
     std_factor=1.0,
     std_power=1.5,
-    unexplained=0.3,
+    unexplained_power=0.3,
 )
-SPREAD = np.array([6.0, 12.0, 6.0, 1.0, 5.0, 1.0, 20.0, 20.0, 0.3, 0.3, 0.2])
-"""Few drawn pairs stand or fall with their structure alone: its prior, from unlike sensors, is the narrowest.
-Standard deviations of the prior, of logarithms from the ninth on."""
+SPREAD = np.array([6.0, 12.0, 15.0, 10.0, 6.0, 20.0, 20.0, 0.3, 0.3, 0.2])
+"""Standard deviations of the prior; of the logarithms of those that are positive."""
+
+POSITIVE = slice(7, None)
+"""The factor and the powers."""
 
 LEAST_PROBABILITY = 1e-6
 
@@ -72,17 +77,19 @@ def fit(evidence: Evidence, is_right: npt.NDArray[np.bool_]) -> Calibration:
         return float(surprise + 0.5 * (((parameters - start) / SPREAD) ** 2).sum())
 
     start = _parameters(PRIOR)
-    rough = minimize(loss, start, method="Nelder-Mead", options={"maxiter": 20_000, "maxfev": 20_000, "adaptive": True})
-    return _calibration(minimize(loss, rough.x, method="BFGS").x)
+    return _calibration(minimize(loss, start, method="BFGS").x)
 
 
 def _parameters(calibration: Calibration) -> Floats:
-    values = np.array(calibration.values())
-    return np.concatenate([values[:8], np.log(values[8:])])
+    parameters = np.array(values_of(calibration))
+    parameters[POSITIVE] = np.log(parameters[POSITIVE])
+    return parameters
 
 
 def _calibration(parameters: Floats) -> Calibration:
-    return Calibration.of_values([*parameters[:8].tolist(), *np.exp(parameters[8:]).tolist()])
+    values = parameters.copy()
+    values[POSITIVE] = np.exp(values[POSITIVE])
+    return calibration_of(values.tolist())
 
 
 if __name__ == "__main__":
