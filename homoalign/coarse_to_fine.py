@@ -15,7 +15,7 @@ from homoalign.config import AlignConfig
 from homoalign.earned import WEAK_480, give_up_freedom
 from homoalign.homography import image_size
 from homoalign.metrics import corner_std
-from homoalign.noise import noise_level
+from homoalign.noise import UNEXPLAINED, noise_level, residual_noise
 from homoalign.photometry import Light, apply_light, fit_light, normalise_locally, to_plain
 from homoalign.precision import measure_precision
 from homoalign.pyramid import Level
@@ -178,7 +178,8 @@ def _finish(track: Track, descent: Descent) -> Solved:
     # What the model does not move is known.
     covariance[:, MOTION_PARAMETERS[config.model] : 8] = 0
     covariance[:, :, MOTION_PARAMETERS[config.model] : 8] = 0
-    weak = _unsupported(covariance, state.dst_homo_src, src, dst)
+    is_explained = fitted_scale < UNEXPLAINED * residual_noise(src.image, dst.image, state.gain)
+    weak = torch.nonzero(is_explained & _is_unsupported(covariance, state.dst_homo_src, src, dst))[:, 0]
     if len(weak):
         state = give_up_freedom(
             problem,
@@ -196,11 +197,12 @@ def _finish(track: Track, descent: Descent) -> Solved:
     return Solved(state, stop, descent.num_iterations + taken, scale, fitted_scale, covariance, levels)
 
 
-def _unsupported(covariance: Tensor, dst_homo_src: Tensor, src: Level, dst: Level) -> Tensor:
-    """Return the int64 indices of the pairs whose corners are not held by the data."""
+def _is_unsupported(covariance: Tensor, dst_homo_src: Tensor, src: Level, dst: Level) -> Tensor:
+    """Return (B,) bool, where the data do not hold the corners."""
     corners = metrics.corner_covariance(covariance, dst_homo_src, *image_size(src.image))
     std_480 = 480 / min(image_size(dst.image)) * corner_std(corners)
-    return torch.nonzero(std_480 > WEAK_480)[:, 0]
+    unsupported: Tensor = std_480 > WEAK_480
+    return unsupported
 
 
 def _solve_run(problem: DirectProblem, state: Alignment, run: Run, config: AlignConfig) -> Solution[Alignment]:

@@ -4,17 +4,18 @@ Right is an answer that looks right, that has no rival, and that is precise enou
 
     confidence = P(looks right) * P(no rival) * P(precise)
 
-P(looks right) is a logistic function of how well the overlap correlates, how well its structure agrees, and how large
-it is. P(no rival) is one of how well src would lie elsewhere: where another shift does as well, as among bricks, looks
-say nothing. P(precise) is that of an error whose size follows a Weibull distribution about the predicted one; with
-power 2 it is Rayleigh's.
+P(looks right) is a logistic function of how well the overlap correlates, or of how well its structure agrees, whichever
+says more. P(no rival) is one of how well src would lie elsewhere: where another shift does as well, as among bricks,
+looks say nothing. P(precise) is that of an error whose size follows a Weibull distribution about the predicted one;
+with power 2 it is Rayleigh's.
 
-The coefficients stand in `confidence.json`, with what they were fitted on; `make confidence` fits them anew.
+The coefficients stand in `confidence.json`, with what they were fitted on; `make confidence` fits them anew, those of
+looks apart: drawn pairs go wrong in other ways than photographs of hills and harbours do, and a fit to them trusts
+these too soon.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass
 from functools import cache
@@ -33,7 +34,6 @@ RIGHT_480 = 5.0
 CERTAIN = 0.99
 """Intensities that are so sure need no structure beside them."""
 
-LEAST_CORRELATION = -0.5
 MOST_RIVAL = 1.2
 MOST_UNEXPLAINED = 30.0
 STD_480 = (1e-3, 1e3)
@@ -41,20 +41,19 @@ STD_480 = (1e-3, 1e3)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Calibration:
-    """The coefficients, each of the log-odds unless said otherwise."""
+    """The coefficients."""
 
-    constant: float
-    """Of P(looks right), as the next four."""
-    correlation: float
+    correlation_at_even_odds: float
     """Of the local correlation, of whole or weaker blocks, whichever is lower; of its size where both are negative."""
-    structure: float
-    correlation_and_structure: float
-    """Of the product of both."""
-    overlap: float
-    """Of the larger share of one image that the other shows."""
+    correlation_slope: float
+    small_overlap: float
+    """How much more correlation it takes without overlap than where half of a frame is shared or more."""
+    structure_at_even_odds: float
+    structure_slope: float
     no_rival: float
-    """Constant of P(no rival)."""
+    """Log-odds of P(no rival) at no rival."""
     rival: float
+    """What they change by for a rival that does as well."""
     std_factor: float
     """Errors are so many times the predicted ones."""
     std_power: float
@@ -83,37 +82,24 @@ def confidence(evidence: Evidence, calibration: Calibration | None = None) -> Te
     std_480 = evidence.corner_std_480.nan_to_num(STD_480[1]).clamp(*STD_480)
     std_480 = model.std_factor * unexplained**model.unexplained_power * std_480
     precise = -torch.expm1(-((RIGHT_480 / std_480) ** model.std_power))
-    looks_right = _looks_right(evidence, evidence.structure.nan_to_num(0.0).clamp_min(0), model)
-    return torch.where(evidence.is_finite, looks_right * has_none * precise, 0.0)
+    odds = torch.fmax(
+        _odds_of_intensity(evidence, model),
+        model.structure_slope * (evidence.structure - model.structure_at_even_odds),
+    )
+    return torch.where(evidence.is_finite, torch.sigmoid(odds) * has_none * precise, 0.0)
 
 
 def needs_structure(evidence: Evidence) -> Tensor:
     """Return (B,) bool, where structure could still change the confidence."""
-    without = _looks_right(evidence, torch.zeros_like(evidence.overlap), load_calibration())
-    return ~(without > CERTAIN) & evidence.is_finite
+    by_intensity = torch.sigmoid(_odds_of_intensity(evidence, load_calibration()))
+    return ~(by_intensity > CERTAIN) & evidence.is_finite
 
 
-def _looks_right(evidence: Evidence, structure: Tensor, model: Calibration) -> Tensor:
+def _odds_of_intensity(evidence: Evidence, model: Calibration) -> Tensor:
     whole, weak = evidence.local_correlation, evidence.weak_correlation
     # One sensor may see bright what the other sees dark. A minimum with NaN, of no textured block, is the other value.
-    correlation = torch.fmax(torch.fmin(whole, weak), torch.fmin(-whole, -weak))
-    correlation = correlation.nan_to_num(LEAST_CORRELATION).clamp_min(LEAST_CORRELATION)
-    overlap = torch.fmax(evidence.overlap, evidence.src_overlap).nan_to_num(0.0).clamp_max(1)
-    return torch.sigmoid(
-        model.constant
-        + model.correlation * correlation
-        + model.structure * structure
-        + model.correlation_and_structure * correlation * structure
-        + model.overlap * overlap
-    )
-
-
-def values_of(calibration: Calibration) -> list[float]:
-    """Return the coefficients in the order of the fields, as `calibration_of` takes them."""
-    return list(dataclasses.astuple(calibration))
-
-
-def calibration_of(values: list[float]) -> Calibration:
-    """Return the calibration with these coefficients."""
-    names = [field.name for field in dataclasses.fields(Calibration)]
-    return Calibration(**dict(zip(names, values, strict=True)))
+    correlation = torch.fmax(torch.fmin(whole, weak), torch.fmin(-whole, -weak)).nan_to_num(-1.0)
+    # A small overlap has fewer independent windows to agree by chance.
+    overlap = torch.fmax(evidence.overlap, evidence.src_overlap).nan_to_num(0.0)
+    even = model.correlation_at_even_odds + 2 * model.small_overlap * (0.5 - overlap).clamp(0, 0.5)
+    return model.correlation_slope * (correlation - even)

@@ -23,6 +23,9 @@ CERTAIN = 1.5
 QUANTISATION = 0.29 / 255
 """Least noise, the rounding of eight bits."""
 
+UNEXPLAINED = 2.3
+"""Residuals this many times the noise, with the light fitted, are blur, depth or another sensor, not noise."""
+
 LEVEL_SAMPLES = 8192
 """Pixels, about, that a noise level is read from; its own error is then below 2 %."""
 

@@ -12,7 +12,7 @@ import torch
 
 from homoalign import homography
 from homoalign.homography import image_size
-from homoalign.noise import residual_noise
+from homoalign.noise import UNEXPLAINED, residual_noise
 from homoalign.precision import measure_precision
 from homoalign.residual import Alignment, build_problem
 from homoalign.result import LevelTrace
@@ -29,9 +29,6 @@ TOL_PX = 0.25
 
 FINEST_SIDE_PX = 512
 """The finest level has sides of at most this, in the geometric mean: beyond it structure gains nothing but noise."""
-
-UNEXPLAINED = 2.3
-"""Residuals this many times the noise, with the light fitted, are blur, depth or another sensor, not noise."""
 
 FURTHEST = 0.03
 """Of the shorter side: structure may correct an answer on intensities by no more."""

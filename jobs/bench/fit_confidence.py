@@ -18,29 +18,25 @@ import numpy.typing as npt
 import torch
 
 import homoalign
-from homoalign.confidence import COEFFICIENTS, Calibration, calibration_of, confidence, values_of
+from homoalign.confidence import COEFFICIENTS, Calibration, confidence
 from homoalign.evidence import EVIDENCE, Evidence
 from jobs.bench.methods import HOMOALIGN
 
 Floats = npt.NDArray[np.float64]
 
-PRIOR = Calibration(
-    constant=-10.0,
-    correlation=15.0,
-    structure=20.0,
-    correlation_and_structure=0.0,
-    overlap=1.0,
-    no_rival=40.0,
-    rival=-40.0,
-    std_factor=1.0,
-    std_power=1.5,
-    unexplained_power=0.3,
-)
-SPREAD = np.array([6.0, 12.0, 15.0, 10.0, 6.0, 20.0, 20.0, 0.3, 0.3, 0.2])
-"""Standard deviations of the prior; of the logarithms of those that are positive."""
+LOOKS = {
+    "correlation_at_even_odds": 0.45,
+    "correlation_slope": 25.0,
+    "small_overlap": 0.1,
+    "structure_at_even_odds": 0.36,
+    "structure_slope": 30.0,
+}
+"""Set by what separates right from wrong on the pairs of `homoalign demo` and on real ones, and not fitted."""
 
-POSITIVE = slice(7, None)
-"""The factor and the powers."""
+FITTED = ("no_rival", "rival", "std_factor", "std_power", "unexplained_power")
+PRIOR = np.array([40.0, -40.0, 0.0, np.log(1.5), np.log(0.3)])
+SPREAD = np.array([20.0, 20.0, 0.3, 0.3, 0.2])
+"""Mean and standard deviation of the prior of `FITTED`; of the logarithms of the last three."""
 
 LEAST_PROBABILITY = 1e-6
 
@@ -74,22 +70,14 @@ def fit(evidence: Evidence, is_right: npt.NDArray[np.bool_]) -> Calibration:
         probability = confidence(evidence, _calibration(parameters)).numpy()
         probability = probability.clip(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
         surprise = -np.log(np.where(is_right, probability, 1 - probability)).sum()
-        return float(surprise + 0.5 * (((parameters - start) / SPREAD) ** 2).sum())
+        return float(surprise + 0.5 * (((parameters - PRIOR) / SPREAD) ** 2).sum())
 
-    start = _parameters(PRIOR)
-    return _calibration(minimize(loss, start, method="BFGS").x)
-
-
-def _parameters(calibration: Calibration) -> Floats:
-    parameters = np.array(values_of(calibration))
-    parameters[POSITIVE] = np.log(parameters[POSITIVE])
-    return parameters
+    return _calibration(minimize(loss, PRIOR, method="BFGS").x)
 
 
 def _calibration(parameters: Floats) -> Calibration:
-    values = parameters.copy()
-    values[POSITIVE] = np.exp(values[POSITIVE])
-    return calibration_of(values.tolist())
+    values = [*parameters[:2], *np.exp(parameters[2:])]
+    return Calibration(**LOOKS, **dict(zip(FITTED, map(float, values), strict=True)))
 
 
 if __name__ == "__main__":
