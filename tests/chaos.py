@@ -62,6 +62,7 @@ class Schedule:
     seed: int
     store: str
     """`disk` or `s3`."""
+    max_workers: int
     failing: float
     """Share of requests that the S3 server refuses or breaks off, while faults come."""
     rounds: tuple[tuple[Fault, ...], ...]
@@ -75,7 +76,7 @@ class Schedule:
             )
             for faults in self.rounds
         )
-        return f"seed {self.seed}, {self.store}{f', {self.failing:.0%} failing' if self.failing else ''}: {rounds}"
+        return f"seed {self.seed}, {self.store} x{self.max_workers}{f', {self.failing:.0%} failing' if self.failing else ''}: {rounds}"
 
 
 def schedule_of(seed: int) -> Schedule:
@@ -94,7 +95,7 @@ def schedule_of(seed: int) -> Schedule:
             faults.append(Fault(end, after_changes=rng.randint(1, 14)))
         rounds.append(tuple(faults))
     failing = rng.choice([0.0, 0.02, 0.05]) if store == "s3" else 0.0
-    return Schedule(seed, store, failing, tuple(rounds))
+    return Schedule(seed, store, rng.choice([1, 1, 2]), failing, tuple(rounds))
 
 
 class Changes:
@@ -154,7 +155,7 @@ class Lab:
         self.write_job()
         for store in ("s3", "disk"):
             started = time.monotonic()
-            self.check(Schedule(-1, store, 0.0, ()), "undisturbed")
+            self.check(Schedule(-1, store, 2, 0.0, ()), "undisturbed")
             self.duration_s = time.monotonic() - started
 
     def __exit__(self, *exception: object) -> None:
@@ -290,8 +291,8 @@ class Lab:
         """Start the command in a process of its own, which has imported what it needs before."""
         folder = f"{self.folder}/" if schedule.store == "disk" else "s3://bucket/"
         manifest = f"{folder}{'disk' if schedule.store == 'disk' else 'in'}/pairs.parquet"
-        command = ["run", manifest, f"{folder}{name}", "--shard-rows", str(SHARD_ROWS), "--max-workers", "2", *SETTINGS]
-        command += ["--progress", "none", "--address", self.cluster.address]
+        command = ["run", manifest, f"{folder}{name}", "--shard-rows", str(SHARD_ROWS), *SETTINGS]
+        command += ["--progress", "none", "--address", self.cluster.address, "--max-workers", str(schedule.max_workers)]
         driver = self.context.Process(target=run_command, args=(command, f"{self.folder}/{name}.log"))
         driver.start()
         return driver
