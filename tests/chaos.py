@@ -76,7 +76,8 @@ class Schedule:
             )
             for faults in self.rounds
         )
-        return f"seed {self.seed}, {self.store} x{self.max_workers}{f', {self.failing:.0%} failing' if self.failing else ''}: {rounds}"
+        failing = f", {self.failing:.0%} failing" if self.failing else ""
+        return f"seed {self.seed}, {self.store}, {self.max_workers} at a time{failing}: {rounds}"
 
 
 def schedule_of(seed: int) -> Schedule:
