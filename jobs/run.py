@@ -85,9 +85,7 @@ class Interruption:
 
 def _leave() -> None:
     """End this process without any more ado; its lock is seen to be dead."""
-    sys.stderr.write(
-        f"homoalign: interrupted, and {HAND_BACK_S:g} s later something still hangs; left as after a kill\n"
-    )
+    sys.stderr.write(f"homoalign: interrupted; {HAND_BACK_S:g} s later something still hangs, left as after a kill\n")
     sys.stderr.flush()
     os._exit(ExitCode.INTERRUPTED)
 

@@ -102,7 +102,7 @@ def attempt(action: Callable[[], T], url: str) -> T:
     )
     try:
         return retrying(action)
-    except StorageError:
+    except (StorageError, MemoryError):
         raise
     except Exception as error:
         raise translated(error, url) from error
