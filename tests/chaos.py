@@ -153,7 +153,7 @@ class Lab:
         self.closing.callback(shutil.rmtree, self.folder, ignore_errors=True)
         os.environ.update(ENVIRONMENT | {"HOMOALIGN_STORAGE_OPTIONS": json.dumps({"s3": self.server.options})})
         self.start_cluster()
-        self.closing.callback(lambda: self.cluster.shutdown())
+        self.closing.callback(self.stop_cluster)
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["jobs.commands.run", "jobs.run", "homoalign", "s3fs"])
         self.write_job()
@@ -170,9 +170,13 @@ class Lab:
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         self.nodes = [self.cluster.add_node(num_cpus=1) for _ in range(2)]
 
+    def stop_cluster(self) -> None:
+        """Stop all nodes."""
+        self.cluster.shutdown()
+
     def restart_cluster(self) -> None:
         """Start anew."""
-        self.cluster.shutdown()
+        self.stop_cluster()
         self.start_cluster()
 
     def write_job(self) -> None:
