@@ -17,6 +17,7 @@ import pytest
 from held_server import serve_held
 from job_pairs import ENVIRONMENT, ROOT, homoalign, result_rows, start_homoalign, write_manifest, write_pairs
 
+pytestmark = pytest.mark.timeout(900)  # every child process imports torch, however slow the machine
 QUIET = ("--progress", "none", "--address", "local")
 
 
