@@ -80,9 +80,8 @@ class RunLock:
         """Stop the heart and remove the lock, unless another run has it by now."""
         self._released.set()
         self._thread.join()
-        with suppress(StorageError):
-            if not self.lost.is_set() and is_owner(self.store, self.url, self.me.owner):
-                self.store.delete(self.url)
+        if not self.lost.is_set():
+            _give_back(self.store, self.url, self.me)
 
 
 @contextmanager
@@ -114,6 +113,9 @@ def hold_lock(
         _remove_claims(store, out, me)
     except StorageError as error:
         raise OutputNotWritable(f"OUT cannot be written: {error}") from error
+    except BaseException:  # a signal
+        _give_back(store, url, me)
+        raise
     lock = RunLock(store, url, me, heartbeat_s=heartbeat_s, stale_s=stale_s)
     try:
         yield lock
@@ -147,12 +149,22 @@ def encoded(owner: Owner) -> bytes:
     return (json.dumps(asdict(owner)) + "\n").encode()
 
 
+def _give_back(store: Store, url: str, me: Owner) -> None:
+    with suppress(StorageError):
+        if is_owner(store, url, me.owner):
+            store.delete(url)
+
+
 def _try_acquire(store: Store, url: str, me: Owner, stale_s: float) -> bool:
     me = replace(me, heartbeat=time.time())
     try:
         store.create(url, encoded(me))
     except ObjectExists:  # by another run, or by us where the store's first answer was lost
         return is_owner(store, url, me.owner) or _try_take_over(store, url, me, stale_s)
+    except ObjectMissing:  # the run that has the lock by now removed our temporary file
+        if read_owner(store, url) is None:
+            raise
+        return False
     return is_owner(store, url, me.owner)
 
 
@@ -162,22 +174,41 @@ def _try_take_over(store: Store, url: str, me: Owner, stale_s: float) -> bool:
         return _remove_unreadable(store, url, stale_s)
     if not is_dead(holder, stale_s):
         return False
-    claim = f"{url}.{holder.owner}.claim"
+    claims: list[str] = []
+    try:
+        # whoever had the claim before us wrote the lock before letting the claim go
+        if not _claim(store, url, holder, me, stale_s, claims) or not is_owner(store, url, holder.owner):
+            return False
+        store.publish(url, encoded(me))
+    finally:
+        for claim in claims:
+            store.delete(claim)
+    return is_owner(store, url, me.owner)
+
+
+def _claim(store: Store, url: str, dead: Owner, me: Owner, stale_s: float, claims: list[str]) -> bool:
+    """Create the claim on the succession of `dead`; where the one who has it died as well, on the succession of that.
+
+    Args:
+        store: where the lock is.
+        url: of the lock.
+        dead: whose lock, or claim, it is.
+        me: who claims it.
+        stale_s: silence after which a claim counts as dead.
+        claims: gets what has to be deleted in the end.
+
+    Returns:
+        Whether the lock may be taken.
+    """
+    claim = f"{url}.{dead.owner}.claim"
     try:
         store.create(claim, encoded(me))
     except ObjectExists:
         rival = read_owner(store, claim)
-        if rival is not None and is_dead(rival, stale_s):
-            store.delete(claim)
-        return False
-    try:
-        # whoever had the claim before us wrote the lock before letting the claim go
-        if not is_owner(store, url, holder.owner):
+        if rival is None or not is_dead(rival, stale_s) or not _claim(store, url, rival, me, stale_s, claims):
             return False
-        store.publish(url, encoded(me))
-    finally:
-        store.delete(claim)
-    return is_owner(store, url, me.owner)
+    claims.append(claim)
+    return True
 
 
 def _remove_claims(store: Store, out: str, me: Owner) -> None:

@@ -171,7 +171,8 @@ class _Threads:
             job.thread = threading.current_thread()
             self.watch.begin([job.number])
             job.run(self.reader)
-            self.watch.end([job.number])
+            if job.bug is None:  # else it stays under way: the row did it
+                self.watch.end([job.number])
 
     def replace(self, job: _Job) -> None:
         """Give up the thread that runs this job."""

@@ -44,6 +44,10 @@ MIN_ROWS_FOR_ERROR_RATE = 200
 """Fewer rows say little about a rate; a smaller job is judged at its end."""
 
 
+class Interrupted(BaseException):
+    """A signal came. No `Exception`, so that no one on the way takes it for a failure of theirs."""
+
+
 class RunInterrupted(JobError):
     """A signal ended the run; the same command continues it."""
 
@@ -74,16 +78,14 @@ class Interruption:
         self.last_call.cancel()
 
     def check(self) -> None:
-        """Raise `RunInterrupted` if a signal came."""
+        """Raise `Interrupted` if a signal came."""
         if self.signal is not None:
-            raise RunInterrupted(f"interrupted by {self.signal}; the same command continues the run")
+            raise Interrupted(f"interrupted by {self.signal}; the same command continues the run")
 
 
 def _leave() -> None:
     """End this process without any more ado; its lock is seen to be dead."""
-    sys.stderr.write(
-        f"homoalign: interrupted, and {HAND_BACK_S:g} s later something still hangs; left as after a kill\n"
-    )
+    sys.stderr.write(f"homoalign: interrupted; {HAND_BACK_S:g} s later something still hangs, left as after a kill\n")
     sys.stderr.flush()
     os._exit(ExitCode.INTERRUPTED)
 
@@ -99,12 +101,14 @@ def run_job(run: RunConfig) -> dict[str, Any]:
     """
     interruption = Interruption()
     with handled_by(interruption), interruption:
-        manifest = open_checked_manifest(run)
-        output = run.output
         try:
+            manifest = open_checked_manifest(run)
+            output = run.output
             with hold_lock(run.store, output.url, wait_s=run.wait_lock_s) as lock:
                 state = survey(run, manifest, output)
                 return _Driver(run, manifest, output, state, lock, interruption).drive()
+        except Interrupted as error:
+            raise RunInterrupted(str(error)) from None
         except StorageError as error:
             raise OutputNotWritable(f"OUT: {error}") from error
 
@@ -132,7 +136,6 @@ def begin(run: RunConfig, output: Output, state: RunState) -> None:
     state.is_begun = True
     if run.overwrite:
         output.clear()
-    output.remove_leftovers()
     if not state.is_complete:
         output.remove_success()
     if state.is_new:
@@ -160,6 +163,7 @@ class _Driver:
     def drive(self) -> dict[str, Any]:
         """Do what is left, then write how it ended."""
         state = self.state
+        self.output.remove_leftovers()
         if state.is_complete and not state.to_retry and self.output.is_success():
             summary = self.output.read_summary()
             if summary is not None and summary.get("fingerprint") == state.plan.fingerprint:
@@ -169,7 +173,7 @@ class _Driver:
         try:
             self.work()
             reason = Reason.DONE if state.is_complete and not state.failed else Reason.SHARDS_UNFINISHED
-        except RunInterrupted:
+        except Interrupted:
             reason = Reason.INTERRUPTED
             raise
         except ErrorRateExceeded:

@@ -104,7 +104,7 @@ def attempt(action: Callable[[], T], url: str) -> T:
     )
     try:
         return retrying(action)
-    except HomoalignError:
+    except (HomoalignError, MemoryError):
         raise
     except Exception as error:
         raise translated(error, url) from error

@@ -17,6 +17,7 @@ import pytest
 from held_server import serve_held
 from job_pairs import ENVIRONMENT, ROOT, homoalign, result_rows, start_homoalign, write_manifest, write_pairs
 
+pytestmark = pytest.mark.timeout(900)  # every child process imports torch, however slow the machine
 QUIET = ("--progress", "none", "--address", "local")
 
 
@@ -32,7 +33,7 @@ def statuses(out: Path) -> list[str]:
 def test_rows_that_kill_or_freeze_or_hang_their_worker_cost_nothing_but_themselves(tmp_path):
     rows = write_pairs(tmp_path, 8)
     write_manifest(tmp_path / "good.parquet", rows)
-    for number, what in ((1, "segv"), (2, "once"), (4, "frozen"), (6, "hang")):
+    for number, what in ((1, "segv"), (2, "once"), (4, "frozen"), (6, "hang"), (7, "memory")):
         rows[number]["src"] = f"deadly://{what}{tmp_path}/src{number}.png"
     write_manifest(tmp_path / "bad.parquet", rows)
     limits = ("--fetch-timeout", 2, "--row-timeout", 4, "--allow", "deadly")
@@ -48,12 +49,13 @@ def test_rows_that_kill_or_freeze_or_hang_their_worker_cost_nothing_but_themselv
         1: ("crashed", "alone in a process, twice: killed by SIGSEGV"),
         4: ("timed_out", "alone in a process, twice: no progress in 4 s (--row-timeout)"),
         6: ("timed_out", "fetching the row's images took longer than 2 s (--fetch-timeout)"),
+        7: ("crashed", "alone in a process, twice: out of memory"),
     }
     assert [row for number, row in enumerate(found) if number not in wrong] == [
         row for number, row in enumerate(undisturbed) if number not in wrong
     ]
     assert summary_of(tmp_path / "bad")["workers_lost"] == 1
-    assert summary_of(tmp_path / "bad")["counts"] == {"ok": 5, "timed_out": 2, "crashed": 1}
+    assert summary_of(tmp_path / "bad")["counts"] == {"ok": 4, "timed_out": 2, "crashed": 2}
 
 
 def workers_of(driver: int) -> list[int]:
@@ -107,6 +109,33 @@ def test_a_signal_while_the_run_starts_ends_it_with_130_and_leaves_nothing(tmp_p
     assert stderr.startswith(f"homoalign: interrupted by {name}; ")
     assert stderr.count("\n") == 1
     assert not (tmp_path / "out" / "lock.json").exists()
+
+
+def test_a_run_that_hangs_when_it_should_end_is_left_in_time():
+    code = """
+import sys, time
+from jobs import run
+run.HAND_BACK_S = 1.0
+interruption = run.Interruption()
+with run.handled_by(interruption), interruption:
+    interruption.deferred = True
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "interrupted; 1 s later something still hangs, left as after a kill" in stderr
 
 
 def test_a_run_that_cannot_begin_leaves_what_was_there(tmp_path):

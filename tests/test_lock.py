@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import threading
 import time
@@ -141,6 +142,39 @@ def test_claims_of_runs_that_died_while_they_took_a_lock_over_are_removed(out):
     STORE.publish(f"{out}/{LOCK_NAME}.{uuid.uuid4().hex}.claim", encoded(other(heartbeat=0.0)))
     with hold_lock(STORE, out):
         assert STORE.list_names(out) == [LOCK_NAME]
+
+
+@pytest.mark.parametrize("num", [1, 3])
+def test_the_lock_of_a_run_is_taken_over_although_others_died_when_they_tried(out, num):
+    dead = [other(heartbeat=0.0) for _ in range(num + 1)]
+    STORE.publish(f"{out}/{LOCK_NAME}", encoded(dead[0]))
+    for before, claimer in itertools.pairwise(dead):
+        STORE.publish(f"{out}/{LOCK_NAME}.{before.owner}.claim", encoded(claimer))
+    with hold_lock(STORE, out) as lock:
+        assert is_owner(STORE, f"{out}/{LOCK_NAME}", lock.me.owner)
+        assert STORE.list_names(out) == [LOCK_NAME]
+
+
+def test_a_claim_that_lives_is_left_alone(out):
+    dead, living = other(heartbeat=0.0), other()
+    STORE.publish(f"{out}/{LOCK_NAME}", encoded(dead))
+    STORE.publish(f"{out}/{LOCK_NAME}.{dead.owner}.claim", encoded(living))
+    with pytest.raises(LockHeld), hold_lock(STORE, out):
+        pass
+    assert is_owner(STORE, f"{out}/{LOCK_NAME}.{dead.owner}.claim", living.owner)
+
+
+def test_a_signal_while_the_lock_is_taken_leaves_none(out, monkeypatch):
+    create = Store.create
+
+    def interrupted(store: Store, url: str, data: bytes) -> None:
+        create(store, url, data)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "create", interrupted)
+    with pytest.raises(KeyboardInterrupt), hold_lock(STORE, out):
+        pass
+    assert STORE.list_names(out) == []
 
 
 def test_garbage_in_the_lock_is_replaced(out):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from jobs import run as run_module
 from jobs.cluster import Outcome, ShardFailed, ShardLost
 from jobs.errors import LockHeld, OutputNotWritable, ShardsUnfinished
 from jobs.prepare import RunConfig
-from jobs.run import MAX_LOSSES, run_job
+from jobs.run import MAX_LOSSES, RunInterrupted, run_job
 from jobs.shard import RunOver, ShardTask, run_shard
 
 Fate = Callable[[ShardTask], Outcome | None]
@@ -123,3 +126,22 @@ def test_a_run_without_anything_to_do_needs_no_workers(work, run):
     assert workers.seen == []
     assert summary["rows_done"] == 3
     assert json.loads(Path(run.out, "_SUCCESS").read_text())["rows"] == 3
+
+
+def test_a_finished_run_still_sweeps_what_a_killed_command_left(work, run):
+    work(lambda _: None)
+    Path(run.out, f".lock.json.{'0' * 32}.tmp").write_bytes(b"half a lock")
+    work(lambda _: pytest.fail("there is nothing to do"))
+    assert sorted(path.name for path in Path(run.out).iterdir()) == ["_SUCCESS", "data", "plan.json", "summary.json"]
+
+
+def test_a_signal_inside_a_storage_action_is_no_failure_of_the_store(work, run, monkeypatch):
+    def signalled(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+    monkeypatch.setattr(os, "link", signalled)
+    _, error = work(lambda _: None)
+    assert isinstance(error, RunInterrupted)
+    assert "interrupted by SIGINT" in str(error)
+    assert not Path(run.out, "lock.json").exists()

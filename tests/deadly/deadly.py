@@ -2,6 +2,7 @@
 
 deadly://segv/PATH     ends the process by SIGSEGV
 deadly://once/PATH     likewise, but only the first who reads it; then it is the file
+deadly://memory/PATH   asks for more memory than there is
 deadly://frozen/PATH   sleeps in native code and lets no other thread run
 deadly://hang/PATH     sleeps
 """
@@ -40,6 +41,8 @@ class DeadlyFileSystem(AbstractFileSystem):  # type: ignore[misc]
             with contextlib.suppress(FileExistsError):
                 file.with_suffix(".read").touch(exist_ok=False)
                 os.kill(os.getpid(), signal.SIGSEGV)
+        elif what == "memory":
+            bytearray(1 << 60)
         elif what == "frozen":
             ctypes.PyDLL(None).sleep(FOREVER_S)
         elif what == "hang":
