@@ -28,8 +28,8 @@ bench: $(STAMP)
 
 # Mutated files through decoders and job, then manifests with anything in their cells: about twenty minutes.
 fuzz: $(STAMP)
-	$(BIN)/python tests/fuzz.py --inputs 20000
-	FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest tests/test_fuzz.py -k cells
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tests/fuzz.py --inputs 20000
+	OMP_NUM_THREADS=1 FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest tests/test_fuzz.py -k cells
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

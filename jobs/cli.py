@@ -58,7 +58,9 @@ class VerbGroup(click.Group):
 
             if not isinstance(error, HomoalignError):
                 raise
-            click.echo(f"homoalign: {' '.join(str(error).split())}", err=True)
+            from jobs.storage_errors import redact
+
+            click.echo(f"homoalign: {redact(' '.join(str(error).split()))}", err=True)
             sys.exit(getattr(error, "exit_code", 1))
 
 

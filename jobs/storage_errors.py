@@ -32,6 +32,8 @@ PERMANENT_ERRNOS = frozenset(
     }
 )
 """What trying again will not change."""
+SIGNED = "https?|az|abfss?|adl|wasbs?|webhdfs"
+"""Schemes whose URLs may carry a signature or a token behind the path."""
 TRANSIENT_MODULES = ("aiohttp", "aiobotocore", "asyncio", "botocore", "fsspec", "gcsfs", "requests", "s3fs", "urllib3")
 
 
@@ -87,8 +89,8 @@ def num_retries() -> int:
 
 def redact(text: str) -> str:
     """Return `text` without passwords and signatures that URLs in it may carry."""
-    text = re.sub(r"(?<=://)[^/@\s]+@", "…@", text)
-    return re.sub(r"(https?://[^\s?]*\?)\S+", r"\1…", text)
+    text = re.sub(r"(?<=://)[^/\s]+@", "…@", text)
+    return re.sub(rf"(?i)((?:{SIGNED})://[^\s?#]*[?#])\S+", r"\1…", text)
 
 
 def attempt(action: Callable[[], T], url: str) -> T:

@@ -14,6 +14,7 @@ from jobs.errors import ManifestInvalid
 from jobs.lock import LOCK_NAME, is_dead, read_owner
 from jobs.output import Output
 from jobs.plan import Plan, versions
+from jobs.storage_errors import redact
 from jobs.tally import Tally
 
 
@@ -103,7 +104,9 @@ def build_summary(state: RunState, reason: Reason) -> dict[str, Any]:
     return {
         "reason": reason.value,
         **describe(state.plan, state.tally, len(state.done)),
-        "shards_failed": [{"shard": shard, "reason": text} for shard, text in sorted(state.failed.items())[:100]],
+        "shards_failed": [
+            {"shard": shard, "reason": redact(text)} for shard, text in sorted(state.failed.items())[:100]
+        ],
         "num_shards_failed": len(state.failed),
         "workers_lost": state.losses.total(),
         "started": datetime.fromtimestamp(state.started, UTC).isoformat(timespec="seconds"),

@@ -261,7 +261,11 @@ def test_storage_options_reach_their_protocol_and_are_shown_nowhere():
     [
         ("ftp://me:pw@host/a", "ftp://…@host/a"),
         ("https://h/a.png?X-Amz-Signature=abc", "https://h/a.png?…"),
+        ("HTTPS://h/a.png#access_token=abc", "HTTPS://h/a.png#…"),
+        ("az://c/a.png?sv=1&sig=abc and more", "az://c/a.png?… and more"),
+        ("ftp://me:p@w@host/a@b", "ftp://…@host/a@b"),
         ("/plain/path", "/plain/path"),
+        ("file:///m/part-?.parquet", "file:///m/part-?.parquet"),
     ],
 )
 def test_passwords_and_signatures_are_redacted(url, shown):

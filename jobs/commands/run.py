@@ -13,6 +13,7 @@ from jobs.options import align_config, column_names, read_config, read_storage_o
 from jobs.prepare import RETRYABLE, RunConfig
 from jobs.progress import counts_text, duration_text, error_lines
 from jobs.shard import ROW_TIMEOUT_S
+from jobs.storage_errors import redact
 from jobs.store import Store
 
 ROWS = click.IntRange(min=1)
@@ -123,4 +124,4 @@ def run_command(*, retry_failed: bool, retry_status: tuple[str, ...], **options:
     click.echo(f"{speed}, {summary['pairs_per_second']:g} pairs/s on {summary['device'] or 'no device'}")
     for line in error_lines(summary["errors"][:3]):
         click.echo(f"  {line}")
-    click.echo(f"results: {run.out.rstrip('/')}/data")
+    click.echo(f"results: {redact(run.out.rstrip('/'))}/data")
