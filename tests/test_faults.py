@@ -82,8 +82,10 @@ def test_a_worker_that_something_kills_costs_no_row_and_its_shard_is_made_again(
     with serve_held(tmp_path) as held:
         rows[1]["src"] = f"{held.url}src1.png"
         manifest = write_manifest(tmp_path / "pairs.parquet", rows)
-        process = start_homoalign("run", manifest, tmp_path / "out", "--allow", held.url, *QUIET)
-        assert held.asked.wait(60)
+        process = start_homoalign(
+            "run", manifest, tmp_path / "out", "--allow", held.url, "--fetch-timeout", 900, *QUIET
+        )
+        assert held.asked.wait(200)
         (worker,) = workers_of(process.pid)
         os.kill(worker, signal.SIGKILL)
         held.let_go.set()
@@ -101,7 +103,9 @@ def test_a_signal_while_the_run_starts_ends_it_with_130_and_leaves_nothing(tmp_p
         rows = write_pairs(tmp_path, 1)
         rows[0]["src"] = f"{held.url}src0.png"
         manifest = write_manifest(tmp_path / "pairs.parquet", rows)
-        process = start_homoalign("run", manifest, tmp_path / "out", "--allow", held.url, *QUIET)
+        process = start_homoalign(
+            "run", manifest, tmp_path / "out", "--allow", held.url, "--fetch-timeout", 900, *QUIET
+        )
         time.sleep(after_s)
         process.send_signal(signal.Signals[name])
         _, stderr = process.communicate(timeout=30)
