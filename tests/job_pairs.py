@@ -75,7 +75,7 @@ def write_manifest(path: Path, rows: list[dict[str, Any]], **types: pa.DataType)
     return path
 
 
-def homoalign(*arguments: object, timeout_s: float = 200) -> subprocess.CompletedProcess[str]:
+def homoalign(*arguments: object, timeout_s: float = 800) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""
     command = [sys.executable, "-m", "jobs.cli", *map(str, arguments)]
     return subprocess.run(

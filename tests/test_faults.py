@@ -37,7 +37,7 @@ def test_rows_that_kill_or_freeze_or_hang_their_worker_cost_nothing_but_themselv
         rows[number]["src"] = f"deadly://{what}{tmp_path}/src{number}.png"
     write_manifest(tmp_path / "bad.parquet", rows)
     options = ("--shard-rows", 8, "--fetch-timeout", 6, "--row-timeout", 8, "--allow", "deadly", *QUIET)
-    done = homoalign("run", tmp_path / "bad.parquet", tmp_path / "bad", *options, timeout_s=800)
+    done = homoalign("run", tmp_path / "bad.parquet", tmp_path / "bad", *options)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     good = homoalign("run", tmp_path / "good.parquet", tmp_path / "good", "--shard-rows", 8, *QUIET)
@@ -89,7 +89,7 @@ def test_a_worker_that_something_kills_costs_no_row_and_its_shard_is_made_again(
         (worker,) = workers_of(process.pid)
         os.kill(worker, signal.SIGKILL)
         held.let_go.set()
-        _, stderr = process.communicate(timeout=120)
+        _, stderr = process.communicate(timeout=800)
     assert process.returncode == 0, stderr
     assert stderr == ""
     assert statuses(tmp_path / "out") == ["ok", "ok"]

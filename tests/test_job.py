@@ -35,6 +35,7 @@ from job_pairs import (
 from homoalign.status import Status
 from jobs.schema import RESULT_COLUMNS
 
+pytestmark = pytest.mark.timeout(900)  # a run takes seconds, and on a machine that is shared out minutes
 QUIET = ("--progress", "none", "--address", "local")
 PATIENT = ("--fetch-timeout", 900)
 """For runs that a held server stalls, on a machine that may be slow."""
