@@ -173,7 +173,8 @@ def test_retried_rows_count_as_failed_until_they_are_done_and_the_rest_says_why(
     wrong = homoalign(*command, "--retry-failed", "--max-error-rate", 0.4)
     assert wrong.returncode == 4
     assert "50.0% of 4 rows failed, --max-error-rate is 40.0%: 1 x src is an empty cell" in wrong.stderr
-    assert f"1 x src: file://{tmp_path}/src1.png does not exist" in wrong.stderr
+    # Of like errors the example may be one that was mended since.
+    assert f"1 x src: file://{tmp_path}/src" in wrong.stderr
     assert statuses(out) == ["invalid_row", "unreadable", "ok", "ok"]
     assert summary_of(out)["reason"] == "error_rate"
     assert summary_of(out)["counts"] == {"ok": 2, "invalid_row": 1, "unreadable": 1}
