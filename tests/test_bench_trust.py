@@ -102,7 +102,7 @@ def test_overlaps_and_contrasts_reach_from_all_to_almost_nothing():
         pairs.draw(RELATED, len(CASES) * i + CASES.index("overlap")).parameters["true_overlap"] for i in range(30)
     ]
     assert min(overlaps) < 0.15
-    assert max(overlaps) > 0.85
+    assert max(overlaps) > 0.8
     contrasts = [draw_change("texture", np.random.default_rng(i)).contrast for i in range(100)]
     assert min(contrasts) == 0
     assert 0 < sorted(contrasts)[20] < 0.05
@@ -112,9 +112,9 @@ def test_overlaps_and_contrasts_reach_from_all_to_almost_nothing():
 def test_half_of_the_repeated_patterns_are_shifted_far():
     pairs = TrustPairs(seed=0, photographs=NAMES, max_width=160)
     overlaps = [
-        pairs.draw(RELATED, len(CASES) * i + CASES.index("repeated")).parameters["true_overlap"] for i in range(16)
+        pairs.draw(RELATED, len(CASES) * i + CASES.index("repeated")).parameters["true_overlap"] for i in range(48)
     ]
-    assert 4 <= sum(overlap < 0.8 for overlap in overlaps) <= 12
+    assert 8 <= sum(overlap < 0.8 for overlap in overlaps) <= 28
 
 
 @pytest.mark.parametrize("number", range(len(STRANGERS)))
