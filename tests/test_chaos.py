@@ -8,6 +8,9 @@ import sys
 import pytest
 from job_pairs import ENVIRONMENT, ROOT
 
+# Side by side on two cores one Ray starves the other until it gives up.
+pytestmark = pytest.mark.xdist_group("whole Ray")
+
 SEED, SCHEDULES = 5, 2
 """On disk and on the server, drivers killed and terminated, workers killed, a store that fails."""
 

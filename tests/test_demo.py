@@ -21,6 +21,9 @@ from jobs.errors import UsageError
 from jobs.fetch import Reader, fetch_pair
 from jobs.store import Store
 
+# Side by side on two cores one Ray starves the other until it gives up.
+pytestmark = pytest.mark.xdist_group("whole Ray")
+
 FEW = {"none": ("coins",), "unlike sizes": ("camera",), "mask": ("camera",), "prior": ("coins",)}
 REPOSITORY = Path(__file__).parents[1]
 
