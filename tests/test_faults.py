@@ -17,7 +17,10 @@ import pytest
 from held_server import serve_held
 from job_pairs import ENVIRONMENT, ROOT, homoalign, result_rows, start_homoalign, write_manifest, write_pairs
 
-pytestmark = pytest.mark.timeout(900)  # every child process imports torch, however slow the machine
+pytestmark = [
+    pytest.mark.timeout(900),  # every child process imports torch, however slow the machine
+    pytest.mark.xdist_group("whole Ray"),  # side by side with the chaos or the demo one Ray starves the other
+]
 QUIET = ("--progress", "none", "--address", "local")
 
 
