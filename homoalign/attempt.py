@@ -18,7 +18,7 @@ from homoalign.coarse_to_fine import solve_gauss_newton
 from homoalign.confidence import confidence as predict_confidence
 from homoalign.confidence import needs_structure
 from homoalign.config import AlignConfig
-from homoalign.evidence import Evidence
+from homoalign.evidence import UNDETERMINED_480, Evidence
 from homoalign.homography import image_size
 from homoalign.hypotheses import Hypotheses, agreement
 from homoalign.intensity import to_unit_range
@@ -196,16 +196,19 @@ def _measure(
     whole, weak = metrics.local_correlation(patterns, (noise_src, noise_dst))
     covariance = metrics.corner_covariance(solved.covariance, matrix, *src_size)
     corner_std_px = metrics.corner_std(covariance)
+    corner_std_480 = 480 / min(dst_size) * corner_std_px.cpu()
+    if config.solver != "adam":  # which predicts none
+        corner_std_480 = corner_std_480.nan_to_num(UNDETERMINED_480)
     evidence = Evidence(
         local_correlation=whole.cpu(),
         weak_correlation=weak.cpu(),
         overlap=fit.overlap.cpu(),
         src_overlap=metrics.share_of_src_seen(src, dst, level_matrix).cpu(),
-        is_finite=finite.cpu(),
-        unexplained=(fitted_scale / explained).cpu(),
         rival=metrics.rival_correlation(patterns).cpu(),
-        corner_std_480=480 / min(dst_size) * corner_std_px.cpu(),
+        unexplained=(fitted_scale / explained).cpu(),
+        corner_std_480=corner_std_480,
         structure=torch.full((len(matrix),), torch.nan, dtype=torch.float64),
+        is_finite=finite.cpu(),
     )
     asked = torch.nonzero(needs_structure(evidence))[:, 0]
     if len(asked) > 0:

@@ -201,7 +201,7 @@ def _is_unsupported(covariance: Tensor, dst_homo_src: Tensor, src: Level, dst: L
     """Return (B,) bool, where the data do not hold the corners."""
     corners = metrics.corner_covariance(covariance, dst_homo_src, *image_size(src.image))
     std_480 = 480 / min(image_size(dst.image)) * corner_std(corners)
-    unsupported: Tensor = std_480 > WEAK_480
+    unsupported: Tensor = ~(std_480 <= WEAK_480)  # NaN: they are not determined at all
     return unsupported
 
 

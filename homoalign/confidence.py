@@ -24,7 +24,7 @@ from importlib.resources import files
 import torch
 from torch import Tensor
 
-from homoalign.evidence import Evidence
+from homoalign.evidence import UNDETERMINED_480, Evidence
 
 COEFFICIENTS = "confidence.json"
 
@@ -36,7 +36,7 @@ CERTAIN = 0.99
 
 MOST_RIVAL = 1.2
 MOST_UNEXPLAINED = 30.0
-STD_480 = (1e-3, 1e3)
+LEAST_STD_480 = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,9 +79,10 @@ def confidence(evidence: Evidence, calibration: Calibration | None = None) -> Te
     rival = evidence.rival.nan_to_num(0.0).clamp(0, MOST_RIVAL)
     has_none = torch.sigmoid(model.no_rival + model.rival * rival)
     unexplained = evidence.unexplained.nan_to_num(1.0).clamp(1, MOST_UNEXPLAINED)
-    std_480 = evidence.corner_std_480.nan_to_num(STD_480[1]).clamp(*STD_480)
+    std_480 = evidence.corner_std_480.clamp(LEAST_STD_480, UNDETERMINED_480)
     std_480 = model.std_factor * unexplained**model.unexplained_power * std_480
-    precise = -torch.expm1(-((RIGHT_480 / std_480) ** model.std_power))
+    # Without a prediction looks have to do.
+    precise = -torch.expm1(-((RIGHT_480 / std_480) ** model.std_power)).nan_to_num(-1.0)
     odds = torch.fmax(
         _odds_of_intensity(evidence, model),
         model.structure_slope * (evidence.structure - model.structure_at_even_odds),

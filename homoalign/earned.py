@@ -62,7 +62,7 @@ def give_up_freedom(
     # How much more residuals that go together let the parameters wander than residuals on their own do.
     information, _ = part.normal_equations(full, residual, weight * seen)
     together = (information[:, :asked, :asked] * covariance[index, :asked, :asked]).sum((-2, -1))
-    together = (together / (asked * (width / loss_width).square())).clamp(1, MOST_TOGETHER)
+    together = (together / (asked * (width / loss_width).square())).nan_to_num(MOST_TOGETHER).clamp(1, MOST_TOGETHER)
     for lower in LOWER_MODELS:
         kept = MOTION_PARAMETERS[lower]
         if kept >= asked or not is_open.any():

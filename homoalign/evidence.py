@@ -23,6 +23,10 @@ EVIDENCE = (
 """What `confidence` is a function of."""
 
 
+UNDETERMINED_480 = 1e3
+"""Stands for any larger predicted error."""
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """What the verdict is drawn from, (B,) float64 each.
@@ -34,7 +38,8 @@ class Evidence:
         src_overlap: share of src that lands on dst.
         rival: `metrics.rival_correlation`.
         unexplained: the residual's scale, with the light fitted, over what noise alone gives it.
-        corner_std_480: predicted precision, pixels of a dst whose shorter side is 480.
+        corner_std_480: predicted precision, pixels of a dst whose shorter side is 480; NaN where the solver predicts
+            none, `UNDETERMINED_480` where the data do not determine the motion.
         structure: `attempt.structure_score`; NaN where it was not asked for.
         is_finite: (B,) bool, whether there is a matrix at all.
     """

@@ -58,7 +58,10 @@ def _judge_pair(
         f"local correlation {correlation:.3f}, {weak_correlation:.3f} in its weaker blocks"
     )
     structure, rival, std = (float(getattr(evidence, name)[i]) for name in ("structure", "rival", "corner_std_480"))
-    doubt += f", structure {structure:.3f}, corners to {std:.2g} px at 480"
+    if structure >= -1:  # NaN: it was not asked for
+        doubt += f", structure {structure:.3f}"
+    if std >= 0:
+        doubt += f", corners to {std:.2g} px at 480"
     if rival > REPEATED and correlation > LEAST_REPEATED:
         doubt += f"; repeated texture: shifted, src lies {100 * rival:.0f} % as well"
     unsettled = (StopReason.MAX_ITERATIONS, StopReason.NO_DESCENT, StopReason.OVERLAP_LOST)

@@ -225,6 +225,7 @@ def test_the_tutorial_aligns_by_adam(make_pair):
     config = AlignConfig(solver="adam", adam_levels=3)
     result = align(src, dst, gt=truth, config=config, trace=True)
     assert result.gt_corner_error_px.item() < 0.3
+    assert result.status == [Status.OK]  # it predicts no precision, and is not held to any
     assert [level.num_iterations for level in result.levels[0]] == [100, 100, 100]
     errors = [level.gt_reprojection_l1 for level in result.levels[0]]
     assert errors[-1] < 0.02

@@ -8,7 +8,7 @@ import torch
 
 from homoalign import Status, align
 from homoalign.confidence import confidence, load_calibration
-from homoalign.evidence import EVIDENCE, Evidence
+from homoalign.evidence import EVIDENCE, UNDETERMINED_480, Evidence
 from homoalign.metrics import local_patterns, rival_correlation
 from homoalign.pyramid import Level
 from jobs.bench.fit_confidence import fit
@@ -51,6 +51,11 @@ def test_a_good_fit_is_trusted_and_none_is_not():
 )
 def test_each_doubt_alone_is_enough(change):
     assert told(**(GOOD | change)) < 0.5
+
+
+def test_without_a_predicted_precision_looks_have_to_do():
+    assert told(**(GOOD | {"corner_std_480": np.nan})) > 0.95
+    assert told(**(GOOD | {"corner_std_480": UNDETERMINED_480})) < 0.05
 
 
 def test_intensities_or_structure_are_enough():

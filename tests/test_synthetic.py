@@ -184,6 +184,26 @@ def test_a_vignette_spares_the_centre_and_takes_its_strength_at_the_corner() -> 
     assert shaded[0, 0] == pytest.approx(0.6)
 
 
+def test_another_sensor_may_see_bright_what_the_first_sees_dark(rng: np.random.Generator) -> None:
+    ramp = np.linspace(0, 1, 1000, dtype=np.float32)[None]
+    seen = [degrade.see_by_other_sensor(ramp, bends=4, rng=rng) for _ in range(8)]
+    assert all(image.min() >= 0 and image.max() <= 1 and np.ptp(image) > 0.9 for image in seen)
+    assert all(np.abs(np.diff(image)).max() < 0.03 for image in seen)
+    assert sum(bool((np.diff(image) < 0).any() and (np.diff(image) > 0).any()) for image in seen) >= 6
+
+
+def test_relief_shifts_parts_by_what_it_names_and_the_whole_not_at_all(rng: np.random.Generator) -> None:
+    rows, columns = np.mgrid[:120, :160].astype(np.float32)
+    # Where a pixel of a ramp was taken from is what it shows; beyond the border ramps are mirrored.
+    shifted = [degrade.add_relief(ramp, shift_px=2.0, rng=np.random.default_rng(5)) for ramp in (rows, columns)]
+    shift = np.stack([shifted[0] - rows, shifted[1] - columns])[:, 8:-8, 8:-8]
+    assert np.sqrt((shift**2).sum(0).mean()) == pytest.approx(2, rel=0.25)
+    y, x = (axis[8:-8, 8:-8].ravel() / 160 for axis in (rows, columns))
+    affine = np.stack([np.ones_like(x), x, y], axis=1)
+    explained = [affine @ np.linalg.lstsq(affine, part.ravel(), rcond=None)[0] for part in shift]
+    assert np.sqrt((np.stack(explained) ** 2).sum(0).mean()) < 0.6
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -1,8 +1,8 @@
 """Fits what `homoalign.confidence` is made of: `make confidence`.
 
-The pairs are those of a `homoalign bench trust --split fit --json` file. The coefficients are those of the greatest
-likelihood of which answers were right, held near where they were first set by a weak prior, as far as the pairs say
-little.
+The pairs are those of a `homoalign bench trust --split fit --json` file. The coefficients of rivals and of precision are
+those of the greatest likelihood of which answers were right, held by a weak prior as far as the pairs say little. Those
+of looks are not fitted, see `LOOKS`.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def main(trust: Path) -> None:
     evidence = Evidence.of_table(torch.tensor(np.array(table, dtype=np.float64)))
     is_right = np.array([outcome["is_right"] for outcome in outcomes])
     fitted_on = {
-        "command": f"homoalign bench trust --split {document['split']} --seed {document['seed']}",
-        "groups": dict(Counter(outcome["group"] for outcome in outcomes)),
+        **{name: document[name] for name in ("split", "seed", "size")},
+        "pairs": dict(Counter(outcome["group"] for outcome in outcomes)),
         "photographs": document["photographs"],
         "right": int(is_right.sum()),
     }

@@ -65,8 +65,8 @@ def trust_command(
 
     \b
     related         --pairs, in turn: noise, lighting, blur, JPEG, occlusion, overlap of 5 to 100 %, texture from rich
-                    to none, repeated patterns, any rotation and scale, everything at once; each under noise of 0, 2.5,
-                    5, 10 or 20 of 255
+                    to none, repeated patterns, any rotation and scale, another sensor, relief, everything at once; each
+                    under noise of 0, 2.5, 5, 10 or 20 of 255
     unrelated       two photographs, two places of one, a photograph and noise of another's spectrum, two textures,
                     patterns; no answer is right
     near-duplicate  another object in the same place and a form filled in otherwise (the place and the form have a
@@ -95,6 +95,7 @@ def trust_command(
         more={
             "seed": render.seed,
             "split": split,
+            "size": size,
             "photographs": photographs,
             "unrelated": strangers,
             "reliability": bins,
