@@ -40,9 +40,12 @@ def run_demo(folder: Path) -> dict[str, Any]:
         manifest = build_demo(folder)
     except OSError as error:
         raise OutputNotWritable(f"{folder} cannot be written: {error.strerror or error}") from error
-    run = RunConfig(manifest=str(manifest), out=str(folder / "out"), carry=CARRY, trace=True, overwrite=True)
+    run = RunConfig(
+        manifest=str(manifest), out=str(folder / "out"), carry=CARRY, trace=True, overwrite=True, address="local"
+    )
     click.echo(
-        f"homoalign run {_shell(manifest)} {_shell(folder / 'out')} --carry {','.join(CARRY)} --trace --overwrite"
+        f"homoalign run {_shell(manifest)} {_shell(folder / 'out')} --carry {','.join(CARRY)} --trace --overwrite "
+        "--address local"
     )
     summary = run_job(run)
     measured = evaluate_run(run.output, by="change")

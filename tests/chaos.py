@@ -151,6 +151,9 @@ class Lab:
         self.server = self.closing.enter_context(serve_s3("bucket"))
         self.closing.callback(shutil.rmtree, self.folder, ignore_errors=True)
         os.environ.update(ENVIRONMENT | {"HOMOALIGN_STORAGE_OPTIONS": json.dumps({"s3": self.server.options})})
+        os.environ["RAY_TMPDIR"] = str(
+            self.folder
+        )  # whoever looks for a cluster on this machine must not find this one
         self.start_cluster()
         self.closing.callback(self.stop_cluster)
         self.context = multiprocessing.get_context("forkserver")

@@ -8,7 +8,7 @@ import sys
 import pytest
 from job_pairs import ENVIRONMENT, ROOT
 
-# Side by side on two cores one Ray starves the other until it gives up.
+# Three nodes and six drivers are enough for two cores.
 pytestmark = pytest.mark.xdist_group("whole Ray")
 
 SEED, SCHEDULES = 5, 2

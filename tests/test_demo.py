@@ -21,9 +21,6 @@ from jobs.errors import UsageError
 from jobs.fetch import Reader, fetch_pair
 from jobs.store import Store
 
-# Side by side on two cores one Ray starves the other until it gives up.
-pytestmark = pytest.mark.xdist_group("whole Ray")
-
 FEW = {"none": ("coins",), "unlike sizes": ("camera",), "mask": ("camera",), "prior": ("coins",)}
 REPOSITORY = Path(__file__).parents[1]
 
@@ -150,7 +147,7 @@ def run_demo(folder: Path, *, patch: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code],
         cwd=REPOSITORY,
-        env={**os.environ, "COLUMNS": "120"},
+        env={**os.environ, "COLUMNS": "120", "RAY_ADDRESS": "127.0.0.1:1"},  # it starts a Ray of its own
         capture_output=True,
         text=True,
         check=False,

@@ -19,7 +19,7 @@ from job_pairs import ENVIRONMENT, ROOT, homoalign, result_rows, start_homoalign
 
 pytestmark = [
     pytest.mark.timeout(900),  # every child process imports torch, however slow the machine
-    pytest.mark.xdist_group("whole Ray"),  # side by side with the chaos or the demo one Ray starves the other
+    pytest.mark.xdist_group("whole Ray"),  # its time limits do not bear the chaos beside it
 ]
 QUIET = ("--progress", "none", "--address", "local")
 
