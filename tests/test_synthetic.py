@@ -192,7 +192,7 @@ def test_another_sensor_may_see_bright_what_the_first_sees_dark(rng: np.random.G
     assert sum(bool((np.diff(image) < 0).any() and (np.diff(image) > 0).any()) for image in seen) >= 6
 
 
-def test_relief_shifts_parts_by_what_it_names_and_the_whole_not_at_all(rng: np.random.Generator) -> None:
+def test_relief_shifts_parts_by_what_it_names_and_the_whole_not_at_all() -> None:
     rows, columns = np.mgrid[:120, :160].astype(np.float32)
     # Where a pixel of a ramp was taken from is what it shows; beyond the border ramps are mirrored.
     shifted = [degrade.add_relief(ramp, shift_px=2.0, rng=np.random.default_rng(5)) for ramp in (rows, columns)]

@@ -1,8 +1,8 @@
 """Fits what `homoalign.confidence` is made of: `make confidence`.
 
-The pairs are those of a `homoalign bench trust --split fit --json` file. The coefficients of rivals and of precision are
-those of the greatest likelihood of which answers were right, held by a weak prior as far as the pairs say little. Those
-of looks are not fitted, see `LOOKS`.
+The pairs are those of a `homoalign bench trust --split fit --json` file. The coefficients of rivals and of precision
+are those of the greatest likelihood of which answers were right, held by a weak prior as far as the pairs say little.
+Those of looks are not fitted, see `LOOKS`.
 """
 
 from __future__ import annotations
