@@ -21,7 +21,7 @@ from homoalign.pyramid import Level, build_pyramid, num_levels
 from homoalign.result import AlignResult
 from homoalign.status import Status
 
-PIXELS_AT_A_TIME = 2**20
+PIXELS_AT_A_TIME = 2**18
 """On a CPU pairs are solved in groups of about this many pixels of dst, so that a group's points stay in the cache."""
 
 
@@ -140,7 +140,7 @@ def _contrast(level: Level) -> tuple[list[float], list[float]]:
     """Return, for every pair, the share of usable pixels and their intensities' standard deviation."""
     image = level.image.flatten(1)
     if level.mask is None:
-        return [1.0] * len(image), image.std(-1, correction=0).tolist()
+        return [1.0] * len(image), level.contrast.tolist()
     mask = level.mask.flatten(1).double()
     count = mask.sum(-1).clamp_min(1)
     mean = (image * mask).sum(-1) / count

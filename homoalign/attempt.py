@@ -22,7 +22,7 @@ from homoalign.evidence import UNDETERMINED_480, Evidence
 from homoalign.homography import image_size
 from homoalign.hypotheses import Hypotheses, agreement
 from homoalign.intensity import to_unit_range
-from homoalign.noise import noise_level, residual_noise
+from homoalign.noise import residual_noise
 from homoalign.pyramid import Level, noise_gain
 from homoalign.residual import Alignment
 from homoalign.result import AlignResult
@@ -177,7 +177,7 @@ def _measure(
     if bool(scale.isnan().any()):  # not every solver estimates one
         scale = metrics.residual_scale(src_full, dst_full, matrix)
     fitted_scale = torch.where(solved.fitted_scale.isnan(), scale, solved.fitted_scale)
-    explained = residual_noise(track.src[0].image, track.dst[0].image, solved.alignment.gain)
+    explained = residual_noise(track.src[0].noise, track.dst[0].noise, solved.alignment.gain)
     fit = metrics.measure_fit(
         src_full,
         dst_full,
@@ -189,9 +189,7 @@ def _measure(
     level = verdict.evidence_level([image_size(track.src[0].image), image_size(track.dst[0].image)], len(track.src))
     src, dst = track.src[level], track.dst[level]
     level_matrix = homography.rescale(matched_matrix, level)
-    noise_src, noise_dst = (
-        noise_gain(level) * noise_level(pyramid[0].image).square() for pyramid in (track.src, track.dst)
-    )
+    noise_src, noise_dst = (noise_gain(level) * pyramid[0].noise.square() for pyramid in (track.src, track.dst))
     patterns = metrics.local_patterns(src, dst, level_matrix)
     whole, weak = metrics.local_correlation(patterns, (noise_src, noise_dst))
     covariance = metrics.corner_covariance(solved.covariance, matrix, *src_size)

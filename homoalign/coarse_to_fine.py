@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from homoalign import homography, metrics
+from homoalign import homography, kernels, metrics
 from homoalign.config import AlignConfig
 from homoalign.earned import WEAK_480, give_up_freedom
 from homoalign.homography import image_size
+from homoalign.kernel_solver import solve_direct
 from homoalign.metrics import corner_std
-from homoalign.noise import UNEXPLAINED, noise_level, residual_noise
+from homoalign.noise import UNEXPLAINED, residual_noise
 from homoalign.photometry import Light, apply_light, fit_light, normalise_locally, to_plain
 from homoalign.precision import measure_precision
 from homoalign.pyramid import Level
@@ -150,7 +151,7 @@ def _finish(track: Track, descent: Descent) -> Solved:
     light = Light.plain(state.gain)
     template = refine_template(raw.template, src)
     # Of noise as strong as the contrast a tone curve says more than of src.
-    is_clear = noise_level(src.image).square() < LARGEST_NOISE * src.image.flatten(1).var(-1)
+    is_clear = src.noise.square() < LARGEST_NOISE * src.contrast.square()
     for run in plan_runs(0, len(track.src), raw.template.u.shape[-1], config, is_near=track.is_near):
         state, _ = to_plain(light, raw, state)
         light = Light.plain(state.gain)
@@ -178,7 +179,7 @@ def _finish(track: Track, descent: Descent) -> Solved:
     # What the model does not move is known.
     covariance[:, MOTION_PARAMETERS[config.model] : 8] = 0
     covariance[:, :, MOTION_PARAMETERS[config.model] : 8] = 0
-    is_explained = fitted_scale < UNEXPLAINED * residual_noise(src.image, dst.image, state.gain)
+    is_explained = fitted_scale < UNEXPLAINED * residual_noise(src.noise, dst.noise, state.gain)
     weak = torch.nonzero(is_explained & _is_unsupported(covariance, state.dst_homo_src, src, dst))[:, 0]
     if len(weak):
         state = give_up_freedom(
@@ -207,7 +208,8 @@ def _is_unsupported(covariance: Tensor, dst_homo_src: Tensor, src: Level, dst: L
 
 def _solve_run(problem: DirectProblem, state: Alignment, run: Run, config: AlignConfig) -> Solution[Alignment]:
     part = problem.restrict(run.stride, run.motion_parameters)
-    return solve(
+    solver = solve_direct if kernels.serves(part.template.u) else solve
+    return solver(
         part,
         state,
         max_iterations=config.max_iterations,

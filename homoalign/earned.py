@@ -97,7 +97,7 @@ def _nearest(problem: DirectProblem, dst_homo_src: Tensor, weight: Tensor, kept:
     template, frame = problem.template, homography.pixels_from_centred(*problem.src_size, device=weight.device)
     u = template.u.double().mT  # (B, N, 2)
     xy = homography.warp_points(dst_homo_src @ frame, u).nan_to_num(0.0)
-    energy = (weight * template.jacobian[:, :2].square().sum(1)).double()
+    energy = (weight * template.slope.square().sum(1)).double()
     energy = energy / energy.sum(-1, keepdim=True)
     mean_u, mean_xy = ((energy[..., None] * points).sum(1) for points in (u, xy))
     a, b = u - mean_u[:, None], xy - mean_xy[:, None]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 
-from homoalign import homography
+from homoalign import homography, kernels
 from homoalign.homography import image_size
 from homoalign.pyramid import Level
 from homoalign.sampling import is_inside, warp_with_coverage
@@ -249,6 +249,8 @@ def _shifts(side: int, device: torch.device) -> Tensor:
 
 
 def _window_mean(values: Tensor) -> Tensor:
+    if kernels.serves(values):
+        return kernels.window_mean(values, WINDOW)
     rows = avg_pool2d(values[:, None], (WINDOW, 1), stride=1, padding=(WINDOW // 2, 0))
     return avg_pool2d(rows, (1, WINDOW), stride=1, padding=(0, WINDOW // 2))[:, 0]
 

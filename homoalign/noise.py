@@ -56,12 +56,11 @@ def residual_noise(src: Tensor, dst: Tensor, gain: Tensor) -> Tensor:
     """Return (B,) float64, the standard deviation that noise alone gives dst - gain * src.
 
     Args:
-        src: (B, 1, H, W) float, intensities in [0, 1].
-        dst: (B, 1, H, W) likewise.
+        src: (B,) noise of src.
+        dst: (B,) noise of dst.
         gain: (B,).
     """
-    of_src, of_dst = (noise_level(image).clamp_min(QUANTISATION) for image in (src, dst))
-    return torch.hypot(gain * of_src, of_dst)
+    return torch.hypot(gain * src.clamp_min(QUANTISATION), dst.clamp_min(QUANTISATION))
 
 
 def denoise(image: Tensor, guide: Tensor, guide_sigma: Tensor) -> Tensor:

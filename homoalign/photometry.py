@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from homoalign import kernels
 from homoalign.noise import smooth
 from homoalign.pyramid import Level
 from homoalign.residual import Alignment, DirectProblem
@@ -79,7 +80,7 @@ def fit_light(problem: DirectProblem, state: Alignment, *, loss_width: float) ->
     value, seen = part.read_dst(state.dst_homo_src)
     seen = seen & (value > SATURATED) & (value < 1 - SATURATED)
     # Noise in what is regressed on would flatten the tone curve: where it is strong the template is without.
-    basis = _basis(part.template.jacobian[:, 8], part.template.u)
+    basis = _basis(part.template.brightness, part.template.u)
     rich, rich_scale = _regress(basis, value, seen, part.scale_floor, loss_width)
     plain, _ = _regress(basis[:, :LINEAR], value, seen, part.scale_floor, loss_width)
     width = loss_width * rich_scale
@@ -97,19 +98,19 @@ def fit_light(problem: DirectProblem, state: Alignment, *, loss_width: float) ->
 
 
 def apply_light(template: Template, light: Light) -> Template:
-    """Return the template as it should look in dst: intensities, and a Jacobian that follows the tone curve's slope."""
+    """Return the template as it should look in dst: intensities, and slopes that follow the tone curve's."""
     rich = torch.nonzero(light.is_rich)[:, 0]
     if len(rich) == 0:
         return template
     part, weights = template.select(rich), light.weights[rich]
-    value, slope = _predict(weights, part.value, part.u)
-    jacobian = part.jacobian * slope[:, None]
-    jacobian[:, 8], _ = _predict(weights, part.jacobian[:, 8], part.u)
-    jacobian[:, 9] = 1.0
+    value, slope = predict(weights, part.value, part.u)
+    is_recorded = part.brightness is part.value
+    brightness = value if is_recorded else predict(weights, part.brightness, part.u)[0]
     return replace(
         template,
         value=template.value.index_copy(0, rich, value),
-        jacobian=template.jacobian.index_copy(0, rich, jacobian),
+        slope=template.slope.index_copy(0, rich, part.slope * slope[:, None]),
+        brightness=template.brightness.index_copy(0, rich, brightness),
     )
 
 
@@ -132,7 +133,7 @@ def to_plain(light: Light, problem: DirectProblem, state: Alignment) -> tuple[Al
     part, weights, start = problem.select(rich), light.weights[rich], state.select(rich)
     _, seen = part.read_dst(start.dst_homo_src)
     raw = part.template.value
-    lit, _ = _predict(weights, raw, part.template.u)
+    lit, _ = predict(weights, raw, part.template.u)
     count = seen.sum(-1).clamp_min(1)
 
     def mean(values: Tensor) -> Tensor:
@@ -181,8 +182,10 @@ def _basis(intensity: Tensor, u: Tensor) -> Tensor:
     return torch.stack([*tone, *fields, *(z * field for field in fields)], dim=1)
 
 
-def _predict(weights: Tensor, intensity: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+def predict(weights: Tensor, intensity: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """Return intensities in dst, (B, N), and their slope over src's; flat where they saturate."""
+    if kernels.serves(intensity):
+        return kernels.predict_light(weights, intensity, u)
     z = 2 * intensity - 1
     x, y = u[:, 0], u[:, 1]
     w = weights[..., None].unbind(1)  # K of (B, 1)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from homoalign.noise import noise_level
+
 
 @dataclass(frozen=True)
 class Level:
@@ -38,6 +40,18 @@ class Level:
         across = (left + right).add_(here, alpha=2)
         slope = [down[..., 2:] - down[..., :-2], across[:, 2:] - across[:, :-2]]
         return torch.stack(slope, dim=1).mul_(1 / 8)
+
+    @cached_property
+    def noise(self) -> Tensor:
+        """(B,) float64, standard deviation of the image's white noise, see `noise_level`."""
+        return noise_level(self.image)
+
+    @cached_property
+    def contrast(self) -> Tensor:
+        """(B,) float64, standard deviation of the intensities, masked ones too."""
+        flat = self.image.flatten(1)
+        centred = flat - flat.mean(-1, keepdim=True)
+        return centred.square_().mean(-1).sqrt().double()
 
     def select(self, index: Tensor) -> Level:
         """Return the pairs that `index` (int64) names."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from homoalign.homography import image_size
-from homoalign.noise import denoise, noise_level, smooth
+from homoalign.noise import denoise, smooth
 from homoalign.pyramid import Level
 from homoalign.residual import Alignment, DirectProblem
 from homoalign.solver import cauchy, robust_scale
@@ -39,24 +39,24 @@ SUPPORT_PX = 2
 
 
 def refine_template(template: Template, src: Level) -> Template:
-    """Return the template with the Jacobian of src without its noise, where it is noisy.
+    """Return the template with the slopes of src without its noise, where it is noisy.
 
     Args:
         template: of the full-size images.
         src: source images.
     """
-    sigma = noise_level(src.image)
+    sigma = src.noise
     index = _noisy(sigma, template, WORTH_DENOISING_EARLY)
     if len(index) == 0:
         return template
     image = src.image[index]
-    return template.with_jacobian_of(denoise(image, image, sigma[index]), index)
+    return template.with_slopes_of(denoise(image, image, sigma[index]), index)
 
 
 def refine_template_at(
     template: Template, problem: DirectProblem, src: Level, dst: Level, state: Alignment, *, loss_width: float
 ) -> Template:
-    """Return the template with the Jacobian of src without its noise, where it is noisy, told with dst's help.
+    """Return the template with the slopes of src without its noise, where it is noisy, told with dst's help.
 
     What stands out of the noise is told from the mean of src and the aligned dst. The gradient itself is src's alone:
     that of the mean contains dst's noise, which is found again in the residual and holds the alignment where it is.
@@ -69,20 +69,20 @@ def refine_template_at(
         state: an alignment that is good to a fraction of a pixel.
         loss_width: of the robust loss, in standard deviations of the residual.
     """
-    src_noise = noise_level(src.image)
+    src_noise = src.noise
     index = _noisy(src_noise, template, WORTH_DENOISING)
     if len(index) == 0:
         return template
     image = guide = src.image[index]
     sigma = src_noise[index]
     if template.is_whole:
-        dst_noise = noise_level(dst.image) / state.gain.abs().clamp_min(1e-3)
+        dst_noise = dst.noise / state.gain.abs().clamp_min(1e-3)
         everyone = len(index) == len(src_noise)
         part, start = (problem, state) if everyone else (problem.select(index), state.select(index))
         guide, sigma = _merge(part, image, start, sigma, dst_noise[index], loss_width)
     clean = denoise(image, guide, sigma)
     drowned = torch.isin(index, _noisy(src_noise, template, DROWNED))[:, None, None, None]
-    return template.with_jacobian_of(clean, index, torch.where(drowned, _neighbours(image), clean))
+    return template.with_slopes_of(clean, index, torch.where(drowned, _neighbours(image), clean))
 
 
 def _neighbours(image: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def undo_attenuation(problem: DirectProblem, src: Level, state: Alignment) -> Al
         src: source images of the pairs.
         state: an alignment that is good to a fraction of a pixel.
     """
-    index = _noisy(noise_level(src.image), problem.template, DROWNED)
+    index = _noisy(src.noise, problem.template, DROWNED)
     if len(index) == 0:
         return state
     part, start = problem.select(index), state.select(index)
@@ -117,7 +117,7 @@ def undo_attenuation(problem: DirectProblem, src: Level, state: Alignment) -> Al
         return torch.where(seen, values - mean[:, None].to(values), 0.0), mean
 
     (around, _), (src_value, src_mean), (dst_value, dst_mean) = map(
-        centred, (part.template.jacobian[:, 8], part.template.value, value)
+        centred, (part.template.brightness, part.template.value, value)
     )
     told = (around * src_value).sum(-1, dtype=torch.float64)
     gain = (around * dst_value).sum(-1, dtype=torch.float64) / told
@@ -129,9 +129,7 @@ def undo_attenuation(problem: DirectProblem, src: Level, state: Alignment) -> Al
 
 def _noisy(sigma: Tensor, template: Template, least_share: float) -> Tensor:
     """Return the int64 indices of the pairs whose slopes hold at least this share of noise."""
-    # The first two rows are the slopes along x and y, per centred unit.
-    slope = template.jacobian[:, :2].flatten(1)
-    energy = 2 * slope.square().mean(-1).double() / template.half_side**2
+    energy = 2 * template.slope.flatten(1).square().mean(-1).double() / template.half_side**2
     return torch.nonzero(sigma.square() > least_share * energy)[:, 0]
 
 

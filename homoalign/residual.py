@@ -14,11 +14,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from homoalign import homography, sampling
+from homoalign import homography, kernels, sampling
 from homoalign.homography import image_size
 from homoalign.pyramid import Level
 from homoalign.sampling import Interpolation
-from homoalign.template import Template, build_template
+from homoalign.template import Template, build_template, jacobian_of, side_of_blocks
 
 BORDER_PX = 1.0
 """Pixels this close to dst's border are not compared: cubic interpolation and blurring see beyond it."""
@@ -69,14 +69,16 @@ class Frame:
     """Constant matrices of a level, float64 unless said otherwise.
 
     Attributes:
-        unit_homo_centred: (9, 9), a flat `dst_homo_src` to the flat matrix from centred coordinates of src to unit
-            coordinates of dst.
+        dst_homo_centred: (9, 9), a flat `dst_homo_src` to the flat matrix from centred coordinates of src to pixels of
+            dst at the level.
+        unit_homo_centred: (9, 9), likewise to unit coordinates of dst.
         src_motion: (9, 9), a flat motion in centred coordinates to the flat one in full-size src pixels.
         unit_limit: (2, 1) float32, points further from the middle are off the image or on its border.
         src_corners: (3, 4) homogeneous corners of full-size src, pixels.
         corner_motion: (8, 8), a step to its corners' motion, src pixels of the level.
     """
 
+    dst_homo_centred: Tensor
     unit_homo_centred: Tensor
     src_motion: Tensor
     unit_limit: Tensor
@@ -114,9 +116,11 @@ def build_frame(src_size: tuple[int, int], dst_size: tuple[int, int], level: int
     limit = [[1 - 2 * BORDER_PX / (width - 1)], [1 - 2 * BORDER_PX / (height - 1)]]
     src_from_centred = to_full @ from_centred
     centred_from_src = torch.linalg.inv(src_from_centred)
-    unit_from_dst = sampling.unit_from_pixels(height, width, device=device) @ torch.linalg.inv(to_full)
+    from_full = torch.linalg.inv(to_full).contiguous()
+    unit_from_dst = sampling.unit_from_pixels(height, width, device=device) @ from_full
     return Frame(
         # Row by row, flat(L @ H @ R) = flat(H) @ kron(L, R^T)^T.
+        dst_homo_centred=torch.kron(from_full, src_from_centred.mT.contiguous()).mT.contiguous(),
         unit_homo_centred=torch.kron(unit_from_dst, src_from_centred.mT.contiguous()).mT.contiguous(),
         src_motion=torch.kron(src_from_centred, centred_from_src.mT.contiguous()).mT.contiguous(),
         unit_limit=torch.tensor(limit, dtype=torch.float32, device=device),
@@ -177,12 +181,18 @@ class DirectProblem:
     def read_dst(self, dst_homo_src: Tensor) -> tuple[Tensor, Tensor]:
         """Read dst at the warped points: values (B, N) and seen (B, N) bool."""
         frame, u = self.frame, self.template.u
+        is_plausible = frame.is_plausible(dst_homo_src)
+        if kernels.serves(u):
+            matrix = (dst_homo_src.flatten(1) @ frame.dst_homo_centred).view(-1, 3, 3)
+            usable = self.template.usable & is_plausible[:, None]
+            is_spline = self.interpolation == "spline"
+            return kernels.read(self.dst.image, self.dst.mask, matrix, u, usable, BORDER_PX, is_spline=is_spline)
         # Everything up to grid_sample's own coordinates goes into one matrix: a pass over the points saved.
         matrix = (dst_homo_src.flatten(1) @ frame.unit_homo_centred).view(-1, 3, 3).to(u.dtype)
         xyw = torch.baddbmm(matrix[:, :, 2:], matrix[:, :, :2], u)  # (B, 3, N)
         unit = xyw[:, :2] / xyw[:, 2:]
         inside = unit.abs() <= frame.unit_limit
-        seen = inside[:, 0] & inside[:, 1] & self.template.usable & frame.is_plausible(dst_homo_src)[:, None]
+        seen = inside[:, 0] & inside[:, 1] & self.template.usable & is_plausible[:, None]
         if self.dst.mask is not None:
             seen &= sampling.sample_unit(self.dst.mask, unit)[:, 0] > 0.999  # all four neighbours are used
         return sampling.sample_unit(self.dst.image, unit, self.interpolation)[:, 0], seen
@@ -196,23 +206,24 @@ class DirectProblem:
     def normal_equations(self, state: Alignment, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return JtJ (B, 10, 10) and Jtr (B, 10), float64.
 
-        The residual's Jacobian is minus `jacobian`, its first eight columns times the gain. The rows of parameters
+        The residual's Jacobian is minus the template's, its first eight columns times the gain. The rows of parameters
         that are not free are those of an identity matrix.
         """
-        jacobian = self.template.jacobian
-        weighted = jacobian * weight[:, None]
-        JtJ = (weighted @ jacobian.mT).double()
-        # Two columns, not one: a batched matrix-vector product rounds otherwise for one pair than for many, and a
-        # pair's answer must not depend on its neighbours.
-        twice = torch.stack([residual, residual], dim=-1)
-        Jtr = -(weighted @ twice)[..., 0].double()
+        JtJ, Jtr = _products(self.template, residual, weight)
         size = self._size(state)
-        return JtJ * (size[:, :, None] * size[:, None, :]) + self.fixed, Jtr * size
+        return JtJ * (size[:, :, None] * size[:, None, :]) + self.fixed, -Jtr * size
 
     def block_scores(self, state: Alignment, weighted: Tensor, blocks: int) -> Tensor:
         """Return (B, 10, K) float64, Jacobian times `weighted` (B, N), summed over each of some square blocks."""
-        scores = self.template.block_sums(self.template.jacobian * weighted[:, None], blocks)
-        return scores.double() * self._size(state)[..., None]
+        template = self.template
+        if kernels.serves(weighted) and template.grid is not None:
+            side = side_of_blocks(template.grid, blocks)
+            scores = kernels.block_scores(
+                template.slope, template.brightness, template.u, weighted, template.grid, side
+            )
+        else:
+            scores = template.block_sums(template.jacobian() * weighted[:, None], blocks).double()
+        return scores * self._size(state)[..., None]
 
     def sensitivity(self, state: Alignment, weight: Tensor) -> Tensor:
         """Return (B, 10, 10) float64, how the scores follow the parameters, on dst's slopes where all pixels are read.
@@ -221,15 +232,20 @@ class DirectProblem:
             state: where.
             weight: (B, N).
         """
-        if not self.template.is_whole:
+        template = self.template
+        if not template.is_whole:
             return self.normal_equations(state, weight, weight)[0]
         value, _ = self.read_dst(state.dst_homo_src)
-        observed = self.template.jacobian_of(value)
-        observed[:, :8] /= state.gain.abs().clamp_min(LEAST_GAIN)[:, None, None].to(value)
-        observed[:, 8] = self.template.value
+        slope = template.slope_of(value) / state.gain.abs().clamp_min(LEAST_GAIN)[:, None, None].to(value)
+        if kernels.serves(value):
+            product = kernels.cross_products(
+                template.slope, template.brightness, slope, template.value, template.u, weight
+            )
+        else:
+            observed = jacobian_of(slope, template.value, template.u)
+            product = ((template.jacobian() * weight[:, None]) @ observed.mT).double()
         size = self._size(state)
-        product = (self.template.jacobian * weight[:, None]) @ observed.mT
-        return product.double() * (size[:, :, None] * size[:, None, :]) + self.fixed
+        return product * (size[:, :, None] * size[:, None, :]) + self.fixed
 
     def _size(self, state: Alignment) -> Tensor:
         """(B, 10): the residual's slopes over the template's; 0 for parameters that are not free."""
@@ -259,6 +275,18 @@ class DirectProblem:
         return gain, dst_mean - gain * src_mean
 
 
+def _products(template: Template, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return J W J^T (B, 10, 10) and J W r (B, 10), float64, of the template's J, r (B, N) and the diagonal of W."""
+    if kernels.serves(residual):
+        return kernels.normal_equations(template.slope, template.brightness, template.u, residual, weight)
+    jacobian = template.jacobian()
+    weighted = jacobian * weight[:, None]
+    # Two columns, not one: a batched matrix-vector product rounds otherwise for one pair than for many, and a pair's
+    # answer must not depend on its neighbours.
+    twice = torch.stack([residual, residual], dim=-1)
+    return (weighted @ jacobian.mT).double(), (weighted @ twice)[..., 0].double()
+
+
 def build_problem(
     src: Level,
     dst: Level,
@@ -276,7 +304,6 @@ def build_problem(
         max_points: about how many points; all pixels where there are no more.
         fit_photometric: whether gain and bias are free.
     """
-    contrast = dst.image.flatten(1).std(-1).double()
     free = torch.ones(10, dtype=torch.float64, device=dst.image.device)
     free[8:] = float(fit_photometric)
     return DirectProblem(
@@ -286,7 +313,7 @@ def build_problem(
         dst_size=image_size(dst.image),
         template=build_template(src, max_points),
         # Half a percent of the contrast is about the interpolation error of a sharp noise-free photograph.
-        scale_floor=(0.005 * contrast).clamp_min(1e-7),
+        scale_floor=(0.005 * dst.contrast).clamp_min(1e-7),
         free=free,
         fixed=(1 - free).diag(),
         is_motion=torch.arange(10, device=free.device) < 8,

@@ -40,7 +40,7 @@ def solve_unexplained(track: Track, solved: Solved) -> Solved:
     Intensities are the more precise where they say the same of both images, and biased where they do not.
     """
     alignment = solved.alignment
-    explained = residual_noise(track.src[0].image, track.dst[0].image, alignment.gain)
+    explained = residual_noise(track.src[0].noise, track.dst[0].noise, alignment.gain)
     index = torch.nonzero(solved.fitted_scale > UNEXPLAINED * explained)[:, 0]
     if len(index) == 0:
         return solved

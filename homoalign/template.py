@@ -10,6 +10,7 @@ B pairs, H W rows and columns, N points.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,7 +29,8 @@ class Template:
         chosen: (B, N) int64, flat pixel indices.
         u: (B, 2, N) float32, centred coordinates.
         value: (B, N) float32, intensities as they were recorded.
-        jacobian: (B, 10, N) float32: d(gain * src + bias) / d parameters at gain = 1.
+        slope: (B, 2, N) float32, how intensities change along x and y, per centred unit.
+        brightness: (B, N) float32, how they change with the gain: `value`, or that without its noise.
         usable: (B, N) bool, False for points under a mask or on the border of src.
         half_side: of src at this level, pixels a centred unit.
         is_whole: whether the points are all pixels, row by row.
@@ -38,7 +40,8 @@ class Template:
     chosen: Tensor
     u: Tensor
     value: Tensor
-    jacobian: Tensor
+    slope: Tensor
+    brightness: Tensor
     usable: Tensor
     half_side: float
     is_whole: bool
@@ -51,7 +54,8 @@ class Template:
             chosen=self.chosen[index],
             u=self.u[index],
             value=self.value[index],
-            jacobian=self.jacobian[index],
+            slope=self.slope[index],
+            brightness=self.brightness[index],
             usable=self.usable[index],
         )
 
@@ -62,31 +66,44 @@ class Template:
             chosen=self.chosen[:, ::stride].contiguous(),
             u=self.u[..., ::stride].contiguous(),
             value=self.value[:, ::stride].contiguous(),
-            jacobian=self.jacobian[..., ::stride].contiguous(),
+            slope=self.slope[..., ::stride].contiguous(),
+            brightness=self.brightness[:, ::stride].contiguous(),
             usable=self.usable[:, ::stride].contiguous(),
             is_whole=self.is_whole and stride == 1,
             grid=self.grid if stride == 1 else None,
         )
 
-    def with_jacobian_of(self, image: Tensor, index: Tensor, brightness: Tensor | None = None) -> Template:
-        """Return this template with the Jacobian of another image of src for the pairs that `index` names.
+    def with_slopes_of(self, image: Tensor, index: Tensor, brightness: Tensor | None = None) -> Template:
+        """Return this template with the slopes of another image of src for the pairs that `index` names.
 
         Args:
             image: (b, 1, H, W), for the b pairs of `index`.
             index: (b,) int64.
             brightness: (b, 1, H, W), what the gain is told from; None: `image`.
         """
-        slope = _slope(image)
         everyone = len(index) == len(self.u)
-        part = _jacobian(image if brightness is None else brightness, slope, self if everyone else self.select(index))
-        return replace(self, jacobian=part if everyone else self.jacobian.index_copy(0, index, part))
+        part = self if everyone else self.select(index)
+        slope = part.scaled(central_differences(image))
+        level = _at((image if brightness is None else brightness), part)[:, 0]
+        if everyone:
+            return replace(self, slope=slope, brightness=level)
+        return replace(
+            self, slope=self.slope.index_copy(0, index, slope), brightness=self.brightness.index_copy(0, index, level)
+        )
 
-    def jacobian_of(self, value: Tensor) -> Tensor:
-        """Return the Jacobian, as `jacobian`, of other intensities (B, N) of all pixels."""
+    def slope_of(self, value: Tensor) -> Tensor:
+        """Return (B, 2, N) slopes, as `slope`, of other intensities (B, N) of all pixels."""
         if not self.is_whole or self.grid is None:
             raise ValueError("differences need all pixels")
-        image = value.view(len(value), 1, *self.grid)
-        return _jacobian(image, _slope(image), self)
+        return self.scaled(central_differences(value.view(len(value), 1, *self.grid)))
+
+    def scaled(self, slope: Tensor) -> Tensor:
+        """Return (B, 2, N) the slopes (B, 2, H, W), per pixel, at the points, per centred unit."""
+        return self.half_side * _at(slope, self)
+
+    def jacobian(self) -> Tensor:
+        """Return (B, 10, N) d(gain * src + bias) / d parameters at gain = 1."""
+        return jacobian_of(self.slope, self.brightness, self.u)
 
     def block_sums(self, values: Tensor, blocks: int) -> Tensor:
         """Return (B, P, K) sums of (B, P, N) over square blocks, `blocks` of them along the longer side."""
@@ -95,10 +112,14 @@ class Template:
         return block_sums(values.view(*values.shape[:2], *self.grid), blocks)
 
 
+def side_of_blocks(grid: Sequence[int], blocks: int) -> int:
+    """Return the side of square blocks such that `blocks` of them cover the longer side of a grid."""
+    return math.ceil(max(grid) / blocks)
+
+
 def block_sums(values: Tensor, blocks: int) -> Tensor:
     """Return (B, P, K) sums of (B, P, H, W) over square blocks, `blocks` of them along the longer side."""
-    side = math.ceil(max(values.shape[-2:]) / blocks)
-    return avg_pool2d(values, side, ceil_mode=True, divisor_override=1).flatten(2)
+    return avg_pool2d(values, side_of_blocks(values.shape[-2:], blocks), ceil_mode=True, divisor_override=1).flatten(2)
 
 
 def build_template(src: Level, max_points: int) -> Template:
@@ -113,32 +134,42 @@ def build_template(src: Level, max_points: int) -> Template:
     chosen, usable = steepest_of_cells(src.slope, src.mask, cell_side=cell_side)
     u = centred(chosen, height, width)
     grid = height // cell_side, width // cell_side
-    template = Template(chosen, u, u[:, 0], u[:, 0], usable, max(height, width) / 2, cell_side == 1, grid)
-    jacobian = _jacobian(src.image, src.slope, template)
-    return replace(template, value=jacobian[:, 8], jacobian=jacobian)
+    half_side = max(height, width) / 2
+    empty = Template(chosen, u, u[:, 0], u, u[:, 0], usable, half_side, cell_side == 1, grid)
+    value = _at(src.image, empty)[:, 0]
+    return replace(empty, value=value, slope=empty.scaled(src.slope), brightness=value)
 
 
-def _slope(image: Tensor) -> Tensor:
-    """Return (B, 2, H, W) central differences of (B, 1, H, W) along x and y."""
+def central_differences(image: Tensor) -> Tensor:
+    """Return (B, 2, H, W) central differences of (B, 1, H, W) along x and y, per pixel."""
     padded = pad(image, (1, 1, 1, 1), mode="reflect")[:, 0]
     across, down = padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2], padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]
     return torch.stack([across, down], dim=1).mul_(0.5)
 
 
-def _jacobian(brightness: Tensor, slope: Tensor, template: Template) -> Tensor:
-    """Return (B, 10, N) from brightness (B, 1, H, W) and slopes (B, 2, H, W) per pixel."""
-    slope, value, u = slope.flatten(2), brightness.flatten(1), template.u
-    if not template.is_whole:
-        slope = slope.gather(2, template.chosen[:, None].expand(-1, 2, -1))  # (B, 2, N)
-        value = value.gather(1, template.chosen)
-    slope = template.half_side * slope
+def jacobian_of(slope: Tensor, brightness: Tensor, u: Tensor) -> Tensor:
+    """Return (B, 10, N): eight rows of motion, then those of gain and bias.
+
+    Args:
+        slope: (B, 2, N) per centred unit.
+        brightness: (B, N).
+        u: (B, 2, N) centred coordinates.
+    """
     jacobian = torch.empty(len(u), 10, u.shape[-1], dtype=u.dtype, device=u.device)
     for i, (along_x, along_y) in enumerate(homography.velocities(u[:, 0], u[:, 1])):
         # Not straight into its row: strided passes round otherwise than those of one pair alone.
         jacobian[:, i] = slope[:, 0] * along_x + slope[:, 1] * along_y
-    jacobian[:, 8] = value
+    jacobian[:, 8] = brightness
     jacobian[:, 9] = 1.0
     return jacobian
+
+
+def _at(values: Tensor, template: Template) -> Tensor:
+    """Return (B, C, N) of (B, C, H, W) at the points."""
+    values = values.flatten(2)
+    if template.is_whole:
+        return values
+    return values.gather(2, template.chosen[:, None].expand(-1, values.shape[1], -1))
 
 
 def centred(chosen: Tensor, height: int, width: int) -> Tensor:

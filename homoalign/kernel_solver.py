@@ -1,0 +1,388 @@
+"""`solver.solve` for the intensities of one pair after another, compiled for the processor.
+
+The same algorithm, step by step: what is written in `solver.py` about why holds here. There it serves any problem, in
+batches, as GPUs want it; here a pair's points stay in the cache, and no pair waits for another.
+
+N points, P = 8 + 2 parameters.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from homoalign.homography import SL3_BASIS
+from homoalign.kernels import BLOCK, Floats, accumulate, compiled, mirror, read_pair
+from homoalign.residual import BORDER_PX, LEAST_DEPTH_RATIO, Alignment, DirectProblem
+from homoalign.solver import (
+    CONVERGED,
+    INITIAL_DAMPING,
+    LARGEST_DAMPING,
+    LONGEST_EXTRAPOLATION,
+    MAX_ITERATIONS,
+    NO_DESCENT,
+    OVERLAP_LOST,
+    RUNNING,
+    SCALE_SAMPLES,
+    SHORT_PX,
+    Slack,
+    Solution,
+)
+
+Doubles = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+BASIS = SL3_BASIS.reshape(8, 9).numpy()
+FACTORS = 16
+"""So many factors 1 + (r / width)^2 are multiplied before their logarithm is taken; float64 holds the product."""
+
+
+def solve_direct(
+    problem: DirectProblem,
+    start: Alignment,
+    *,
+    max_iterations: int,
+    step_tol_px: float,
+    loss_width: float,
+    min_seen: torch.Tensor,
+    slack: Slack,
+) -> Solution[Alignment]:
+    """Do what `solver.solve` does, for images on the processor; the arguments are the same."""
+    template, frame = problem.template, problem.frame
+    matrix, gain, bias = (part.clone().contiguous() for part in (start.dst_homo_src, start.gain, start.bias))
+    stop = torch.full((len(gain),), MAX_ITERATIONS, dtype=torch.int64)
+    num_iterations = torch.zeros(len(gain), dtype=torch.int32)
+    mask = problem.dst.mask
+    no_mask = torch.empty(len(gain), 0, 0)
+    _solve(
+        problem.dst.image[:, 0].contiguous().numpy(),
+        (no_mask if mask is None else mask[:, 0].contiguous()).numpy(),
+        problem.interpolation == "spline",
+        template.u.contiguous().numpy(),
+        template.usable.contiguous().numpy(),
+        template.value.contiguous().numpy(),
+        template.slope.contiguous().numpy(),
+        template.brightness.contiguous().numpy(),
+        problem.scale_floor.contiguous().numpy(),
+        problem.free.numpy(),
+        frame.dst_homo_centred.numpy(),
+        frame.src_motion.numpy(),
+        frame.src_corners.numpy(),
+        frame.corner_motion.numpy(),
+        (max_iterations, step_tol_px, loss_width, slack.step_px, slack.cost),
+        min_seen.double().contiguous().numpy(),
+        matrix.numpy(),
+        gain.numpy(),
+        bias.numpy(),
+        stop.numpy(),
+        num_iterations.numpy(),
+    )
+    return Solution(Alignment(matrix, gain, bias), stop, num_iterations)
+
+
+@compiled
+def _solve(
+    image: Floats,
+    mask: Floats,
+    is_spline: bool,
+    u: Floats,
+    usable: Bools,
+    value: Floats,
+    slope: Floats,
+    brightness: Floats,
+    scale_floor: Doubles,
+    free: Doubles,
+    dst_homo_centred: Doubles,
+    src_motion: Doubles,
+    src_corners: Doubles,
+    corner_motion: Doubles,
+    limits: tuple[int, float, float, float, float],
+    min_seen: Doubles,
+    matrix: Doubles,
+    gain: Doubles,
+    bias: Doubles,
+    stop: NDArray[np.int64],
+    num_iterations: NDArray[np.int32],
+) -> None:
+    max_iterations, step_tol_px, loss_width, slack_px, slack_cost = limits
+    num_points = u.shape[2]
+    residual, new_residual = np.empty(num_points, np.float32), np.empty(num_points, np.float32)
+    seen, new_seen = np.empty(num_points, np.bool_), np.empty(num_points, np.bool_)
+    JtJ, Jtr, step = np.empty((10, 10)), np.empty(10), np.empty(10)
+    plain_step, last_plain, last_step = np.empty(10), np.empty(10), np.empty(10)
+    state, candidate = np.empty(11), np.empty(11)  # a flat matrix, gain, bias
+    for b in range(len(u)):
+        state[:9], state[9], state[10] = matrix[b].reshape(-1), gain[b], bias[b]
+        count = _evaluate(
+            image[b], mask[b], is_spline, u[b], usable[b], value[b], dst_homo_centred, src_corners, state, residual,
+            seen,
+        )  # fmt: skip
+        reason = RUNNING if count >= min_seen[b] else OVERLAP_LOST
+        damping, has_memory, accepted = INITIAL_DAMPING, False, False
+        iteration = 0
+        while iteration < max_iterations and reason == RUNNING:
+            iteration += 1
+            width = loss_width * max(_robust_scale(residual, seen), scale_floor[b])
+            _normal_equations(
+                slope[b], brightness[b], u[b], residual, seen, np.float32(1 / width), state[9], free, JtJ, Jtr
+            )
+            solved = _damped_step(JtJ, Jtr, damping, plain_step)
+            mixing = _mixing(JtJ, plain_step, last_plain) if has_memory and accepted else 0.0
+            for i in range(10):
+                step[i] = plain_step[i]
+                if mixing != 0:
+                    step[i] -= mixing * (last_step[i] + plain_step[i] - last_plain[i])
+            _move(state, step, src_motion, candidate)
+            new_count = _evaluate(
+                image[b], mask[b], is_spline, u[b], usable[b], value[b], dst_homo_centred, src_corners, candidate,
+                new_residual, new_seen,
+            )  # fmt: skip
+            old_cost, new_cost = _costs(residual, seen, new_residual, new_seen, 1 / width)
+            enough = new_count >= min_seen[b]
+            length_px = min(_length_px(step, corner_motion), _length_px(plain_step, corner_motion))
+            bound = old_cost * (1 + slack_cost) if length_px <= slack_px else old_cost
+            accepted = solved and enough and new_cost < bound
+            has_memory = True
+            last_plain[:], last_step[:] = plain_step, step
+            if accepted:
+                state[:] = candidate
+                residual, new_residual = new_residual, residual
+                seen, new_seen = new_seen, seen
+                damping = max(damping / 10, 1e-9)
+            elif mixing == 0:  # a rejected extrapolation says nothing against the plain step
+                damping = max(damping * 10, 1e-3)
+            stalled = not accepted and enough and mixing == 0 and length_px <= SHORT_PX
+            if solved and (length_px <= step_tol_px or stalled):
+                reason = CONVERGED
+            elif damping > LARGEST_DAMPING:
+                reason = NO_DESCENT
+        matrix[b], gain[b], bias[b] = state[:9].reshape(3, 3), state[9], state[10]
+        stop[b] = MAX_ITERATIONS if reason == RUNNING else reason
+        num_iterations[b] = iteration
+
+
+@compiled
+def _evaluate(
+    image: Floats,
+    mask: Floats,
+    is_spline: bool,
+    u: Floats,
+    usable: Bools,
+    value: Floats,
+    dst_homo_centred: Doubles,
+    src_corners: Doubles,
+    state: Doubles,
+    residual: Floats,
+    seen: Bools,
+) -> int:
+    """Write residuals, zero where not seen, and return how many are seen."""
+    nearest, furthest = np.inf, -np.inf
+    for corner in range(4):
+        w = state[6] * src_corners[0, corner] + state[7] * src_corners[1, corner] + state[8] * src_corners[2, corner]
+        nearest, furthest = min(nearest, w), max(furthest, w)
+        if not math.isfinite(w):
+            nearest = -1.0
+    if not (nearest > 0 and nearest > LEAST_DEPTH_RATIO * furthest):
+        residual[:] = 0
+        seen[:] = False
+        return 0
+    matrix = np.empty(9, np.float32)
+    for j in range(9):
+        total = 0.0
+        for i in range(9):
+            total += state[i] * dst_homo_centred[i, j]
+        matrix[j] = total
+    read_pair(image, mask, matrix.reshape(3, 3), u, usable, np.float32(BORDER_PX), is_spline, residual, seen)
+    gain, bias, zero = np.float32(state[9]), np.float32(state[10]), np.float32(0)
+    count = 0
+    for k in range(residual.size):
+        count += seen[k]
+        residual[k] = residual[k] - (gain * value[k] + bias) if seen[k] else zero
+    return count
+
+
+@compiled
+def _robust_scale(residual: Floats, seen: Bools) -> float:
+    """1.4826 times the median absolute residual of what is seen; 0 where nothing is."""
+    stride = max(1, residual.size // SCALE_SAMPLES) | 1
+    sample = np.empty(residual.size // stride + 1, np.float32)
+    count = 0
+    for k in range(0, residual.size, stride):
+        sample[count] = abs(residual[k])
+        count += seen[k]
+    if count == 0:
+        return 0.0
+    # The order of positive floats is that of their bits: the leading ones say about where the median is.
+    bits = sample[:count].view(np.uint32)
+    histogram = np.zeros(2048, np.int32)
+    for k in range(count):
+        histogram[bits[k] >> 21] += 1
+    below, leading, rank = 0, 0, (count - 1) // 2
+    while below + histogram[leading] <= rank:
+        below += histogram[leading]
+        leading += 1
+    near = np.empty(histogram[leading], np.float32)
+    found = 0
+    for k in range(count):
+        if bits[k] >> 21 == leading:
+            near[found] = sample[k]
+            found += 1
+    near.sort()
+    return 1.4826 * float(near[rank - below])
+
+
+@compiled
+def _normal_equations(
+    slope: Floats,
+    brightness: Floats,
+    u: Floats,
+    residual: Floats,
+    seen: Bools,
+    over_width: np.float32,
+    gain: float,
+    free: Doubles,
+    JtJ: Doubles,
+    Jtr: Doubles,
+) -> None:
+    """Write the normal equations under Cauchy weights; the rows of parameters that are not free are the identity's."""
+    weight = np.empty(BLOCK, np.float32)
+    rows = np.empty((20, BLOCK), np.float32)
+    JtJ[:] = 0
+    Jtr[:] = 0
+    one, zero = np.float32(1), np.float32(0)
+    for first in range(0, residual.size, BLOCK):
+        last = min(residual.size, first + BLOCK)
+        of_block, seen_of_block = residual[first:last], seen[first:last]
+        for k in range(last - first):
+            in_widths = of_block[k] * over_width
+            weight[k] = one / (one + in_widths * in_widths) if seen_of_block[k] else zero
+        accumulate(slope, brightness, u, of_block, weight[: last - first], first, rows, JtJ, Jtr)
+    mirror(JtJ)
+    for i in range(10):
+        size_i = free[i] * (gain if i < 8 else 1.0)
+        Jtr[i] *= -size_i
+        for j in range(10):
+            JtJ[i, j] *= size_i * free[j] * (gain if j < 8 else 1.0)
+        if free[i] == 0:
+            JtJ[i, i] = 1.0
+
+
+@compiled
+def _damped_step(JtJ: Doubles, Jtr: Doubles, damping: float, step: Doubles) -> bool:
+    """Solve (JtJ + damping * diag(JtJ)) step = -Jtr by Cholesky's method; False, and a zero step, where it fails."""
+    scaled, inverse_size = np.empty((10, 10)), np.empty(10)
+    for i in range(10):
+        inverse_size[i] = 1 / math.sqrt(JtJ[i, i]) if JtJ[i, i] > 0 else math.nan
+    for i in range(10):
+        for j in range(i + 1):
+            scaled[i, j] = JtJ[i, j] * inverse_size[i] * inverse_size[j]
+        scaled[i, i] += damping
+    solved = _factorise(scaled)
+    for i in range(10):
+        total = -Jtr[i] * inverse_size[i]
+        for k in range(i):
+            total -= scaled[i, k] * step[k]
+        step[i] = total / scaled[i, i]
+    for i in range(9, -1, -1):
+        for k in range(i + 1, 10):
+            step[i] -= scaled[k, i] * step[k]
+        step[i] /= scaled[i, i]
+    for i in range(10):
+        step[i] *= inverse_size[i]
+        solved = solved and math.isfinite(step[i])
+    if not solved:
+        step[:] = 0
+    return solved
+
+
+@compiled
+def _factorise(a: Doubles) -> bool:
+    """Replace the lower half of a matrix by its Cholesky factor; False where it is not positive definite."""
+    for i in range(len(a)):
+        for j in range(i + 1):
+            for k in range(j):
+                a[i, j] -= a[i, k] * a[j, k]
+            if j < i:
+                a[i, j] /= a[j, j]
+        if not a[i, i] > 0:
+            return False
+        a[i, i] = math.sqrt(a[i, i])
+    return True
+
+
+@compiled
+def _mixing(JtJ: Doubles, plain_step: Doubles, last_plain: Doubles) -> float:
+    """How far `solver.Memory` extrapolates."""
+    along, across = 0.0, 0.0
+    for i in range(10):
+        of_metric = 0.0
+        for j in range(10):
+            of_metric += JtJ[i, j] * (plain_step[j] - last_plain[j])
+        along += plain_step[i] * of_metric
+        across += (plain_step[i] - last_plain[i]) * of_metric
+    mixing = along / across
+    return min(max(mixing, -LONGEST_EXTRAPOLATION), LONGEST_EXTRAPOLATION) if math.isfinite(mixing) else 0.0
+
+
+@compiled
+def _move(state: Doubles, step: Doubles, src_motion: Doubles, moved: Doubles) -> None:
+    """Write the state after a step: `homography.motion_of_step` on src's side, gain and bias added to."""
+    plus, minus = np.eye(3), np.eye(3)
+    for i in range(8):
+        for k in range(9):
+            half = -step[i] * BASIS[i, k] / 2
+            plus[k // 3, k % 3] += half
+            minus[k // 3, k % 3] -= half
+    motion = (_inverse(minus) @ plus).reshape(-1)
+    change = np.zeros(9)
+    for i in range(9):
+        for k in range(9):
+            change[k] += motion[i] * src_motion[i, k]
+    after = state[:9].reshape(3, 3) @ change.reshape(3, 3)
+    moved[:9] = (after / after[2, 2]).reshape(-1)
+    moved[9], moved[10] = state[9] + step[8], state[10] + step[9]
+
+
+@compiled
+def _inverse(a: Doubles) -> Doubles:
+    """Invert a 3x3 matrix by its cofactors."""
+    inverse = np.empty((3, 3))
+    for i in range(3):
+        for j in range(3):
+            p, q, r, s = (j + 1) % 3, (j + 2) % 3, (i + 1) % 3, (i + 2) % 3
+            inverse[i, j] = a[p, r] * a[q, s] - a[p, s] * a[q, r]
+    inverse /= a[0, 0] * inverse[0, 0] + a[0, 1] * inverse[1, 0] + a[0, 2] * inverse[2, 0]
+    return inverse
+
+
+@compiled
+def _length_px(step: Doubles, corner_motion: Doubles) -> float:
+    """How far a step moves src's furthest corner, to first order, pixels of the level."""
+    furthest = 0.0
+    for corner in range(4):
+        x, y = 0.0, 0.0
+        for i in range(8):
+            x += step[i] * corner_motion[i, corner]
+            y += step[i] * corner_motion[i, 4 + corner]
+        furthest = max(furthest, x * x + y * y)
+    return math.sqrt(furthest)
+
+
+@compiled
+def _costs(
+    residual: Floats, seen: Bools, new_residual: Floats, new_seen: Bools, over_width: float
+) -> tuple[float, float]:
+    """Return the Cauchy loss of two states, summed over what both see."""
+    old, new = 0.0, 0.0
+    for first in range(0, residual.size, FACTORS):
+        of_old, of_new = 1.0, 1.0
+        for k in range(first, min(residual.size, first + FACTORS)):
+            if seen[k] and new_seen[k]:
+                of_old *= 1 + (residual[k] * over_width) ** 2
+                of_new *= 1 + (new_residual[k] * over_width) ** 2
+        old += math.log(of_old)
+        new += math.log(of_new)
+    return old, new

@@ -1,0 +1,204 @@
+"""What is compiled for the processor says what torch says, which serves GPUs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import avg_pool2d
+
+from homoalign import AlignConfig, align, kernels, photometry
+from homoalign.homography import corner_errors
+from homoalign.kernel_solver import solve_direct
+from homoalign.metrics import local_correlation, local_patterns
+from homoalign.pyramid import Level
+from homoalign.residual import Alignment, build_problem
+from homoalign.sampling import sample_unit, unit_from_pixels
+from homoalign.solver import Slack, solve
+from homoalign.spline import spline_coefficients
+from homoalign.template import jacobian_of
+
+
+@pytest.fixture
+def by_torch(monkeypatch):
+    """Call with torch in place of the kernels."""
+
+    def call(function):
+        with monkeypatch.context() as patch:
+            patch.setattr(kernels, "serves", lambda _: False)
+            return function()
+
+    return call
+
+
+def points(height, width):
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([x.flatten() / width - 0.5, y.flatten() / width - 0.4]).float()[None].expand(2, -1, -1)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "spline"])
+@pytest.mark.parametrize("size", [(60, 83), (3, 40), (2, 2)])
+def test_images_are_read_as_torch_reads_them(rng, interpolation, size):
+    image = torch.rand(2, 1, *size, generator=rng)
+    u = points(31, 45)
+    matrix = torch.tensor(
+        [[[1.1 * size[1], 3, size[1] / 2], [-2, 1.2 * size[0], size[0] / 2], [0.1, 0.05, 1]]], dtype=torch.float64
+    ).expand(2, -1, -1)
+    xyw = matrix @ torch.cat([u, torch.ones_like(u[:, :1])], dim=1).double()
+    xy = xyw[:, :2] / xyw[:, 2:]
+    unit = unit_from_pixels(*size, device=u.device) @ torch.cat([xy, torch.ones_like(xy[:, :1])], dim=1)
+    source = spline_coefficients(image) if interpolation == "spline" else image
+    usable = torch.rand(2, u.shape[-1], generator=rng) < 0.9
+    value, seen = kernels.read(source, None, matrix, u, usable, 0.5, is_spline=interpolation == "spline")
+    inside = (xy >= 0.5).all(1) & (xy[:, 0] <= size[1] - 1.5) & (xy[:, 1] <= size[0] - 1.5) & usable
+    assert torch.equal(seen, inside)
+    expected = sample_unit(source, unit[:, :2].float(), interpolation)[:, 0]
+    torch.testing.assert_close(value[seen], expected[seen], atol=2e-5, rtol=0)
+    assert value.isfinite().all()
+
+
+def test_masked_neighbours_are_not_seen():
+    mask = torch.ones(2, 1, 8, 9)
+    mask[0, 0, 4, 5] = 0
+    matrix = torch.eye(3, dtype=torch.float64).expand(2, -1, -1)
+    u = torch.tensor([[[4.5, 5.0, 4.0, 6.0, 6.5], [3.5, 3.0, 3.5, 4.0, 4.5]]]).expand(2, -1, -1)
+    usable = torch.ones(2, 5, dtype=torch.bool)
+    for image, is_spline in ((mask, False), (spline_coefficients(mask), True)):
+        _, seen = kernels.read(image, mask, matrix, u, usable, 1.0, is_spline=is_spline)
+        assert seen.tolist() == [[False, True, True, True, True], [True] * 5]
+
+
+def test_a_wreck_of_a_matrix_sees_nothing_and_reads_no_foreign_memory():
+    image = torch.rand(2, 1, 8, 9)
+    wreck = torch.full((2, 3, 3), torch.nan, dtype=torch.float64)
+    wreck[1] = torch.tensor([[1e30, 1, 1e30], [1, 1e30, 1e30], [0, 0, 1e-20]])
+    for matrix in (wreck, -wreck):
+        value, seen = kernels.read(
+            image, None, matrix, points(5, 6), torch.ones(2, 30, dtype=torch.bool), 1.0, is_spline=False
+        )
+        assert not seen.any()
+        assert ((value >= 0) & (value <= 1)).all()
+
+
+def test_sums_over_points_are_those_of_the_jacobian(rng):
+    height, width, side = 37, 700, 60  # a row is longer than a block of points
+    u = points(height, width).contiguous()
+    n = height * width
+    slope, other_slope = torch.randn(2, 2, n, generator=rng), torch.randn(2, 2, n, generator=rng)
+    brightness, other, residual = (torch.randn(2, n, generator=rng) for _ in range(3))
+    weight = torch.rand(2, n, generator=rng)
+    J, K = jacobian_of(slope, brightness, u).double(), jacobian_of(other_slope, other, u).double()
+    product, score = kernels.normal_equations(slope, brightness, u, residual, weight)
+    torch.testing.assert_close(product, (J * weight[:, None]) @ J.mT, atol=0.02, rtol=1e-4)
+    torch.testing.assert_close(score, (J * (weight * residual)[:, None]).sum(-1), atol=0.02, rtol=1e-4)
+    cross = kernels.cross_products(slope, brightness, other_slope, other, u, weight)
+    torch.testing.assert_close(cross, (J * weight[:, None]) @ K.mT, atol=0.02, rtol=1e-4)
+    scores = kernels.block_scores(slope, brightness, u, residual, (height, width), side)
+    expected = avg_pool2d((J * residual[:, None]).view(2, 10, height, width), side, ceil_mode=True, divisor_override=1)
+    torch.testing.assert_close(scores, expected.flatten(2), atol=0.01, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(40, 57), (5, 6)])
+def test_window_means_are_those_of_pooling(rng, size):
+    values = torch.rand(2, *size, generator=rng)
+    expected = avg_pool2d(values[:, None], 9, stride=1, padding=4)[:, 0]
+    torch.testing.assert_close(kernels.window_mean(values, 9), expected)
+
+
+def test_light_is_predicted_as_torch_predicts_it(rng, by_torch):
+    weights = 0.3 * torch.randn(2, photometry.NUM_FUNCTIONS, generator=rng)
+    intensity, u = torch.rand(2, 500, generator=rng), torch.rand(2, 2, 500, generator=rng)
+    for ours, expected in zip(
+        photometry.predict(weights, intensity, u),
+        by_torch(lambda: photometry.predict(weights, intensity, u)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("parameters", [2, 4, 8])
+def test_the_solver_takes_the_same_steps(make_pair, parameters):
+    pairs = [make_pair(name, max_offset_px=3.0) for name in ("camera", "coins", "page")]
+    src, dst = (torch.from_numpy(np.stack([pair[i] for pair in pairs]))[:, None].float() for i in range(2))
+    dst[2] = torch.rand(dst[2].shape, generator=torch.Generator().manual_seed(0))
+    problem = build_problem(Level(src, None), Level(dst, None), level=0, max_points=5000, fit_photometric=True)
+    problem = problem.restrict(1, parameters)
+    one = torch.ones(3, dtype=torch.float64)
+    start = Alignment(torch.eye(3, dtype=torch.float64).repeat(3, 1, 1), one, 0 * one)
+    settings = {"max_iterations": 12, "step_tol_px": 1e-3, "loss_width": 2.385, "min_seen": 20 * one, "slack": Slack()}
+    ours, expected = solve_direct(problem, start, **settings), solve(problem, start, **settings)
+    assert torch.equal(ours.num_iterations[:2], expected.num_iterations[:2])
+    assert torch.equal(ours.stop, expected.stop)
+    off = corner_errors(ours.state.dst_homo_src[:2], expected.state.dst_homo_src[:2], 120, 160)
+    assert off.max() < 0.02  # 6e-6 where the model holds; where it does not the minimum is flat
+    torch.testing.assert_close(ours.state.gain[:2], expected.state.gain[:2], atol=1e-3, rtol=0)
+    assert start.gain.tolist() == [1, 1, 1]  # what went in stays as it was
+
+
+def test_a_pair_that_sees_too_little_stays_where_it_is(make_pair):
+    src, dst, _ = (torch.from_numpy(part)[None, None].float() for part in make_pair())
+    problem = build_problem(Level(src, None), Level(dst, None), level=0, max_points=5000, fit_photometric=True)
+    off = torch.eye(3, dtype=torch.float64)[None].repeat(1, 1, 1)
+    off[:, 0, 2] = 1e4
+    one = torch.ones(1, dtype=torch.float64)
+    for matrix in (off, torch.full_like(off, torch.nan)):
+        start = Alignment(matrix, one, 0 * one)
+        settings = {"max_iterations": 5, "step_tol_px": 0.01, "loss_width": 2.0, "min_seen": 20 * one}
+        ours, expected = (run(problem, start, slack=Slack(), **settings) for run in (solve_direct, solve))
+        assert ours.stop.tolist() == expected.stop.tolist() == [3]
+        assert ours.num_iterations.tolist() == expected.num_iterations.tolist() == [0]
+
+
+def changed(src, dst, change):
+    """A pair under noise, uneven light, a mask, or as it is."""
+    if change == "noise":
+        noise = torch.Generator().manual_seed(1)
+        return {"src": src + 0.05 * torch.randn(src.shape, generator=noise), "dst": dst}
+    if change == "light":
+        ramp = torch.linspace(0.5, 1, dst.shape[-1])
+        return {"src": src, "dst": dst**0.8 * ramp}
+    if change == "mask":
+        mask = torch.ones(1, *dst.shape[-2:])
+        mask[:, 30:80, 50:110] = 0
+        return {"src": src, "dst": torch.where(mask[:, None] > 0, dst, 0.3), "dst_mask": mask}
+    return {"src": src, "dst": dst}
+
+
+@pytest.mark.parametrize("change", ["none", "noise", "light", "mask"])
+@pytest.mark.parametrize("model", ["homography", "affine"])
+def test_alignments_are_those_of_torch(make_pair, by_torch, change, model):
+    src, dst, truth = make_pair("astronaut", size=(160, 200), max_offset_px=5.0)
+    images = changed(torch.from_numpy(src)[None, None], torch.from_numpy(dst)[None, None], change)
+    config = AlignConfig(model=model, use_search=False, use_features=False)
+    ours, expected = (call(lambda: align(**images, config=config)) for call in (lambda f: f(), by_torch))
+    assert ours.status == expected.status
+    off = corner_errors(ours.dst_homo_src, expected.dst_homo_src, 160, 200).max()
+    assert off < 1e-2, off
+    assert abs(ours.confidence - expected.confidence).max() < 0.02
+    torch.testing.assert_close(ours.corner_std_px, expected.corner_std_px, rtol=0.05, atol=0)
+    if model == "homography":
+        assert corner_errors(ours.dst_homo_src, torch.from_numpy(truth)[None], 160, 200).max() < 0.6
+
+
+def test_the_verdict_reads_the_same_correlation(make_pair, by_torch):
+    src, dst, _ = (torch.from_numpy(part)[None, None].float() for part in make_pair())
+    identity = torch.eye(3, dtype=torch.float64)[None]
+
+    def correlate():
+        return local_correlation(local_patterns(Level(src, None), Level(dst, None), identity))[0]
+
+    torch.testing.assert_close(correlate(), by_torch(correlate), atol=1e-5, rtol=0)
+
+
+def test_where_nothing_can_be_kept_the_kernels_are_compiled_anew(monkeypatch):
+    calls = []
+
+    def njit(**settings):
+        calls.append(settings.get("cache", False))
+        if settings.get("cache"):
+            raise RuntimeError("cannot cache function 'double': no locator available for file 'x.py'")
+        return lambda function: function
+
+    monkeypatch.setattr(kernels.numba, "njit", njit)
+    assert kernels.compiled(lambda x: 2 * x)(4) == 8
+    assert calls == [True, False]
