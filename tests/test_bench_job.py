@@ -1,17 +1,19 @@
 """`bench job`: every variant does the same work, and the ratios are those of the rates."""
 
 import json
+import os
 import statistics
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from jobs.bench import bench_command
 from jobs.bench.job import DECODE, JOB, LIBRARY, POOL, job_rows
 from jobs.bench.job_pairs import write_job_pairs
-from jobs.bench.job_run import Shard, Watched, decode_shard, shard_tasks, weigh
+from jobs.bench.job_run import Shard, Watched, decode_shard, shard_tasks, start_worker, weigh
 from jobs.bench.options import RenderOptions
-from jobs.bench.processes import TreeMeter
+from jobs.bench.processes import TreeMeter, fresh_processes
 from jobs.errors import UsageError
 from jobs.prepare import RunConfig
 
@@ -88,6 +90,12 @@ def test_the_steady_rate_begins_when_every_worker_has_finished_one():
     assert (seen.wall_s, seen.first_s, seen.pairs_per_s) == (8, 1, 2)
     assert seen.steady_pairs_per_s == pytest.approx(8 / 3)  # two shards after the second one
     assert seen.steady_cpu_s == pytest.approx(6 / 8)
+
+
+def test_the_processes_without_ray_have_no_advantage_over_those_with_it():
+    with fresh_processes(1, start_worker) as home:
+        assert home.submit(torch.get_num_threads).result() == 1
+        assert home.submit(os.nice, 0).result() == min(os.nice(0) + 15, 19)
 
 
 def test_the_manifest_names_the_rendered_pairs_in_turn(tmp_path):

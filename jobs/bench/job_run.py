@@ -39,6 +39,9 @@ from jobs.run import run_job
 from jobs.shard import Batcher, ShardTask, align_pairs, run_shard
 from jobs.synthetic import Size
 
+RAY_NICENESS = 15
+"""Of Ray's workers, by default."""
+
 Files = tuple[tuple[Path, Path], ...]
 
 
@@ -138,8 +141,14 @@ def decode(run: RunConfig, files: Files, num_workers: int) -> list[Shard]:
 
 
 def _map_shards(work: Callable[[ShardTask], Any], run: RunConfig, num_workers: int) -> list[Any]:
-    with fresh_processes(num_workers, set_threads, 1) as workers:
+    with fresh_processes(num_workers, start_worker) as workers:
         return list(workers.map(work, shard_tasks(run)))
+
+
+def start_worker() -> None:
+    """Make this process one like Ray's workers: one thread, and as ready to make way for others on a busy machine."""
+    os.nice(RAY_NICENESS)
+    set_threads(1)
 
 
 def shard_tasks(run: RunConfig) -> list[ShardTask]:
