@@ -22,7 +22,7 @@ from jobs.bench.options import (
 )
 from jobs.bench.pairs import BenchPair, draw_pair, offset_of
 from jobs.bench.processes import MB, check_proc
-from jobs.bench.score import NOT_APPLICABLE, Row, median
+from jobs.bench.score import NOT_APPLICABLE, Row, median, percent
 from jobs.bench.speed_run import PEERS, Candidate, Measured, measure
 from jobs.degrade import to_uint8
 from jobs.errors import UsageError
@@ -116,10 +116,11 @@ def speed_command(
     show(
         f"bench speed: {render.pairs} pairs of each size, median of {runs} runs, {device}",
         rows,
-        caption=f"Times are of one pair, one thread. /: {unit} as a multiple of the peer's CPU time, or of that at "
-        "256x256 and the same batch, each from runs in turn. median px: mean corner error; a pair without a matrix is "
-        f"infinite. peak: of the process, {'with its libraries' if device == 'cpu' else 'GPU memory of homoalign'}; "
-        f"grew: what aligning added. Corners moved by up to 10 px at 256, by the shorter side; noise {sigma:g}. "
+        caption=f"Times are of one pair, one thread. / ECC, / SIFT: {unit} as a multiple of the peer's CPU time, "
+        "from runs in turn. / 256x256: of the same at that size and batch; sizes are measured one after the other. "
+        "<1 px, median px: mean corner error; a pair without a matrix is infinite. peak: of the process, "
+        f"{'with its libraries' if device == 'cpu' else 'of homoalign its GPU memory'}; grew: what aligning added. "
+        f"Corners moved by up to 10 px at 256, by the shorter side; noise {sigma:g}. "
         f"Left out, above {max_batch_mb:g} MB: {', '.join(left_out) or 'nothing'}. {describe_targets(targets)}",
         json_path=options.json_path,
         more={
@@ -178,11 +179,12 @@ def speed_rows(measured: Mapping[Size, Sequence[Measured]]) -> Iterator[Row]:
                 "size": name_of(size),
                 "method": candidate.method,
                 "batch": candidate.batch,
+                "<1 px %": percent(sum(error < 1 for error in each.errors_px), len(each.errors_px)),
                 "median px": median(each.errors_px),
                 "CPU ms": statistics.median([1000 * lap.cpu_s for lap in laps]),
                 "wall ms": statistics.median([1000 * lap.wall_s for lap in laps]),
                 **ratios,
-                "/ 256x256": NOT_APPLICABLE if reference is None else each.ratio_to(reference),
+                "/ 256x256": NOT_APPLICABLE if reference is None else each.cost_s / reference.cost_s,
                 "peak MB": laps[-1].peak_mb,
                 "grew MB": laps[-1].grown_mb,
             }

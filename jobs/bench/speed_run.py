@@ -77,6 +77,11 @@ class Measured:
         """Return, lap by lap, what a pair costs: CPU seconds, or on a GPU wall seconds."""
         return [lap.cpu_s if self.candidate.device == "cpu" else lap.wall_s for lap in self.laps]
 
+    @property
+    def cost_s(self) -> float:
+        """Return the median of `costs_s`."""
+        return statistics.median(self.costs_s)
+
     def ratio_to(self, other: Measured) -> float:
         """Return how many times the other's cost a pair costs: the median over laps, which were run in turn."""
         return statistics.median(a / b for a, b in zip(self.costs_s, other.costs_s, strict=True))
