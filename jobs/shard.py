@@ -189,7 +189,7 @@ def align_rows(
     timings = dict.fromkeys(("fetch_s", "decode_s", "align_s", "bytes_read"), 0.0)
     kept: list[pa.RecordBatch] = []
     results = dict(task.settled)
-    batcher = _Batcher(task.batching)
+    batcher = Batcher(task.batching)
     to_fetch = ((number, row) for number, row in _read(task, kept) if number not in task.settled)
     for number, fetched in fetch_in_order(to_fetch, task.reader, task.ahead, watch):
         for name in ("fetch_s", "decode_s", "bytes_read"):
@@ -264,7 +264,7 @@ class _Batch:
     nbytes: int = 0
 
 
-class _Batcher:
+class Batcher:
     """Puts pairs of the same shapes, depths and masks together, in the rows' order."""
 
     def __init__(self, batching: Batching) -> None:

@@ -14,6 +14,8 @@ BENCHMARKS = {
     "occlusion": "corner error where something else covers part of the image",
     "real": "real pairs of a manifest with the truth: photographs and cross-modal ones",
     "trust": "whether confidence, precision and status tell the truth, on pairs in every trouble and unrelated ones",
+    "speed": "the library's CPU time a pair by size and batch against its peers', with error and memory",
+    "job": "the whole job, from JPEG files to Parquet, against decoding alone and a plain process pool",
 }
 
 

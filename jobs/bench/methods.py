@@ -17,7 +17,7 @@ from jobs.bench import peers
 from jobs.bench.measure import one_thread
 from jobs.bench.options import BenchOptions
 from jobs.bench.pairs import BenchPair
-from jobs.synthetic import Matrix, corner_points, frame_homography, warp_points
+from jobs.synthetic import Matrix, Size, corner_points, frame_homography, warp_points
 
 HOMOALIGN = "homoalign"
 IDENTITY = "identity"
@@ -196,8 +196,13 @@ def judge(pair: BenchPair, method: str, answer: Answer) -> Outcome:
 
 def mean_distance_px(dst_homo_src: Matrix, pair: BenchPair) -> float:
     """Return the mean corner error, dst pixels; infinite where a corner falls behind the horizon."""
-    corners = corner_points(size_of(pair.src))
-    difference = warp_points(dst_homo_src, corners) - warp_points(pair.dst_homo_src, corners)
+    return corner_distance_px(dst_homo_src, pair.dst_homo_src, size_of(pair.src))
+
+
+def corner_distance_px(dst_homo_src: Matrix, truth: Matrix, src_size: Size) -> float:
+    """Return the mean distance of src's corners under two matrices, dst pixels; infinite behind the horizon."""
+    corners = corner_points(src_size)
+    difference = warp_points(dst_homo_src, corners) - warp_points(truth, corners)
     error = float(np.linalg.norm(difference, axis=1).mean())
     return error if math.isfinite(error) else math.inf
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from jobs.bench.photographs import find_photographs
 from jobs.errors import UsageError
 from jobs.options import align_config, read_config, together
 from jobs.store import Store
-from jobs.synthetic import PHOTOGRAPHS
+from jobs.synthetic import PHOTOGRAPHS, Size
 
 Function = Callable[..., None]
 
@@ -50,35 +51,51 @@ class RenderOptions:
     photographs: tuple[str, ...]
 
 
-shared_options = together(
+own_options = together(
     align_config,
-    click.option("--peers/--no-peers", default=True, show_default=True, help="Run the peers, which take the time."),
     click.option(
-        "--json", "json_path", type=click.Path(path_type=Path), help="Write the figures and every pair to this file."
+        "--json",
+        "json_path",
+        type=click.Path(path_type=Path),
+        help="Write the figures to this file, and all they are made of.",
     ),
+)
+peers_option = click.option(
+    "--peers/--no-peers", default=True, show_default=True, help="Run the peers, which take the time."
 )
 
 
 def bench_options(function: Function) -> Function:
     """Add the shared options; the command gets them as `options`, a `BenchOptions`."""
+    return peers_option(without_peers(function))
+
+
+def without_peers(function: Function) -> Function:
+    """Add the shared options of a benchmark that has no peers."""
 
     @functools.wraps(function)
     def call(
-        *, config_file: str | None, settings: tuple[str, ...], peers: bool, json_path: Path | None, **others: Any
+        *,
+        config_file: str | None,
+        settings: tuple[str, ...],
+        json_path: Path | None,
+        peers: bool = False,
+        **others: Any,
     ) -> None:
         config = read_config(Store({}), config_file, settings)
         if json_path is not None and not json_path.parent.is_dir():
             raise UsageError(f"--json {json_path}: there is no folder {json_path.parent}")  # not after an hour's run
         function(options=BenchOptions(config=config, peers=peers, json_path=json_path), **others)
 
-    return shared_options(call)
+    return own_options(call)
 
 
-def render_options(*, pairs: int) -> Callable[[Function], Function]:
+def render_options(*, pairs: int, tone: str = "as gray") -> Callable[[Function], Function]:
     """Add the options of rendered pairs; the command gets them as `render`, a `RenderOptions`.
 
     Args:
         pairs: how many where `--pairs` is not given.
+        tone: how photographs are taken, for the help.
     """
 
     def decorate(function: Function) -> Function:
@@ -97,11 +114,24 @@ def render_options(*, pairs: int) -> Callable[[Function], Function]:
                 metavar="LIST",
                 default=",".join(PHOTOGRAPHS),
                 show_default="all of scikit-image's wheel",
-                help="Taken in turn, as gray: names of scikit-image's, image files or folders, separated by commas.",
+                help=f"Taken in turn, {tone}: names of scikit-image's, image files or folders, separated by commas.",
             ),
         )(call)
 
     return decorate
+
+
+def parse_sizes(name: str, text: str, *, least: int) -> tuple[Size, ...]:
+    """Return (height, width) of each WIDTHxHEIGHT of a comma-separated list, each once.
+
+    Raises:
+        UsageError: something else, or a side below `least`.
+    """
+    found = [re.fullmatch(r"(\d{1,5})x(\d{1,5})", part.strip()) for part in text.split(",")]
+    sizes = tuple(dict.fromkeys((int(match[2]), int(match[1])) for match in found if match))
+    if not all(found) or min(map(min, sizes)) < least:
+        raise UsageError(f"{name} {text}: it should be WIDTHxHEIGHT, separated by commas, of sides from {least}")
+    return sizes
 
 
 def parse_numbers(name: str, text: str, *, count: int | None = None) -> tuple[float, ...]:

@@ -7,7 +7,7 @@ benchmark (noise, light, cover) share motion, photograph and noise pair by pair.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from jobs.synthetic import (
     Image,
     Matrix,
     RenderedPair,
+    Scene,
     Size,
     corner_points,
     homography_from_corners,
@@ -89,17 +90,36 @@ def stream_of(seed: int, number: int, stream: int) -> np.random.Generator:
 
 
 def draw_pairs(render: RenderOptions, *, size: int, offset_px: float) -> Iterator[Drawn]:
-    """Render pairs of `size` x `size`, each corner moved uniformly in a square of half side `offset_px`.
+    """Render pairs of `size` x `size`, each corner moved uniformly in a square of half side `offset_px`."""
+    for number in range(render.pairs):
+        yield draw_pair(render, number, size=(size, size), offset_px=offset_px)
+
+
+def draw_pair(
+    render: RenderOptions, number: int, *, size: Size, offset_px: float, scene: Callable[[str], Scene] = gray_scene
+) -> Drawn:
+    """Render one pair, each corner moved uniformly in a square.
 
     Both views come from a finer scene (`jobs.synthetic.render_pair`): the truth is exact and neither resamples the
     other. Where a photograph is smaller than both frames together, the scene goes on mirrored.
+
+    Args:
+        render: seed and photographs.
+        number: of the pair, from 0.
+        size: height, width of both views.
+        offset_px: half the square's side.
+        scene: gives a photograph's scene by name.
     """
-    for number in range(render.pairs):
-        name = render.photographs[number % len(render.photographs)]
-        rng = stream_of(render.seed, number, MOTION)
-        dst_homo_src = random_homography(rng, (size, size), offset_px)
-        views = render_pair(gray_scene(name), dst_homo_src, (size, size), rng=rng)
-        yield Drawn(number=number, name=name, seed=render.seed, views=views)
+    name = render.photographs[number % len(render.photographs)]
+    rng = stream_of(render.seed, number, MOTION)
+    dst_homo_src = random_homography(rng, size, offset_px)
+    views = render_pair(scene(name), dst_homo_src, size, rng=rng)
+    return Drawn(number=number, name=name, seed=render.seed, views=views)
+
+
+def offset_of(size: Size) -> float:
+    """Return the motion that goes with a size where motion is a share of it: 10 px at 256, by the shorter side."""
+    return 10 * min(size) / 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

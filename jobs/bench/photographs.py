@@ -62,27 +62,39 @@ def find_photographs(text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-@lru_cache(maxsize=32)
-def load_gray(name: str) -> Image:
-    """Return (H, W) float32 in [0, 1] of a name that `find_photographs` gave.
+def load_pixels(name: str) -> Image:
+    """Return (H, W) or (H, W, 3) float32 in [0, 1] of a name that `find_photographs` gave.
 
     Raises:
         UsageError: the file is no image that can be read.
     """
     if name in PHOTOGRAPHS:
-        return to_gray(load_photograph(name))
+        return load_photograph(name)
     try:
         pixels = decode_image(Path(name).read_bytes()).pixels
     except (OSError, PairError) as error:
         raise UsageError(f"photograph {name!r}: {error}") from error
     top = np.iinfo(pixels.dtype).max if np.issubdtype(pixels.dtype, np.integer) else 1.0
-    return to_gray(pixels.astype(np.float32) / np.float32(top))
+    return np.asarray(pixels.astype(np.float32) / np.float32(top))
+
+
+@lru_cache(maxsize=32)
+def load_gray(name: str) -> Image:
+    """Return (H, W) of `load_pixels`, kept for the next call."""
+    return to_gray(load_pixels(name))
 
 
 @lru_cache(maxsize=32)
 def gray_scene(name: str) -> Scene:
     """Return the scene of a photograph, kept for the next call."""
     return build_scene(load_gray(name))
+
+
+@lru_cache(maxsize=32)
+def rgb_scene(name: str) -> Scene:
+    """Return the scene of a photograph in three channels, equal ones of a gray photograph."""
+    pixels = np.atleast_3d(load_pixels(name))
+    return build_scene(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 
 @lru_cache(maxsize=32)
