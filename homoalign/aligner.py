@@ -21,7 +21,7 @@ from homoalign.pyramid import Level, build_pyramid, num_levels
 from homoalign.result import AlignResult
 from homoalign.status import Status
 
-PIXELS_AT_A_TIME = 2**18
+PIXELS_AT_A_TIME = 2**19
 """On a CPU pairs are solved in groups of about this many pixels of dst, so that a group's points stay in the cache."""
 
 

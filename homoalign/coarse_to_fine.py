@@ -14,7 +14,7 @@ from homoalign import homography, kernels, metrics
 from homoalign.config import AlignConfig
 from homoalign.earned import WEAK_480, give_up_freedom
 from homoalign.homography import image_size
-from homoalign.kernel_solver import solve_direct
+from homoalign.kernels.solver import solve_direct
 from homoalign.metrics import corner_std
 from homoalign.noise import UNEXPLAINED, residual_noise
 from homoalign.photometry import Light, apply_light, fit_light, normalise_locally, to_plain

@@ -14,7 +14,10 @@ from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from homoalign import homography, kernels
 from homoalign.homography import image_size
 from homoalign.pyramid import Level
-from homoalign.sampling import is_inside, warp_with_coverage
+from homoalign.sampling import inverse, is_inside, warp_with_coverage
+
+SHIFT_STRIDE = 61
+"""Every so many pixels tell about where an image's mean is."""
 
 WINDOW = 9
 """Side of the windows of `local_correlation`, pixels of the level it is measured on."""
@@ -85,6 +88,21 @@ def measure_fit(src: Level, dst: Level, dst_homo_src: Tensor, *, gain: Tensor, b
         bias: (B,) likewise.
         loss_width: (B,) residuals beyond it are outliers, intensities in [0, 1].
     """
+    usable = dst.image[0].numel() if dst.mask is None else total(dst.mask[:, 0])
+    if kernels.serves(dst.image):
+        shift = dst.image.flatten(1)[:, ::SHIFT_STRIDE].mean(-1).double()
+        sums = kernels.fit_sums(
+            src.image[:, 0],
+            None if src.mask is None else src.mask[:, 0],
+            dst.image[:, 0],
+            None if dst.mask is None else dst.mask[:, 0],
+            inverse(dst_homo_src),
+            torch.stack([gain, bias, loss_width, shift], dim=-1),
+        )
+        count = sums.overlap
+        spread = sums.aa / count - (sums.a / count).square(), sums.bb / count - (sums.b / count).square()
+        zncc = (sums.ab / count - sums.a * sums.b / count.square()) / (spread[0] * spread[1]).sqrt()
+        return Fit(sums.difference / count, zncc.clamp(-1, 1), count / usable, sums.inliers / count)
     warped, covered = warp_level(src, dst, dst_homo_src)
     value, inside = dst.image[:, 0], covered.to(warped)
 
@@ -106,7 +124,7 @@ def measure_fit(src: Level, dst: Level, dst_homo_src: Tensor, *, gain: Tensor, b
     return Fit(
         photometric_l1=total(difference.abs_().mul_(inside)) / count,
         zncc=zncc.clamp(-1, 1),
-        overlap=count / (value[0].numel() if dst.mask is None else total(dst.mask[:, 0])),
+        overlap=count / usable,
         inlier_ratio=inlier.flatten(1).sum(-1) / count,
     )
 

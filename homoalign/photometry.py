@@ -19,7 +19,7 @@ from homoalign import kernels
 from homoalign.noise import smooth
 from homoalign.pyramid import Level
 from homoalign.residual import Alignment, DirectProblem
-from homoalign.solver import cauchy, robust_scale
+from homoalign.solver import SCALE_SAMPLES, cauchy, robust_scale
 from homoalign.template import Template
 
 NUM_FUNCTIONS = 14
@@ -35,7 +35,6 @@ LEAST_SHARE = 0.1
 """Share of the points that must be seen and unsaturated for the richer model to be tried."""
 
 FIT_POINTS = 8192
-REWEIGHTINGS = 3
 SATURATED = 0.5 / 255
 """Intensities this close to 0 or 1 say nothing about how bright it was."""
 
@@ -81,8 +80,8 @@ def fit_light(problem: DirectProblem, state: Alignment, *, loss_width: float) ->
     seen = seen & (value > SATURATED) & (value < 1 - SATURATED)
     # Noise in what is regressed on would flatten the tone curve: where it is strong the template is without.
     basis = _basis(part.template.brightness, part.template.u)
-    rich, rich_scale = _regress(basis, value, seen, part.scale_floor, loss_width)
-    plain, _ = _regress(basis[:, :LINEAR], value, seen, part.scale_floor, loss_width)
+    rich, rich_scale = regress(part, NUM_FUNCTIONS, value, seen, loss_width)
+    plain, _ = regress(part, LINEAR, value, seen, loss_width)
     width = loss_width * rich_scale
     rich_cost = _cost(basis, rich, value, seen, width)
     plain_cost = _cost(basis[:, :LINEAR], plain, value, seen, width)
@@ -197,13 +196,20 @@ def predict(weights: Tensor, intensity: Tensor, u: Tensor) -> tuple[Tensor, Tens
     return value.clamp(0, 1), torch.where(inside, slope, 0.0)
 
 
-def _regress(basis: Tensor, value: Tensor, seen: Tensor, floor: Tensor, loss_width: float) -> tuple[Tensor, Tensor]:
-    """Robust ridge regression: weights (B, K) float64, and the residual's scale (B,)."""
+def regress(
+    problem: DirectProblem, num_functions: int, value: Tensor, seen: Tensor, loss_width: float
+) -> tuple[Tensor, Tensor]:
+    """Robust ridge regression on the first basis functions: weights (B, K) float64, and the residual's scale (B,)."""
+    template, floor = problem.template, problem.scale_floor
+    if kernels.serves(value):
+        settings = (num_functions, loss_width, SCALE_SAMPLES)
+        return kernels.regress_light(template.brightness, template.u, value, seen, floor, settings)
+    basis = _basis(template.brightness, template.u)[:, :num_functions]
     weight = seen.to(value)
-    ridge = 1e-3 * torch.eye(basis.shape[1], dtype=torch.float64, device=basis.device)
+    ridge = kernels.RIDGE * torch.eye(basis.shape[1], dtype=torch.float64, device=basis.device)
     # Two columns, as in `DirectProblem.normal_equations`.
     twice = torch.stack([value, value], dim=-1)
-    for _ in range(REWEIGHTINGS):
+    for _ in range(kernels.REWEIGHTINGS):
         weighted = basis * weight[:, None]
         normal = (weighted @ basis.mT).double() + ridge
         solution = torch.linalg.solve_ex(normal, (weighted @ twice).double()).result[..., 0]

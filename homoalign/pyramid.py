@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from homoalign import kernels
 from homoalign.noise import noise_level
 
 
@@ -50,6 +51,8 @@ class Level:
     def contrast(self) -> Tensor:
         """(B,) float64, standard deviation of the intensities, masked ones too."""
         flat = self.image.flatten(1)
+        if kernels.serves(flat):
+            return kernels.spread(flat)
         centred = flat - flat.mean(-1, keepdim=True)
         return centred.square_().mean(-1).sqrt().double()
 
@@ -72,6 +75,8 @@ def noise_gain(level: int) -> float:
 
 def halve(image: Tensor) -> Tensor:
     """Blur and keep every second pixel: (B, C, H, W) to (B, C, ceil(H / 2), ceil(W / 2))."""
+    if kernels.serves(image):
+        return kernels.halve(image)
     for dim in (-2, -1):
         # Mirrored at the border pixel, so that a slope stays a slope.
         ends = (2, 2, 0, 0) if dim == -1 else (0, 0, 2, 2)

@@ -83,6 +83,12 @@ def warp(image: Tensor, dst_homo_src: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.where(covered[:, None], warped, 0.0)
 
 
+def inverse(matrix: Tensor) -> Tensor:
+    """Return (B, 3, 3) float64 inverses; NaN where a matrix is singular or NaN."""
+    inverted, info = torch.linalg.inv_ex(matrix.double())
+    return torch.where((info == 0)[:, None, None], inverted, torch.nan)
+
+
 def warp_with_coverage(image: Tensor, dst_homo_src: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Warp as `warp` does, and say which destination pixels the source covers.
 
@@ -90,8 +96,7 @@ def warp_with_coverage(image: Tensor, dst_homo_src: Tensor, size: tuple[int, int
         warped: (B, C, height, width), of no meaning where not covered.
         covered: (B, height, width) bool; False everywhere for a matrix that is NaN or singular.
     """
-    src_homo_dst, info = torch.linalg.inv_ex(dst_homo_src.double())
-    src_homo_dst = torch.where((info == 0)[:, None, None], src_homo_dst, torch.nan)
+    src_homo_dst = inverse(dst_homo_src)
     height, width = image_size(image)
     matrix = (unit_from_pixels(height, width, device=image.device) @ src_homo_dst).to(image.dtype)
     x = torch.arange(size[1], dtype=image.dtype, device=image.device)

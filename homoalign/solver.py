@@ -14,6 +14,7 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from homoalign import kernels
 from homoalign.status import StopReason
 
 StateT = TypeVar("StateT", bound="BatchState")
@@ -125,6 +126,8 @@ class Memory:
 
 def robust_scale(residual: Tensor, seen: Tensor, floor: Tensor) -> Tensor:
     """Return (B,) 1.4826 times the median absolute residual, at least `floor`; `floor` where nothing is seen."""
+    if kernels.serves(residual):
+        return kernels.robust_scale(residual, seen, SCALE_SAMPLES).clamp_min(floor)
     stride = max(1, residual.shape[-1] // SCALE_SAMPLES)
     # An odd stride does not fall in step with the rows of an image.
     stride += stride % 2 == 0

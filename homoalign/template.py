@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, max_pool2d, pad
 
-from homoalign import homography
+from homoalign import homography, kernels
 from homoalign.pyramid import Level
 
 
@@ -131,13 +131,24 @@ def build_template(src: Level, max_points: int) -> Template:
     """
     height, width = src.image.shape[-2:]
     cell_side = side_of_cells(height, width, max_points)
-    chosen, usable = steepest_of_cells(src.slope, src.mask, cell_side=cell_side)
+    chosen, usable, slope = _choose(src, cell_side)
     u = centred(chosen, height, width)
     grid = height // cell_side, width // cell_side
     half_side = max(height, width) / 2
     empty = Template(chosen, u, u[:, 0], u, u[:, 0], usable, half_side, cell_side == 1, grid)
     value = _at(src.image, empty)[:, 0]
-    return replace(empty, value=value, slope=empty.scaled(src.slope), brightness=value)
+    return replace(empty, value=value, slope=half_side * slope, brightness=value)
+
+
+def _choose(src: Level, cell_side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the points of a level, whether they are usable, and their slopes per pixel."""
+    if kernels.serves(src.image) and cell_side > 1:
+        usable = usable_pixels(src.image, src.mask)
+        chosen, slope = kernels.steepest_slopes(src.image[:, 0], usable[:, 0], cell_side)
+        return chosen, usable.flatten(1).gather(1, chosen), slope
+    chosen, usable = steepest_of_cells(src.slope, src.mask, cell_side=cell_side)
+    slope = src.slope.flatten(2)
+    return chosen, usable, slope if cell_side == 1 else slope.gather(2, chosen[:, None].expand(-1, 2, -1))
 
 
 def central_differences(image: Tensor) -> Tensor:
@@ -197,13 +208,8 @@ def steepest_of_cells(slope: Tensor, mask: Tensor | None, *, cell_side: int) -> 
         chosen: (B, N) int64, flat pixel indices.
         usable: (B, N) bool.
     """
-    height, width = slope.shape[-2:]
     batch, _, height, width = slope.shape
-    usable = torch.zeros(batch, 1, height, width, dtype=torch.bool, device=slope.device)
-    usable[..., 1:-1, 1:-1] = True
-    if mask is not None:
-        # A pixel's gradient reads its neighbours.
-        usable &= -max_pool2d(-mask, 3, stride=1, padding=1) > 0.5
+    usable = usable_pixels(slope, mask)
     if cell_side == 1:
         everything = torch.arange(height * width, device=slope.device)
         return everything.expand(batch, -1), usable.flatten(1)
@@ -211,3 +217,13 @@ def steepest_of_cells(slope: Tensor, mask: Tensor | None, *, cell_side: int) -> 
     _, chosen = max_pool2d(steepness, cell_side, return_indices=True)
     chosen = chosen.flatten(1)
     return chosen, usable.flatten(1).gather(1, chosen)
+
+
+def usable_pixels(image: Tensor, mask: Tensor | None) -> Tensor:
+    """Return (B, 1, H, W) bool: False on the border, and where a slope reads a pixel that `mask` (B, 1, H, W) hides."""
+    usable = torch.zeros(len(image), 1, *image.shape[-2:], dtype=torch.bool, device=image.device)
+    usable[..., 1:-1, 1:-1] = True
+    if mask is not None:
+        # A pixel's gradient reads its neighbours.
+        usable &= -max_pool2d(-mask, 3, stride=1, padding=1) > 0.5
+    return usable

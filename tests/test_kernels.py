@@ -7,16 +7,18 @@ import pytest
 import torch
 from torch.nn.functional import avg_pool2d
 
-from homoalign import AlignConfig, align, kernels, photometry
-from homoalign.homography import corner_errors
-from homoalign.kernel_solver import solve_direct
+from homoalign import AlignConfig, align, kernels, metrics, photometry, pyramid
+from homoalign.homography import corner_errors, motion_of_step, normalise, pixels_from_centred
+from homoalign.kernels import compiler
+from homoalign.kernels.solver import solve_direct
 from homoalign.metrics import local_correlation, local_patterns
 from homoalign.pyramid import Level
 from homoalign.residual import Alignment, build_problem
 from homoalign.sampling import sample_unit, unit_from_pixels
-from homoalign.solver import Slack, solve
+from homoalign.solver import Slack, robust_scale, solve
 from homoalign.spline import spline_coefficients
-from homoalign.template import jacobian_of
+from homoalign.template import build_template, jacobian_of
+from jobs.synthetic import load_scene, render_pair
 
 
 @pytest.fixture
@@ -98,6 +100,84 @@ def test_sums_over_points_are_those_of_the_jacobian(rng):
     torch.testing.assert_close(scores, expected.flatten(2), atol=0.01, rtol=1e-4)
 
 
+@pytest.mark.parametrize("size", [(40, 57), (5, 8), (3, 3), (33, 1030)])
+def test_levels_are_halved_as_torch_halves_them(rng, by_torch, size):
+    image = torch.rand(2, 1, *size, generator=rng)
+    torch.testing.assert_close(pyramid.halve(image), by_torch(lambda: pyramid.halve(image)), atol=1e-6, rtol=0)
+
+
+def test_contrast_is_the_standard_deviation_whatever_the_mean(rng, by_torch):
+    image = torch.rand(2, 1, 70, 91, generator=rng)
+    image[1] = 0.9 + 1e-3 * image[1]
+    assert Level(image, None).contrast.tolist() == pytest.approx(
+        by_torch(lambda: Level(image, None).contrast).tolist(), rel=1e-3
+    )
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_steepest_pixel_of_each_cell_is_that_of_torch(rng, by_torch, masked):
+    image = torch.rand(2, 1, 50, 71, generator=rng)
+    image[:, :, :9] = 0.5  # flat cells
+    mask = (torch.rand(2, 1, 50, 71, generator=rng) < 0.97).float() if masked else None
+    level = Level(image, mask)
+    ours = build_template(level, 500)
+    expected = by_torch(lambda: build_template(Level(image, mask), 500))
+    alike = ours.chosen == expected.chosen
+    flat = expected.slope.square().sum(1) == 0
+    assert (alike | flat).all()  # of flat cells any usable pixel will do
+    assert torch.equal(ours.usable[alike], expected.usable[alike])
+    torch.testing.assert_close(ours.slope.mT[alike & ours.usable], expected.slope.mT[alike & ours.usable])
+    assert torch.equal(ours.value[alike], expected.value[alike])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("matrix", ["near", "horizon", "singular", "far"])
+def test_the_fit_is_that_of_torch(rng, by_torch, matrix, masked):
+    src, dst = torch.rand(2, 1, 45, 60, generator=rng), torch.rand(2, 1, 40, 700, generator=rng)
+    dst[:, :, :, :60] = 0.3 * dst[:, :, :, :60] + 0.6 * src[:, :, :40]
+    masks = [(torch.rand(2, 1, *image.shape[-2:], generator=rng) < 0.9).float() for image in (src, dst)]
+    levels = [Level(image, mask if masked else None) for image, mask in zip((src, dst), masks, strict=True)]
+    found = {
+        "near": [[1.1, 0.02, -2], [0.01, 0.9, 3], [1e-4, 2e-4, 1]],
+        "horizon": [[1, 0, 0], [0, 1, 0], [-0.03, 0, 1]],
+        "singular": [[1, 0, 0], [2, 0, 0], [0, 0, 1]],
+        "far": [[1, 0, 5000], [0, 1, 0], [0, 0, 1]],
+    }[matrix]
+    one = torch.ones(2, dtype=torch.float64)
+
+    def measure():
+        dst_homo_src = torch.tensor([found, found], dtype=torch.float64)
+        return metrics.measure_fit(*levels, dst_homo_src, gain=1.1 * one, bias=0.01 * one, loss_width=0.2 * one)
+
+    for name in ("photometric_l1", "zncc", "overlap", "inlier_ratio"):
+        ours, expected = getattr(measure(), name), getattr(by_torch(measure), name)
+        torch.testing.assert_close(ours, expected, atol=2e-3, rtol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("num_functions", [photometry.LINEAR, photometry.NUM_FUNCTIONS])
+def test_light_is_regressed_as_torch_regresses_it(make_pair, by_torch, num_functions):
+    src, dst, _ = (torch.from_numpy(part)[None, None].float() for part in make_pair())
+    problem = build_problem(Level(src, None), Level(dst, None), level=0, max_points=5000, fit_photometric=True)
+    value, seen = problem.read_dst(torch.eye(3, dtype=torch.float64)[None])
+
+    def regress():
+        return photometry.regress(problem, num_functions, value, seen, 2.385)
+
+    (weights, scale), (expected, expected_scale) = regress(), by_torch(regress)
+    torch.testing.assert_close(weights, expected, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(scale, expected_scale, atol=0, rtol=2e-3)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 100, 30_000])
+def test_the_robust_scale_is_that_of_the_median(rng, by_torch, count):
+    residual = torch.randn(2, count, generator=rng)
+    seen = (torch.rand(2, count, generator=rng) < 0.7).float()
+    seen[1] = 0
+    floor = torch.full((2,), 1e-3, dtype=torch.float64)
+    ours, expected = robust_scale(residual, seen, floor), by_torch(lambda: robust_scale(residual, seen, floor))
+    torch.testing.assert_close(ours, expected, equal_nan=True)
+
+
 @pytest.mark.parametrize("size", [(40, 57), (5, 6)])
 def test_window_means_are_those_of_pooling(rng, size):
     values = torch.rand(2, *size, generator=rng)
@@ -116,10 +196,22 @@ def test_light_is_predicted_as_torch_predicts_it(rng, by_torch):
         torch.testing.assert_close(ours, expected)
 
 
-@pytest.mark.parametrize("parameters", [2, 4, 8])
-def test_the_solver_takes_the_same_steps(make_pair, parameters):
-    pairs = [make_pair(name, max_offset_px=3.0) for name in ("camera", "coins", "page")]
-    src, dst = (torch.from_numpy(np.stack([pair[i] for pair in pairs]))[:, None].float() for i in range(2))
+def moved_pair(photograph, parameters):
+    """A pair whose motion is made of the first parameters of the basis alone."""
+    step = torch.zeros(1, 8, dtype=torch.float64)
+    step[0, :parameters] = torch.tensor([0.02, -0.015, 0.01, 0.008, 0.01, -0.01, 0.01, 0.02])[:parameters]
+    to_pixels = pixels_from_centred(120, 160)
+    dst_homo_src = normalise(to_pixels @ motion_of_step(step)[0] @ torch.linalg.inv(to_pixels))
+    pair = render_pair(
+        load_scene(photograph, gray=True), dst_homo_src.numpy(), (120, 160), rng=np.random.default_rng(7)
+    )
+    return torch.from_numpy(pair.src)[None].float(), torch.from_numpy(pair.dst)[None].float()
+
+
+@pytest.mark.parametrize("parameters", [2, 3, 4, 6, 8])
+def test_the_solver_takes_the_same_steps(parameters):
+    pairs = [moved_pair(name, parameters) for name in ("camera", "coins", "page")]
+    src, dst = (torch.stack([pair[i] for pair in pairs]) for i in range(2))
     dst[2] = torch.rand(dst[2].shape, generator=torch.Generator().manual_seed(0))
     problem = build_problem(Level(src, None), Level(dst, None), level=0, max_points=5000, fit_photometric=True)
     problem = problem.restrict(1, parameters)
@@ -130,8 +222,8 @@ def test_the_solver_takes_the_same_steps(make_pair, parameters):
     assert torch.equal(ours.num_iterations[:2], expected.num_iterations[:2])
     assert torch.equal(ours.stop, expected.stop)
     off = corner_errors(ours.state.dst_homo_src[:2], expected.state.dst_homo_src[:2], 120, 160)
-    assert off.max() < 0.02  # 6e-6 where the model holds; where it does not the minimum is flat
-    torch.testing.assert_close(ours.state.gain[:2], expected.state.gain[:2], atol=1e-3, rtol=0)
+    assert off.max() < 1e-3
+    torch.testing.assert_close(ours.state.gain[:2], expected.state.gain[:2], atol=1e-4, rtol=0)
     assert start.gain.tolist() == [1, 1, 1]  # what went in stays as it was
 
 
@@ -199,6 +291,6 @@ def test_where_nothing_can_be_kept_the_kernels_are_compiled_anew(monkeypatch):
             raise RuntimeError("cannot cache function 'double': no locator available for file 'x.py'")
         return lambda function: function
 
-    monkeypatch.setattr(kernels.numba, "njit", njit)
-    assert kernels.compiled(lambda x: 2 * x)(4) == 8
+    monkeypatch.setattr(compiler.numba, "njit", njit)
+    assert compiler.compiled(lambda x: 2 * x)(4) == 8
     assert calls == [True, False]

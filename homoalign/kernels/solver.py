@@ -15,7 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from homoalign.homography import SL3_BASIS
-from homoalign.kernels import BLOCK, Floats, accumulate, compiled, mirror, read_pair
+from homoalign.kernels.compiler import BLOCK, Bools, Doubles, Floats, compiled, factorise, solve_factorised
+from homoalign.kernels.reading import read_pair
+from homoalign.kernels.robust import robust_scale_of
+from homoalign.kernels.sums import accumulate, mirror
 from homoalign.residual import BORDER_PX, LEAST_DEPTH_RATIO, Alignment, DirectProblem
 from homoalign.solver import (
     CONVERGED,
@@ -32,10 +35,8 @@ from homoalign.solver import (
     Solution,
 )
 
-Doubles = NDArray[np.float64]
-Bools = NDArray[np.bool_]
-
 BASIS = SL3_BASIS.reshape(8, 9).numpy()
+LANES = 64
 FACTORS = 16
 """So many factors 1 + (r / width)^2 are multiplied before their logarithm is taken; float64 holds the product."""
 
@@ -125,7 +126,7 @@ def _solve(
         iteration = 0
         while iteration < max_iterations and reason == RUNNING:
             iteration += 1
-            width = loss_width * max(_robust_scale(residual, seen), scale_floor[b])
+            width = loss_width * max(robust_scale_of(residual, seen, SCALE_SAMPLES), scale_floor[b])
             _normal_equations(
                 slope[b], brightness[b], u[b], residual, seen, np.float32(1 / width), state[9], free, JtJ, Jtr
             )
@@ -205,36 +206,6 @@ def _evaluate(
 
 
 @compiled
-def _robust_scale(residual: Floats, seen: Bools) -> float:
-    """1.4826 times the median absolute residual of what is seen; 0 where nothing is."""
-    stride = max(1, residual.size // SCALE_SAMPLES) | 1
-    sample = np.empty(residual.size // stride + 1, np.float32)
-    count = 0
-    for k in range(0, residual.size, stride):
-        sample[count] = abs(residual[k])
-        count += seen[k]
-    if count == 0:
-        return 0.0
-    # The order of positive floats is that of their bits: the leading ones say about where the median is.
-    bits = sample[:count].view(np.uint32)
-    histogram = np.zeros(2048, np.int32)
-    for k in range(count):
-        histogram[bits[k] >> 21] += 1
-    below, leading, rank = 0, 0, (count - 1) // 2
-    while below + histogram[leading] <= rank:
-        below += histogram[leading]
-        leading += 1
-    near = np.empty(histogram[leading], np.float32)
-    found = 0
-    for k in range(count):
-        if bits[k] >> 21 == leading:
-            near[found] = sample[k]
-            found += 1
-    near.sort()
-    return 1.4826 * float(near[rank - below])
-
-
-@compiled
 def _normal_equations(
     slope: Floats,
     brightness: Floats,
@@ -280,37 +251,16 @@ def _damped_step(JtJ: Doubles, Jtr: Doubles, damping: float, step: Doubles) -> b
         for j in range(i + 1):
             scaled[i, j] = JtJ[i, j] * inverse_size[i] * inverse_size[j]
         scaled[i, i] += damping
-    solved = _factorise(scaled)
-    for i in range(10):
-        total = -Jtr[i] * inverse_size[i]
-        for k in range(i):
-            total -= scaled[i, k] * step[k]
-        step[i] = total / scaled[i, i]
-    for i in range(9, -1, -1):
-        for k in range(i + 1, 10):
-            step[i] -= scaled[k, i] * step[k]
-        step[i] /= scaled[i, i]
+        step[i] = -Jtr[i] * inverse_size[i]
+    solved = factorise(scaled)
+    if solved:
+        solve_factorised(scaled, step)
     for i in range(10):
         step[i] *= inverse_size[i]
         solved = solved and math.isfinite(step[i])
     if not solved:
         step[:] = 0
     return solved
-
-
-@compiled
-def _factorise(a: Doubles) -> bool:
-    """Replace the lower half of a matrix by its Cholesky factor; False where it is not positive definite."""
-    for i in range(len(a)):
-        for j in range(i + 1):
-            for k in range(j):
-                a[i, j] -= a[i, k] * a[j, k]
-            if j < i:
-                a[i, j] /= a[j, j]
-        if not a[i, i] > 0:
-            return False
-        a[i, i] = math.sqrt(a[i, i])
-    return True
 
 
 @compiled
@@ -377,12 +327,34 @@ def _costs(
 ) -> tuple[float, float]:
     """Return the Cauchy loss of two states, summed over what both see."""
     old, new = 0.0, 0.0
-    for first in range(0, residual.size, FACTORS):
-        of_old, of_new = 1.0, 1.0
-        for k in range(first, min(residual.size, first + FACTORS)):
-            if seen[k] and new_seen[k]:
-                of_old *= 1 + (residual[k] * over_width) ** 2
-                of_new *= 1 + (new_residual[k] * over_width) ** 2
-        old += math.log(of_old)
-        new += math.log(of_new)
+    of_old, of_new = np.empty(LANES), np.empty(LANES)
+    for first in range(0, residual.size, LANES * FACTORS):
+        of_old[:] = 1
+        of_new[:] = 1
+        for start in range(first, min(residual.size, first + LANES * FACTORS), LANES):
+            last = min(residual.size, start + LANES)
+            _multiply_factors(
+                residual[start:last], new_residual[start:last], seen[start:last], new_seen[start:last], over_width,
+                of_old, of_new,
+            )  # fmt: skip
+        for k in range(LANES):
+            old += math.log(of_old[k])
+            new += math.log(of_new[k])
     return old, new
+
+
+@compiled
+def _multiply_factors(
+    residual: Floats,
+    new_residual: Floats,
+    seen: Bools,
+    new_seen: Bools,
+    over_width: float,
+    of_old: Doubles,
+    of_new: Doubles,
+) -> None:
+    for k in range(residual.size):
+        both = over_width if seen[k] & new_seen[k] else 0.0
+        old, new = residual[k] * both, new_residual[k] * both
+        of_old[k] *= 1 + old * old
+        of_new[k] *= 1 + new * new

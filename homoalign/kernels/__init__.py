@@ -1,0 +1,41 @@
+"""Passes over a pair's points and pixels, compiled for the processor: what torch does in a dozen passes, in one.
+
+Torch serves GPUs with the same formulas; tests hold the two together. Points go through in blocks that stay in the
+first-level cache. Each function works pair by pair, so a pair's answer does not depend on its batch, and on one thread
+without Python's lock: a job runs one task a core.
+
+B pairs, H W rows and columns, N points.
+"""
+
+from torch import Tensor
+
+from homoalign.kernels.fit import FitSums, fit_sums
+from homoalign.kernels.light import REWEIGHTINGS, RIDGE, predict_light, regress_light
+from homoalign.kernels.pixels import halve, spread, steepest_slopes, window_mean
+from homoalign.kernels.reading import read
+from homoalign.kernels.robust import robust_scale
+from homoalign.kernels.sums import block_scores, cross_products, normal_equations
+
+__all__ = [
+    "REWEIGHTINGS",
+    "RIDGE",
+    "FitSums",
+    "block_scores",
+    "cross_products",
+    "fit_sums",
+    "halve",
+    "normal_equations",
+    "predict_light",
+    "read",
+    "regress_light",
+    "robust_scale",
+    "serves",
+    "spread",
+    "steepest_slopes",
+    "window_mean",
+]
+
+
+def serves(tensor: Tensor) -> bool:
+    """Say whether the kernels work on tensors like this one."""
+    return tensor.device.type == "cpu"

@@ -1,0 +1,128 @@
+"""The sums that say how well a pair fits, over every pixel of dst.
+
+B pairs, H W rows and columns.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from homoalign.kernels.compiler import BLOCK, Bools, Doubles, Floats, arrays, compiled
+from homoalign.kernels.reading import read_pair
+
+NUM_SUMS = 8
+
+
+class FitSums(NamedTuple):
+    """Sums over the overlap, (B,) float64; a is the warped source, b is dst, both less a constant.
+
+    Attributes:
+        overlap: number of pixels.
+        a: sum of a.
+        b: sum of b.
+        aa: sum of squares of a.
+        bb: sum of squares of b.
+        ab: sum of products.
+        difference: sum of |b - a|.
+        inliers: number of pixels where b is within the loss's width of what a says.
+    """
+
+    overlap: Tensor
+    a: Tensor
+    b: Tensor
+    aa: Tensor
+    bb: Tensor
+    ab: Tensor
+    difference: Tensor
+    inliers: Tensor
+
+
+def fit_sums(
+    src: Tensor,
+    src_mask: Tensor | None,
+    dst: Tensor,
+    dst_mask: Tensor | None,
+    src_homo_dst: Tensor,
+    light: Tensor,
+) -> FitSums:
+    """Warp src onto dst, bilinearly, and sum.
+
+    Args:
+        src: (B, h, w) float32.
+        src_mask: (B, h, w) float32 or None.
+        dst: (B, H, W) float32.
+        dst_mask: (B, H, W) float32 or None.
+        src_homo_dst: (B, 3, 3), dst to src pixels; nothing is seen where it is NaN.
+        light: (B, 4) float64: gain, bias, the loss's width, and a constant near the mean of dst.
+    """
+    batch = len(dst)
+    sums = torch.zeros(batch, NUM_SUMS, dtype=torch.float64)
+    none = torch.empty(batch, 0, 0)
+    masks = (none if src_mask is None else src_mask, none if dst_mask is None else dst_mask)
+    _fit_sums(*arrays(src, masks[0], dst, masks[1], src_homo_dst.double(), light, sums))
+    return FitSums(*sums.unbind(-1))
+
+
+@compiled
+def _fit_sums(
+    src: Floats, src_mask: Floats, dst: Floats, dst_mask: Floats, src_homo_dst: Doubles, light: Doubles, sums: Doubles
+) -> None:
+    height, width = dst.shape[1], dst.shape[2]
+    value, seen = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.bool_)
+    column, usable = np.zeros((2, BLOCK), np.float32), np.ones(BLOCK, np.bool_)
+    for k in range(BLOCK):
+        column[0, k] = k
+    rest = np.empty(NUM_SUMS, np.float32)
+    for b in range(len(dst)):
+        m = src_homo_dst[b]
+        has_mask = dst_mask.shape[1] > 0
+        for y in range(height):
+            for first in range(0, width, BLOCK):
+                n = min(BLOCK, width - first)
+                # The block's first pixel is moved to the origin, where float32 has digits to spare.
+                matrix = np.empty((3, 3), np.float32)
+                for i in range(3):
+                    matrix[i, 0], matrix[i, 1] = m[i, 0], 0
+                    matrix[i, 2] = m[i, 0] * first + m[i, 1] * y + m[i, 2]
+                is_behind = min(matrix[2, 2], matrix[2, 2] + matrix[2, 0] * (n - 1)) <= 0
+                if is_behind:
+                    for k in range(n):
+                        usable[k] = matrix[2, 2] + matrix[2, 0] * np.float32(k) > 0
+                read_pair(
+                    src[b], src_mask[b], matrix, column[:, :n].copy(), usable[:n], np.float32(0), False, value[:n],
+                    seen[:n],
+                )  # fmt: skip
+                if is_behind:
+                    usable[:] = True
+                if has_mask:
+                    for k in range(n):
+                        seen[k] &= dst_mask[b, y, first + k] > np.float32(0.5)
+                _sum_block(value[:n], seen[:n], dst[b, y, first : first + n], light[b], rest)
+                for i in range(NUM_SUMS):
+                    sums[b, i] += rest[i]
+
+
+@compiled
+def _sum_block(value: Floats, seen: Bools, dst: Floats, light: Doubles, sums: Floats) -> None:
+    gain, bias = np.float32(light[0]), np.float32(light[1])
+    width, shift = np.float32(light[2]), np.float32(light[3])
+    zero, one = np.float32(0), np.float32(1)
+    count = of_a = of_b = of_aa = of_bb = of_ab = of_difference = of_inliers = zero
+    for k in range(value.size):
+        is_seen = one if seen[k] else zero
+        a, b = (value[k] - shift) * is_seen, (dst[k] - shift) * is_seen
+        count += is_seen
+        of_a += a
+        of_b += b
+        of_aa += a * a
+        of_bb += b * b
+        of_ab += a * b
+        of_difference += abs(b - a)
+        off = abs(dst[k] - gain * value[k] - bias)
+        of_inliers += is_seen if off <= width else zero
+    sums[0], sums[1], sums[2], sums[3] = count, of_a, of_b, of_aa
+    sums[4], sums[5], sums[6], sums[7] = of_bb, of_ab, of_difference, of_inliers

@@ -1,0 +1,154 @@
+"""Light as `photometry.py` models it.
+
+B pairs, N points, K basis functions.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from homoalign.kernels.compiler import (
+    BLOCK,
+    Bools,
+    Doubles,
+    Floats,
+    arrays,
+    compiled,
+    dot,
+    factorise,
+    multiply,
+    solve_factorised,
+)
+from homoalign.kernels.robust import robust_scale_of
+
+REWEIGHTINGS = 3
+RIDGE = 1e-3
+
+
+def predict_light(weights: Tensor, intensity: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Do what `photometry.predict` does."""
+    value, slope = torch.empty(intensity.shape), torch.empty(intensity.shape)
+    _predict_light(*arrays(weights, intensity, u, value, slope))
+    return value, slope
+
+
+@compiled
+def _predict_light(weights: Floats, intensity: Floats, u: Floats, value: Floats, slope: Floats) -> None:
+    zero, one, two, three = np.float32(0), np.float32(1), np.float32(2), np.float32(3)
+    for b in range(len(weights)):
+        w = weights[b]
+        x_, y_, of_pair, value_of_pair, slope_of_pair = u[b, 0], u[b, 1], intensity[b], value[b], slope[b]
+        for k in range(of_pair.size):
+            x, y, z = x_[k], y_[k], two * of_pair[k] - one
+            xx, xy, yy = x * x, x * y, y * y
+            bias = w[4] * x + w[5] * y + w[6] * xx + w[7] * xy + w[8] * yy
+            gain = w[9] * x + w[10] * y + w[11] * xx + w[12] * xy + w[13] * yy
+            level = w[0] + bias + z * (w[1] + gain + z * (w[2] + z * w[3]))
+            steepness = two * (w[1] + gain + z * (two * w[2] + three * z * w[3]))
+            is_inside = (level > zero) & (level < one)
+            value_of_pair[k] = min(max(level, zero), one)
+            slope_of_pair[k] = steepness if is_inside else zero
+
+
+def regress_light(
+    brightness: Tensor, u: Tensor, value: Tensor, seen: Tensor, floor: Tensor, settings: tuple[int, float, int]
+) -> tuple[Tensor, Tensor]:
+    """Do what `photometry.regress` does, on the first basis functions.
+
+    Args:
+        brightness: (B, N) float32, what is regressed on.
+        u: (B, 2, N) float32.
+        value: (B, N) float32, what is to be explained.
+        seen: (B, N) bool.
+        floor: (B,) float64, least scale.
+        settings: how many basis functions, the loss's width in scales, and how many samples a scale is read from.
+
+    Returns:
+        weights: (B, K) float64.
+        scale: (B,) float64.
+    """
+    weights = torch.zeros(len(u), settings[0], dtype=torch.float64)
+    scale = torch.zeros(len(u), dtype=torch.float64)
+    _regress_light(settings, *arrays(brightness, u, value, seen, floor, weights, scale))
+    return weights, scale
+
+
+@compiled
+def _regress_light(
+    settings: tuple[int, float, int],
+    brightness: Floats,
+    u: Floats,
+    value: Floats,
+    seen: Bools,
+    floor: Doubles,
+    weights: Doubles,
+    scale: Doubles,
+) -> None:
+    num_functions, loss_width, samples = settings
+    basis = np.empty((num_functions, value.shape[1]), np.float32)
+    residual, weight = np.empty(value.shape[1], np.float32), np.empty(value.shape[1], np.float32)
+    weighted = np.empty(BLOCK, np.float32)
+    for b in range(len(u)):
+        _write_basis(brightness[b], u[b, 0], u[b, 1], basis)
+        for k in range(weight.size):
+            weight[k] = np.float32(1) if seen[b, k] else np.float32(0)
+        for _ in range(REWEIGHTINGS):
+            normal, target = RIDGE * np.eye(num_functions), np.zeros(num_functions)
+            for first in range(0, weight.size, BLOCK):
+                last = min(weight.size, first + BLOCK)
+                for i in range(num_functions):
+                    row = weighted[: last - first]
+                    multiply(basis[i, first:last], weight[first:last], row)
+                    target[i] += dot(row, value[b, first:last])
+                    for j in range(i + 1):
+                        normal[i, j] += dot(row, basis[j, first:last])
+            if not factorise(normal):
+                weights[b] = np.nan
+                scale[b] = np.nan
+                break
+            solve_factorised(normal, target)
+            weights[b] = target
+            residual[:] = value[b]
+            for i in range(num_functions):
+                _subtract(np.float32(target[i]), basis[i], residual)
+            for k in range(residual.size):
+                residual[k] = residual[k] if seen[b, k] else np.float32(0)
+            scale[b] = max(robust_scale_of(residual, seen[b], samples), floor[b])
+            over_width = np.float32(1 / (loss_width * scale[b]))
+            for k in range(residual.size):
+                in_widths = residual[k] * over_width
+                weight[k] = np.float32(1) / (np.float32(1) + in_widths * in_widths) if seen[b, k] else np.float32(0)
+
+
+@compiled
+def _subtract(factor: np.float32, values: Floats, rest: Floats) -> None:
+    for k in range(rest.size):
+        rest[k] -= factor * values[k]
+
+
+@compiled
+def _write_basis(brightness: Floats, u: Floats, v: Floats, basis: Floats) -> None:
+    """Write the first functions of `photometry._basis`, all fourteen or the two of a gain and a bias."""
+    one, two = np.float32(1), np.float32(2)
+    for k in range(u.size):
+        z = two * brightness[k] - one
+        basis[0, k] = one
+        basis[1, k] = z
+    if len(basis) == 2:
+        return
+    for k in range(u.size):
+        x, y, z = u[k], v[k], two * brightness[k] - one
+        basis[2, k] = z * z
+        basis[3, k] = z * z * z
+        basis[4, k] = x
+        basis[5, k] = y
+        basis[6, k] = x * x
+        basis[7, k] = x * y
+        basis[8, k] = y * y
+        basis[9, k] = z * x
+        basis[10, k] = z * y
+        basis[11, k] = z * x * x
+        basis[12, k] = z * x * y
+        basis[13, k] = z * y * y

@@ -1,0 +1,182 @@
+"""Passes over whole images.
+
+B pairs, H W rows and columns.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from homoalign.kernels.compiler import Bools, Doubles, Floats, add, arrays, compiled
+
+
+def window_mean(values: Tensor, window: int) -> Tensor:
+    """Return (B, H, W) means over square windows of an odd side; beyond the border there are zeros."""
+    means = torch.empty_like(values, memory_format=torch.contiguous_format)
+    _window_mean(values.contiguous().numpy(), window, means.numpy())
+    return means
+
+
+@compiled
+def _window_mean(values: Floats, window: int, means: Floats) -> None:
+    height, width = values.shape[1], values.shape[2]
+    half = window // 2
+    padded = np.zeros(width + 2 * half, np.float32)
+    over_area = np.float32(1 / window**2)
+    for b in range(len(values)):
+        for i in range(height):
+            column_sum = padded[half : half + width]
+            column_sum[:] = 0
+            for j in range(max(0, i - half), min(height, i + half + 1)):
+                add(values[b, j], column_sum)
+            mean = means[b, i]
+            mean[:] = 0
+            for shift in range(window):
+                add(padded[shift : shift + width], mean)
+            for k in range(width):
+                mean[k] *= over_area
+
+
+def halve(image: Tensor) -> Tensor:
+    """Do what `pyramid.halve` does, on (B, C, H, W) float32."""
+    height, width = image.shape[-2:]
+    smaller = torch.empty(*image.shape[:-2], (height + 1) // 2, (width + 1) // 2)
+    _halve(*arrays(image.flatten(0, 1), smaller.flatten(0, 1)))
+    return smaller
+
+
+def spread(image: Tensor) -> Tensor:
+    """Return (B,) float64 standard deviation of (B, N) float32."""
+    result = torch.empty(len(image), dtype=torch.float64)
+    _spread(*arrays(image, result))
+    return result
+
+
+def steepest_slopes(image: Tensor, usable: Tensor, cell_side: int) -> tuple[Tensor, Tensor]:
+    """Find the steepest usable pixel of every square cell, by Sobel's slopes.
+
+    Args:
+        image: (B, H, W) float32.
+        usable: (B, H, W) bool, False on the border.
+        cell_side: pixels; the ragged rows and columns at the far ends belong to no cell.
+
+    Returns:
+        chosen: (B, N) int64 flat pixel indices, row by row; a cell's first pixel where none is usable.
+        slope: (B, 2, N) float32 there, along x and y, per pixel; 0 where not usable.
+    """
+    batch, height, width = image.shape
+    num_points = (height // cell_side) * (width // cell_side)
+    chosen = torch.empty(batch, num_points, dtype=torch.int64)
+    slope = torch.empty(batch, 2, num_points)
+    _steepest_slopes(cell_side, *arrays(image, usable, chosen, slope))
+    return chosen, slope
+
+
+@compiled
+def _halve(image: Floats, smaller: Floats) -> None:
+    height, width = image.shape[1], image.shape[2]
+    row = np.empty(width + 4, np.float32)
+    inner = row[2 : 2 + width]
+    over = np.float32(1 / 256)
+    four, six = np.float32(4), np.float32(6)
+    for b in range(len(image)):
+        for i in range(smaller.shape[1]):
+            # Mirrored at the border pixel, so that a slope stays a slope.
+            above, first = image[b, _mirrored(2 * i - 2, height)], image[b, _mirrored(2 * i - 1, height)]
+            here, last = image[b, 2 * i], image[b, _mirrored(2 * i + 1, height)]
+            below = image[b, _mirrored(2 * i + 2, height)]
+            for k in range(width):
+                inner[k] = above[k] + below[k] + four * (first[k] + last[k]) + six * here[k]
+            row[0], row[1] = inner[_mirrored(-2, width)], inner[_mirrored(-1, width)]
+            row[width + 2], row[width + 3] = inner[_mirrored(width, width)], inner[_mirrored(width + 1, width)]
+            result = smaller[b, i]
+            for k in range(result.size):
+                j = 2 * k
+                result[k] = over * (row[j] + row[j + 4] + four * (row[j + 1] + row[j + 3]) + six * row[j + 2])
+
+
+@compiled
+def _mirrored(index: int, size: int) -> int:
+    index = abs(index)
+    return index if index < size else max(0, 2 * (size - 1) - index)
+
+
+@compiled
+def _spread(image: Floats, result: Doubles) -> None:
+    for b in range(len(image)):
+        row = image[b]
+        # Shifted to about zero mean, where the digits of a variance are kept.
+        step = max(1, row.size // 64)
+        shift = np.float32(row[::step].mean())
+        total, squares = 0.0, 0.0
+        for first in range(0, row.size, 4096):
+            of_block, of_squares = np.float32(0), np.float32(0)
+            for value in row[first : first + 4096]:
+                off = value - shift
+                of_block += off
+                of_squares += off * off
+            total += float(of_block)
+            squares += float(of_squares)
+        mean = total / row.size
+        result[b] = math.sqrt(max(0.0, squares / row.size - mean * mean))
+
+
+@compiled
+def _steepest_slopes(cell_side: int, image: Floats, usable: Bools, chosen: NDArray[np.int64], slope: Floats) -> None:
+    height, width = image.shape[1], image.shape[2]
+    columns = width // cell_side
+    across, down = np.zeros((cell_side, width), np.float32), np.zeros((cell_side, width), np.float32)
+    for b in range(len(image)):
+        for cell_row in range(height // cell_side):
+            top = cell_row * cell_side
+            for i in range(cell_side):
+                if 0 < top + i < height - 1:
+                    above, here, below = image[b, top + i - 1], image[b, top + i], image[b, top + i + 1]
+                    _slopes_of_row(above, here, below, usable[b, top + i], across[i], down[i])
+                else:
+                    across[i] = 0
+                    down[i] = 0
+            for cell in range(columns):
+                left = cell * cell_side
+                best, best_row, best_column = np.float32(0), 0, left
+                for i in range(cell_side):
+                    for j in range(left, left + cell_side):
+                        steepness = across[i, j] * across[i, j] + down[i, j] * down[i, j]
+                        if steepness > best:
+                            best, best_row, best_column = steepness, i, j
+                if best == 0:
+                    # All flat: the first usable one.
+                    best_row, best_column = _first_usable(usable[b, top : top + cell_side, left : left + cell_side])
+                    best_column += left
+                n = cell_row * columns + cell
+                chosen[b, n] = (top + best_row) * width + best_column
+                slope[b, 0, n] = across[best_row, best_column]
+                slope[b, 1, n] = down[best_row, best_column]
+
+
+@compiled
+def _first_usable(cell: Bools) -> tuple[int, int]:
+    for i in range(cell.shape[0]):
+        for j in range(cell.shape[1]):
+            if cell[i, j]:
+                return i, j
+    return 0, 0
+
+
+@compiled
+def _slopes_of_row(above: Floats, here: Floats, below: Floats, usable: Bools, across: Floats, down: Floats) -> None:
+    """Write Sobel's slopes, 0 where not usable."""
+    eighth, two, zero = np.float32(1 / 8), np.float32(2), np.float32(0)
+    across[0] = down[0] = across[-1] = down[-1] = zero
+    for k in range(1, above.size - 1):
+        right = above[k + 1] + two * here[k + 1] + below[k + 1]
+        left = above[k - 1] + two * here[k - 1] + below[k - 1]
+        lower = below[k - 1] + two * below[k] + below[k + 1]
+        upper = above[k - 1] + two * above[k] + above[k + 1]
+        across[k] = eighth * (right - left) if usable[k] else zero
+        down[k] = eighth * (lower - upper) if usable[k] else zero
