@@ -98,8 +98,8 @@ def _align_group(pairs: Pairs, config: AlignConfig, trace: bool) -> AlignResult:
     )
     batch = Batch(
         pairs=pairs,
-        src=build_pyramid(src.image, src.mask, count),
-        dst=build_pyramid(dst.image, dst.mask, count),
+        src=build_pyramid(src, count),
+        dst=build_pyramid(dst, count),
         config=config,
         trace=trace,
     )

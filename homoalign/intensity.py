@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from homoalign import kernels
+
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in gray (ITU-R BT.601), as decoders use them."""
 
@@ -73,6 +75,9 @@ def to_gray(image: Tensor) -> tuple[Tensor, Tensor | None]:
     if channels == 1:
         return image, finite
     weights = LUMA if channels >= 3 else (0.5, 0.5)
+    if channels >= 3 and kernels.serves(image, torch.uint8):
+        colours = image[:, :3].permute(0, 2, 3, 1)
+        return kernels.gray_of_bytes(colours, tuple(weight / full_scale for weight in weights))[:, None], finite
     # Integers are weighted as they are: a pass over the colours saved.
     gray = image[:, 0:1].float() * (weights[0] / full_scale)
     for channel, weight in enumerate(weights[1:], start=1):

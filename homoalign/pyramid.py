@@ -99,15 +99,14 @@ def num_levels(sizes: list[tuple[int, int]], *, min_side_px: int, max_levels: in
     return count
 
 
-def build_pyramid(image: Tensor, mask: Tensor | None, count: int) -> list[Level]:
-    """Build `count` levels, the image itself first.
+def build_pyramid(full: Level, count: int) -> list[Level]:
+    """Build `count` levels, the full-size one first.
 
     Args:
-        image: (B, 1, H, W) float32; sides of at least 3 pixels at every level.
-        mask: (B, 1, H, W) float32 of zeros and ones, or None.
+        full: images and masks; sides of at least 3 pixels at every level.
         count: number of levels, at least 1.
     """
-    levels = [Level(image, mask)]
+    levels = [full]
     for _ in range(count - 1):
         image, mask = levels[-1].image, levels[-1].mask
         if mask is None:

@@ -6,7 +6,7 @@ import torch
 
 from homoalign.features import match_features
 from homoalign.homography import corner_errors
-from homoalign.pyramid import build_pyramid, num_levels
+from homoalign.pyramid import Level, build_pyramid, num_levels
 from jobs.synthetic import (
     corner_points,
     homography_from_corners,
@@ -30,7 +30,7 @@ def view(numpy_rng):
 def pyramid_of(*images, mask=None):
     image = torch.stack([torch.as_tensor(np.ascontiguousarray(image)) for image in images])[:, None]
     count = num_levels([tuple(image.shape[-2:])], min_side_px=8, max_levels=12)
-    return build_pyramid(image, None if mask is None else torch.as_tensor(mask).float()[None, None], count)
+    return build_pyramid(Level(image, None if mask is None else torch.as_tensor(mask).float()[None, None]), count)
 
 
 def error_px(matrix, truth):

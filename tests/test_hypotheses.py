@@ -9,7 +9,7 @@ import torch
 from homoalign import AlignConfig
 from homoalign.homography import corner_errors
 from homoalign.hypotheses import STAGES, Hypotheses, agreement, keep_distinct, refine
-from homoalign.pyramid import build_pyramid, num_levels
+from homoalign.pyramid import Level, build_pyramid, num_levels
 
 SIZE = (120, 128)
 CONFIG = AlignConfig()
@@ -27,7 +27,7 @@ def hypotheses(*rows):
 
 def pyramid_of(*images):
     image = torch.stack([torch.as_tensor(np.ascontiguousarray(image)) for image in images])[:, None]
-    return build_pyramid(image, None, num_levels([tuple(image.shape[-2:])], min_side_px=8, max_levels=12))
+    return build_pyramid(Level(image, None), num_levels([tuple(image.shape[-2:])], min_side_px=8, max_levels=12))
 
 
 def errors_px(found, truth):
@@ -143,7 +143,7 @@ def test_a_hypothesis_that_is_no_matrix_does_not_touch_the_others(make_pair):
 def test_a_zoom_is_refined_on_levels_of_like_pitch(make_pair):
     src, dst, truth = make_pair(size=(240, 256))
     zoomed = np.diag([0.25, 0.25, 1]) @ truth
-    small = build_pyramid(torch.as_tensor(dst)[None, None], None, 3)[2].image[0, 0]
+    small = build_pyramid(Level(torch.as_tensor(dst)[None, None], None), 3)[2].image[0, 0]
     start = hypotheses((0, moved(zoomed, 1), 0.0))
     found = refine(pyramid_of(src), pyramid_of(small.numpy()), start, CONFIG)
     error = corner_errors(found.dst_homo_src, torch.from_numpy(zoomed)[None], 240, 256).mean()

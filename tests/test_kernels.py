@@ -9,6 +9,7 @@ from torch.nn.functional import avg_pool2d
 
 from homoalign import AlignConfig, align, kernels, metrics, photometry, pyramid
 from homoalign.homography import corner_errors, motion_of_step, normalise, pixels_from_centred
+from homoalign.intensity import to_gray
 from homoalign.kernels import compiler
 from homoalign.kernels.solver import solve_direct
 from homoalign.metrics import local_correlation, local_patterns
@@ -27,7 +28,7 @@ def by_torch(monkeypatch):
 
     def call(function):
         with monkeypatch.context() as patch:
-            patch.setattr(kernels, "serves", lambda _: False)
+            patch.setattr(kernels, "serves", lambda *_: False)
             return function()
 
     return call
@@ -104,6 +105,22 @@ def test_sums_over_points_are_those_of_the_jacobian(rng):
 def test_levels_are_halved_as_torch_halves_them(rng, by_torch, size):
     image = torch.rand(2, 1, *size, generator=rng)
     torch.testing.assert_close(pyramid.halve(image), by_torch(lambda: pyramid.halve(image)), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(40, 57), (5, 8), (1, 30), (2, 2)])
+def test_spline_coefficients_are_those_of_torch(rng, by_torch, size):
+    image = torch.rand(2, 1, *size, generator=rng)
+    ours, expected = spline_coefficients(image), by_torch(lambda: spline_coefficients(image))
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_bytes_are_grayed_as_torch_grays_them(rng, by_torch, channels):
+    image = torch.randint(0, 256, (2, 5, 7, channels), dtype=torch.uint8, generator=rng)
+    for layout in (image.permute(0, 3, 1, 2), image.permute(0, 3, 1, 2).contiguous()):
+        gray, _ = to_gray(layout)
+        assert gray.shape == (2, 1, 5, 7)
+        torch.testing.assert_close(gray, by_torch(lambda layout=layout: to_gray(layout)[0]), atol=1e-6, rtol=0)
 
 
 def test_contrast_is_the_standard_deviation_whatever_the_mean(rng, by_torch):

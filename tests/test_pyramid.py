@@ -16,7 +16,7 @@ def test_levels_keep_the_top_left_pixel_where_it_is():
 
 
 def test_odd_sides_round_up():
-    assert [tuple(level.image.shape[-2:]) for level in build_pyramid(torch.rand(1, 1, 33, 50), None, 3)] == [
+    assert [tuple(level.image.shape[-2:]) for level in build_pyramid(Level(torch.rand(1, 1, 33, 50), None), 3)] == [
         (33, 50),
         (17, 25),
         (9, 13),
@@ -35,7 +35,7 @@ def test_masked_pixels_do_not_leak_into_coarser_levels(rng):
     mask = torch.ones_like(image)
     image[..., 20:40, 20:40] = 100 * torch.rand(20, 20, generator=rng)
     mask[..., 20:40, 20:40] = 0
-    for level in build_pyramid(image, mask, 4)[1:]:
+    for level in build_pyramid(Level(image, mask), 4)[1:]:
         used = level.mask > 0
         assert used.any()
         torch.testing.assert_close(level.image[used], torch.full_like(level.image[used], 0.5))

@@ -35,7 +35,7 @@ def similar_pair(numpy_rng):
 def pyramid_of(*images, mask=None):
     image = torch.stack([torch.as_tensor(np.ascontiguousarray(image)) for image in images])[:, None]
     count = num_levels([tuple(image.shape[-2:])], min_side_px=8, max_levels=12)
-    return build_pyramid(image, None if mask is None else torch.as_tensor(mask).float()[None, None], count)
+    return build_pyramid(Level(image, None if mask is None else torch.as_tensor(mask).float()[None, None]), count)
 
 
 def search(src, dst, *, keep=5, **config):

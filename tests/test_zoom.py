@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from homoalign.homography import warp_points
-from homoalign.pyramid import build_pyramid
+from homoalign.pyramid import Level, build_pyramid
 from homoalign.zoom import LARGEST_OCTAVE, match_levels, zoom_octave
 from jobs.synthetic import similarity_homography
 
@@ -19,7 +19,7 @@ def similarity(angle_deg=0.0, scale=1.0):
 
 
 def pyramid(*size, count=4):
-    return build_pyramid(torch.zeros(1, 1, *size), None, count)
+    return build_pyramid(Level(torch.zeros(1, 1, *size), None), count)
 
 
 @pytest.mark.parametrize(

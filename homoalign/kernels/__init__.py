@@ -7,11 +7,12 @@ without Python's lock: a job runs one task a core.
 B pairs, H W rows and columns, N points.
 """
 
+import torch
 from torch import Tensor
 
 from homoalign.kernels.fit import FitSums, fit_sums
 from homoalign.kernels.light import REWEIGHTINGS, RIDGE, predict_light, regress_light
-from homoalign.kernels.pixels import halve, spread, steepest_slopes, window_mean
+from homoalign.kernels.pixels import convolve, gray_of_bytes, halve, spread, steepest_slopes, window_mean
 from homoalign.kernels.reading import read
 from homoalign.kernels.robust import robust_scale
 from homoalign.kernels.sums import block_scores, cross_products, normal_equations
@@ -21,8 +22,10 @@ __all__ = [
     "RIDGE",
     "FitSums",
     "block_scores",
+    "convolve",
     "cross_products",
     "fit_sums",
+    "gray_of_bytes",
     "halve",
     "normal_equations",
     "predict_light",
@@ -36,6 +39,6 @@ __all__ = [
 ]
 
 
-def serves(tensor: Tensor) -> bool:
-    """Say whether the kernels work on tensors like this one."""
-    return tensor.device.type == "cpu"
+def serves(tensor: Tensor, dtype: torch.dtype = torch.float32) -> bool:
+    """Say whether the kernels work on tensors like this one: on the processor, and of the dtype that they take."""
+    return tensor.device.type == "cpu" and tensor.dtype == dtype

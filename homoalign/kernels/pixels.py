@@ -57,6 +57,30 @@ def spread(image: Tensor) -> Tensor:
     return result
 
 
+def convolve(image: Tensor, taps: tuple[float, ...], ends: int) -> Tensor:
+    """Convolve along rows and columns, mirrored at the outermost pixels' centres.
+
+    Args:
+        image: (B, H, W) float32.
+        taps: of an odd number, symmetric.
+        ends: rows and columns that the result has beyond each border.
+
+    Returns:
+        (B, H + 2 * ends, W + 2 * ends).
+    """
+    batch, height, width = image.shape
+    result = torch.empty(batch, height + 2 * ends, width + 2 * ends)
+    _convolve(image.contiguous().numpy(), np.array(taps, np.float32), ends, result.numpy())
+    return result
+
+
+def gray_of_bytes(image: Tensor, weights: tuple[float, ...]) -> Tensor:
+    """Return (B, H, W) float32, the weighted sum of the three channels of (B, H, W, 3) uint8."""
+    gray = torch.empty(image.shape[:3])
+    _gray_of_bytes(image.contiguous().numpy(), np.array(weights, np.float32), gray.numpy())
+    return gray
+
+
 def steepest_slopes(image: Tensor, usable: Tensor, cell_side: int) -> tuple[Tensor, Tensor]:
     """Find the steepest usable pixel of every square cell, by Sobel's slopes.
 
@@ -115,15 +139,66 @@ def _spread(image: Floats, result: Doubles) -> None:
         shift = np.float32(row[::step].mean())
         total, squares = 0.0, 0.0
         for first in range(0, row.size, 4096):
-            of_block, of_squares = np.float32(0), np.float32(0)
-            for value in row[first : first + 4096]:
-                off = value - shift
-                of_block += off
-                of_squares += off * off
-            total += float(of_block)
-            squares += float(of_squares)
+            of_block, of_squares = _sum_off(row[first : first + 4096], shift)
+            total += of_block
+            squares += of_squares
         mean = total / row.size
         result[b] = math.sqrt(max(0.0, squares / row.size - mean * mean))
+
+
+@compiled
+def _sum_off(values: Floats, shift: np.float32) -> tuple[float, float]:
+    """Return the sums of values less `shift`, and of their squares."""
+    total, squares = np.float32(0), np.float32(0)
+    for k in range(values.size):
+        off = values[k] - shift
+        total += off
+        squares += off * off
+    return float(total), float(squares)
+
+
+@compiled
+def _convolve(image: Floats, taps: Floats, ends: int, result: Floats) -> None:
+    height, width = image.shape[1], image.shape[2]
+    reach = len(taps) // 2
+    row = np.empty(width + 2 * (ends + reach), np.float32)
+    inner = row[ends + reach : ends + reach + width]
+    for b in range(len(image)):
+        for i in range(result.shape[1]):
+            inner[:] = 0
+            for j in range(len(taps)):
+                _add_times(taps[j], image[b, _mirrored_again(i - ends + j - reach, height)], inner)
+            for k in range(ends + reach):
+                row[k] = inner[_mirrored_again(k - ends - reach, width)]
+                row[ends + reach + width + k] = inner[_mirrored_again(width + k, width)]
+            of_row = result[b, i]
+            of_row[:] = 0
+            for j in range(len(taps)):
+                _add_times(taps[j], row[j : j + of_row.size], of_row)
+
+
+@compiled
+def _add_times(factor: np.float32, values: Floats, total: Floats) -> None:
+    for k in range(total.size):
+        total[k] += factor * values[k]
+
+
+@compiled
+def _mirrored_again(index: int, size: int) -> int:
+    """Return the index of a row that is mirrored at its ends as often as it takes."""
+    period = max(1, 2 * (size - 1))
+    index %= period
+    return min(index, period - index)
+
+
+@compiled
+def _gray_of_bytes(image: NDArray[np.uint8], weights: Floats, gray: Floats) -> None:
+    red, green, blue = weights[0], weights[1], weights[2]
+    for b in range(len(image)):
+        for i in range(image.shape[1]):
+            row, of_row = image[b, i], gray[b, i]
+            for k in range(len(row)):
+                of_row[k] = red * np.float32(row[k, 0]) + green * np.float32(row[k, 1]) + blue * np.float32(row[k, 2])
 
 
 @compiled
