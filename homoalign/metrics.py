@@ -245,19 +245,31 @@ def rival_correlation(patterns: Patterns) -> Tensor:
     of_a, of_aa, of_b, of_bb, of_inside = spectra.unbind(1)
     products = torch.stack([of_a.conj() * of_b, of_aa.conj() * of_inside, of_inside.conj() * of_bb], dim=1)
     both, energy_a, energy_b = torch.fft.irfft2(products, s=size).unbind(1)
+    best, here = _second_best(both, energy_a, energy_b, (height // 2, width // 2))
+    rival = best / here.clamp_min(LEAST_OWN)
+    return torch.where(patterns.counted.any(-1).any(-1), rival, torch.nan).double()
+
+
+def _second_best(both: Tensor, energy_a: Tensor, energy_b: Tensor, reach: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return (B,) the highest other peak of a correlation by FFT, and (B,) what it is unshifted.
+
+    Args:
+        both: (B, h, w) sums of products at every shift.
+        energy_a: (B, h, w) sums of squares of one image under the other, likewise.
+        energy_b: (B, h, w) of the other one.
+        reach: largest shift along y and x, pixels.
+    """
+    if kernels.serves(both):
+        return kernels.second_best(both, energy_a, energy_b, (*reach, LOBE_PX), LEAST_SHIFTED)
     whole_a, whole_b = energy_a[:, :1, :1], energy_b[:, :1, :1]
     enough = (energy_a > LEAST_SHIFTED * whole_a) & (energy_b > LEAST_SHIFTED * whole_b)
     found = torch.where(enough, both / (energy_a * energy_b).clamp_min(1e-12).sqrt(), 0.0)
-
-    y, x = (_shifts(side, found.device) for side in size)
-    possible = (y.abs() <= height // 2)[:, None] & (x.abs() <= width // 2)
-    far = torch.maximum(y.abs()[:, None], x.abs()) > LOBE_PX
     found = found.abs()  # one sensor may see bright what the other sees dark
+    y, x = (_shifts(side, found.device).abs() for side in found.shape[-2:])
+    possible = (y <= reach[0])[:, None] & (x <= reach[1]) & (torch.maximum(y[:, None], x) > LOBE_PX)
     wrapped = torch.nn.functional.pad(found[:, None], (1, 1, 1, 1), mode="circular")
     is_peak = found >= max_pool2d(wrapped, 3, stride=1)[:, 0]
-    rival = torch.where(possible & far & is_peak, found, 0.0).amax((-2, -1))
-    here = found[:, 0, 0].clamp_min(LEAST_OWN)
-    return torch.where(patterns.counted.any(-1).any(-1), rival / here, torch.nan).double()
+    return torch.where(possible & is_peak, found, 0.0).amax((-2, -1)), found[:, 0, 0]
 
 
 def _shifts(side: int, device: torch.device) -> Tensor:

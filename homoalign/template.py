@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -132,10 +133,11 @@ def build_template(src: Level, max_points: int) -> Template:
     height, width = src.image.shape[-2:]
     cell_side = side_of_cells(height, width, max_points)
     chosen, usable, slope = _choose(src, cell_side)
-    u = centred(chosen, height, width)
+    whole = cell_side == 1
+    u = _grid(height, width, chosen.device).expand(len(chosen), -1, -1) if whole else centred(chosen, height, width)
     grid = height // cell_side, width // cell_side
     half_side = max(height, width) / 2
-    empty = Template(chosen, u, u[:, 0], u, u[:, 0], usable, half_side, cell_side == 1, grid)
+    empty = Template(chosen, u, u[:, 0], u, u[:, 0], usable, half_side, whole, grid)
     value = _at(src.image, empty)[:, 0]
     return replace(empty, value=value, slope=half_side * slope, brightness=value)
 
@@ -189,6 +191,13 @@ def centred(chosen: Tensor, height: int, width: int) -> Tensor:
     x = ((chosen % width).float() - (width - 1) / 2) / half_side
     y = (torch.div(chosen, width, rounding_mode="floor").float() - (height - 1) / 2) / half_side
     return torch.stack([x, y], dim=1)
+
+
+@lru_cache(maxsize=64)
+def _grid(height: int, width: int, device: torch.device) -> Tensor:
+    """Return (1, 2, H * W) float32 centred coordinates of all pixels."""
+    with torch.inference_mode(False):  # kept for later calls
+        return centred(torch.arange(height * width, device=device)[None], height, width)
 
 
 def side_of_cells(height: int, width: int, max_points: int) -> int:

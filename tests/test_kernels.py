@@ -299,6 +299,15 @@ def test_the_verdict_reads_the_same_correlation(make_pair, by_torch):
     torch.testing.assert_close(correlate(), by_torch(correlate), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("photograph", ["brick", "page", "camera"])
+def test_rivals_are_those_of_torch(make_pair, by_torch, photograph):
+    src, dst, truth = (torch.from_numpy(part)[None] for part in make_pair(photograph))
+    patterns = local_patterns(Level(src[None].float(), None), Level(dst[None].float(), None), truth)
+    rival = metrics.rival_correlation(patterns)
+    assert rival.item() > 0.05
+    torch.testing.assert_close(rival, by_torch(lambda: metrics.rival_correlation(patterns)), atol=1e-4, rtol=0)
+
+
 def test_where_nothing_can_be_kept_the_kernels_are_compiled_anew(monkeypatch):
     calls = []
 

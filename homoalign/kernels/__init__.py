@@ -12,7 +12,15 @@ from torch import Tensor
 
 from homoalign.kernels.fit import FitSums, fit_sums
 from homoalign.kernels.light import REWEIGHTINGS, RIDGE, predict_light, regress_light
-from homoalign.kernels.pixels import convolve, gray_of_bytes, halve, spread, steepest_slopes, window_mean
+from homoalign.kernels.pixels import (
+    convolve,
+    gray_of_bytes,
+    halve,
+    second_best,
+    spread,
+    steepest_slopes,
+    window_mean,
+)
 from homoalign.kernels.reading import read
 from homoalign.kernels.robust import robust_scale
 from homoalign.kernels.sums import block_scores, cross_products, normal_equations
@@ -32,6 +40,7 @@ __all__ = [
     "read",
     "regress_light",
     "robust_scale",
+    "second_best",
     "serves",
     "spread",
     "steepest_slopes",
