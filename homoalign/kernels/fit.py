@@ -88,16 +88,12 @@ def _fit_sums(
                 for i in range(3):
                     matrix[i, 0], matrix[i, 1] = m[i, 0], 0
                     matrix[i, 2] = m[i, 0] * first + m[i, 1] * y + m[i, 2]
-                is_behind = min(matrix[2, 2], matrix[2, 2] + matrix[2, 0] * (n - 1)) <= 0
-                if is_behind:
-                    for k in range(n):
-                        usable[k] = matrix[2, 2] + matrix[2, 0] * np.float32(k) > 0
+                for k in range(n):
+                    usable[k] = matrix[2, 2] + matrix[2, 0] * np.float32(k) > 0
                 read_pair(
-                    src[b], src_mask[b], matrix, column[:, :n].copy(), usable[:n], np.float32(0), False, value[:n],
+                    src[b], src_mask[b], matrix, column, usable[:n], np.float32(0), False, value[:n],
                     seen[:n],
                 )  # fmt: skip
-                if is_behind:
-                    usable[:] = True
                 if has_mask:
                     for k in range(n):
                         seen[k] &= dst_mask[b, y, first + k] > np.float32(0.5)

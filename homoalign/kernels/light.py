@@ -69,7 +69,7 @@ def regress_light(
         weights: (B, K) float64.
         scale: (B,) float64.
     """
-    weights = torch.zeros(len(u), settings[0], dtype=torch.float64)
+    weights = torch.full((len(u), settings[0]), torch.nan, dtype=torch.float64)
     scale = torch.zeros(len(u), dtype=torch.float64)
     _regress_light(settings, *arrays(brightness, u, value, seen, floor, weights, scale))
     return weights, scale
@@ -90,28 +90,21 @@ def _regress_light(
     basis = np.empty((num_functions, value.shape[1]), np.float32)
     residual, weight = np.empty(value.shape[1], np.float32), np.empty(value.shape[1], np.float32)
     weighted = np.empty(BLOCK, np.float32)
+    normal, target = np.empty((num_functions, num_functions)), np.empty(num_functions)
     for b in range(len(u)):
         _write_basis(brightness[b], u[b, 0], u[b, 1], basis)
         for k in range(weight.size):
             weight[k] = np.float32(1) if seen[b, k] else np.float32(0)
         for _ in range(REWEIGHTINGS):
-            normal, target = RIDGE * np.eye(num_functions), np.zeros(num_functions)
-            for first in range(0, weight.size, BLOCK):
-                last = min(weight.size, first + BLOCK)
-                for i in range(num_functions):
-                    row = weighted[: last - first]
-                    multiply(basis[i, first:last], weight[first:last], row)
-                    target[i] += dot(row, value[b, first:last])
-                    for j in range(i + 1):
-                        normal[i, j] += dot(row, basis[j, first:last])
+            _normal_equations(basis, weight, value[b], weighted, normal, target)
             if not factorise(normal):
-                weights[b] = np.nan
                 scale[b] = np.nan
                 break
             solve_factorised(normal, target)
-            weights[b] = target
-            residual[:] = value[b]
+            for k in range(residual.size):
+                residual[k] = value[b, k]
             for i in range(num_functions):
+                weights[b, i] = target[i]
                 _subtract(np.float32(target[i]), basis[i], residual)
             for k in range(residual.size):
                 residual[k] = residual[k] if seen[b, k] else np.float32(0)
@@ -120,6 +113,24 @@ def _regress_light(
             for k in range(residual.size):
                 in_widths = residual[k] * over_width
                 weight[k] = np.float32(1) / (np.float32(1) + in_widths * in_widths) if seen[b, k] else np.float32(0)
+
+
+@compiled
+def _normal_equations(
+    basis: Floats, weight: Floats, value: Floats, weighted: Floats, normal: Doubles, target: Doubles
+) -> None:
+    for i in range(len(basis)):
+        target[i] = 0
+        for j in range(len(basis)):
+            normal[i, j] = RIDGE if i == j else 0.0
+    for first in range(0, weight.size, BLOCK):
+        last = min(weight.size, first + BLOCK)
+        row = weighted[: last - first]
+        for i in range(len(basis)):
+            multiply(basis[i, first:last], weight[first:last], row)
+            target[i] += dot(row, value[first:last])
+            for j in range(i + 1):
+                normal[i, j] += dot(row, basis[j, first:last])
 
 
 @compiled

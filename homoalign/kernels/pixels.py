@@ -145,7 +145,9 @@ def _spread(image: Floats, result: Doubles) -> None:
         row = image[b]
         # Shifted to about zero mean, where the digits of a variance are kept.
         step = max(1, row.size // 64)
-        shift = np.float32(row[::step].mean())
+        shift = np.float32(0)
+        for k in range(0, row.size, step):
+            shift += row[k] / np.float32((row.size + step - 1) // step)
         total, squares = 0.0, 0.0
         for first in range(0, row.size, 4096):
             of_block, of_squares = _sum_off(row[first : first + 4096], shift)

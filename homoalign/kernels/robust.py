@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from homoalign.kernels.compiler import Bools, Doubles, Floats, arrays, compiled
@@ -40,20 +41,28 @@ def robust_scale_of(residual: Floats, seen: Bools, samples: int) -> float:
         count += seen[k]
     if count == 0:
         return 0.0
-    # The order of positive floats is that of their bits: the leading ones say about where the median is.
-    bits = sample[:count].view(np.uint32)
-    histogram = np.zeros(2048, np.int32)
-    for k in range(count):
-        histogram[bits[k] >> 21] += 1
-    below, leading, rank = 0, 0, (count - 1) // 2
-    while below + histogram[leading] <= rank:
-        below += histogram[leading]
-        leading += 1
-    near = np.empty(histogram[leading], np.float32)
-    found = 0
-    for k in range(count):
-        if bits[k] >> 21 == leading:
-            near[found] = sample[k]
-            found += 1
-    near.sort()
-    return 1.4826 * float(near[rank - below])
+    return 1.4826 * float(sample[_median_index(sample[:count].view(np.uint32))])
+
+
+@compiled
+def _median_index(bits: NDArray[np.uint32]) -> int:
+    """Return where the lower median of positive floats is, whose order is that of their bits: digit by digit."""
+    rank, leading, above = (bits.size - 1) // 2, np.uint32(0), np.uint32(32)
+    histogram = np.empty(2048, np.int32)
+    for shift in (np.uint32(21), np.uint32(10), np.uint32(0)):
+        digits = above - shift
+        for k in range(2048):
+            histogram[k] = 0
+        for k in range(bits.size):
+            if (np.uint64(bits[k]) >> np.uint64(above)) == leading:
+                histogram[(bits[k] >> shift) & ((np.uint32(1) << digits) - np.uint32(1))] += 1
+        digit = 0
+        while histogram[digit] <= rank:
+            rank -= histogram[digit]
+            digit += 1
+        leading = (leading << digits) | np.uint32(digit)
+        above = shift
+    for k in range(bits.size):
+        if bits[k] == leading:
+            return k
+    return 0

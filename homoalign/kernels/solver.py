@@ -116,7 +116,9 @@ def _solve(
     plain_step, last_plain, last_step = np.empty(10), np.empty(10), np.empty(10)
     state, candidate = np.empty(11), np.empty(11)  # a flat matrix, gain, bias
     for b in range(len(u)):
-        state[:9], state[9], state[10] = matrix[b].reshape(-1), gain[b], bias[b]
+        for k in range(9):
+            state[k] = matrix[b, k // 3, k % 3]
+        state[9], state[10] = gain[b], bias[b]
         count = _evaluate(
             image[b], mask[b], is_spline, u[b], usable[b], value[b], dst_homo_centred, src_corners, state, residual,
             seen,
@@ -147,9 +149,11 @@ def _solve(
             bound = old_cost * (1 + slack_cost) if length_px <= slack_px else old_cost
             accepted = solved and enough and new_cost < bound
             has_memory = True
-            last_plain[:], last_step[:] = plain_step, step
+            for i in range(10):
+                last_plain[i], last_step[i] = plain_step[i], step[i]
             if accepted:
-                state[:] = candidate
+                for k in range(11):
+                    state[k] = candidate[k]
                 residual, new_residual = new_residual, residual
                 seen, new_seen = new_seen, seen
                 damping = max(damping / 10, 1e-9)
@@ -160,7 +164,9 @@ def _solve(
                 reason = CONVERGED
             elif damping > LARGEST_DAMPING:
                 reason = NO_DESCENT
-        matrix[b], gain[b], bias[b] = state[:9].reshape(3, 3), state[9], state[10]
+        for k in range(9):
+            matrix[b, k // 3, k % 3] = state[k]
+        gain[b], bias[b] = state[9], state[10]
         stop[b] = MAX_ITERATIONS if reason == RUNNING else reason
         num_iterations[b] = iteration
 
@@ -187,16 +193,16 @@ def _evaluate(
         if not math.isfinite(w):
             nearest = -1.0
     if not (nearest > 0 and nearest > LEAST_DEPTH_RATIO * furthest):
-        residual[:] = 0
-        seen[:] = False
+        for k in range(residual.size):
+            residual[k], seen[k] = 0, False
         return 0
-    matrix = np.empty(9, np.float32)
+    matrix = np.empty((3, 3), np.float32)
     for j in range(9):
         total = 0.0
         for i in range(9):
             total += state[i] * dst_homo_centred[i, j]
-        matrix[j] = total
-    read_pair(image, mask, matrix.reshape(3, 3), u, usable, np.float32(BORDER_PX), is_spline, residual, seen)
+        matrix[j // 3, j % 3] = total
+    read_pair(image, mask, matrix, u, usable, np.float32(BORDER_PX), is_spline, residual, seen)
     gain, bias, zero = np.float32(state[9]), np.float32(state[10]), np.float32(0)
     count = 0
     for k in range(residual.size):
@@ -221,8 +227,10 @@ def _normal_equations(
     """Write the normal equations under Cauchy weights; the rows of parameters that are not free are the identity's."""
     weight = np.empty(BLOCK, np.float32)
     rows = np.empty((20, BLOCK), np.float32)
-    JtJ[:] = 0
-    Jtr[:] = 0
+    for i in range(10):
+        Jtr[i] = 0
+        for j in range(10):
+            JtJ[i, j] = 0
     one, zero = np.float32(1), np.float32(0)
     for first in range(0, residual.size, BLOCK):
         last = min(residual.size, first + BLOCK)
@@ -258,8 +266,8 @@ def _damped_step(JtJ: Doubles, Jtr: Doubles, damping: float, step: Doubles) -> b
     for i in range(10):
         step[i] *= inverse_size[i]
         solved = solved and math.isfinite(step[i])
-    if not solved:
-        step[:] = 0
+    for i in range(10):
+        step[i] = step[i] if solved else 0.0
     return solved
 
 
@@ -280,32 +288,45 @@ def _mixing(JtJ: Doubles, plain_step: Doubles, last_plain: Doubles) -> float:
 @compiled
 def _move(state: Doubles, step: Doubles, src_motion: Doubles, moved: Doubles) -> None:
     """Write the state after a step: `homography.motion_of_step` on src's side, gain and bias added to."""
-    plus, minus = np.eye(3), np.eye(3)
-    for i in range(8):
-        for k in range(9):
-            half = -step[i] * BASIS[i, k] / 2
-            plus[k // 3, k % 3] += half
-            minus[k // 3, k % 3] -= half
-    motion = (_inverse(minus) @ plus).reshape(-1)
-    change = np.zeros(9)
-    for i in range(9):
-        for k in range(9):
+    plus, minus, inverse = np.empty(9), np.empty(9), np.empty(9)
+    for k in range(9):
+        half = 0.0
+        for i in range(8):
+            half -= step[i] * BASIS[i, k] / 2
+        diagonal = 1.0 if k % 4 == 0 else 0.0
+        plus[k], minus[k] = diagonal + half, diagonal - half
+    _invert(minus, inverse)
+    motion, change = np.empty(9), np.empty(9)
+    _multiply_matrices(inverse, plus, motion)
+    for k in range(9):
+        change[k] = 0
+        for i in range(9):
             change[k] += motion[i] * src_motion[i, k]
-    after = state[:9].reshape(3, 3) @ change.reshape(3, 3)
-    moved[:9] = (after / after[2, 2]).reshape(-1)
+    _multiply_matrices(state, change, moved)
+    for k in range(9):
+        moved[k] /= moved[8] if k < 8 else 1.0
+    moved[8] = 1.0
     moved[9], moved[10] = state[9] + step[8], state[10] + step[9]
 
 
 @compiled
-def _inverse(a: Doubles) -> Doubles:
-    """Invert a 3x3 matrix by its cofactors."""
-    inverse = np.empty((3, 3))
+def _multiply_matrices(a: Doubles, b: Doubles, product: Doubles) -> None:
+    """Write the product of two 3x3 matrices, row by row."""
     for i in range(3):
         for j in range(3):
-            p, q, r, s = (j + 1) % 3, (j + 2) % 3, (i + 1) % 3, (i + 2) % 3
-            inverse[i, j] = a[p, r] * a[q, s] - a[p, s] * a[q, r]
-    inverse /= a[0, 0] * inverse[0, 0] + a[0, 1] * inverse[1, 0] + a[0, 2] * inverse[2, 0]
-    return inverse
+            product[3 * i + j] = a[3 * i] * b[j] + a[3 * i + 1] * b[3 + j] + a[3 * i + 2] * b[6 + j]
+
+
+@compiled
+def _invert(a: Doubles, inverse: Doubles) -> None:
+    """Write the inverse of a 3x3 matrix, by its cofactors."""
+    for i in range(3):
+        for j in range(3):
+            p, q, r, s = 3 * ((j + 1) % 3), 3 * ((j + 2) % 3), (i + 1) % 3, (i + 2) % 3
+            inverse[3 * i + j] = a[p + r] * a[q + s] - a[p + s] * a[q + r]
+    determinant = a[0] * inverse[0] + a[1] * inverse[3] + a[2] * inverse[6]
+    for k in range(9):
+        inverse[k] /= determinant
 
 
 @compiled
@@ -329,8 +350,8 @@ def _costs(
     old, new = 0.0, 0.0
     of_old, of_new = np.empty(LANES), np.empty(LANES)
     for first in range(0, residual.size, LANES * FACTORS):
-        of_old[:] = 1
-        of_new[:] = 1
+        for k in range(LANES):
+            of_old[k], of_new[k] = 1, 1
         for start in range(first, min(residual.size, first + LANES * FACTORS), LANES):
             last = min(residual.size, start + LANES)
             _multiply_factors(
