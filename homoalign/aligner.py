@@ -7,6 +7,9 @@ B pairs, C channels, H W rows and columns.
 
 from __future__ import annotations
 
+from functools import cache
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,6 +68,19 @@ def align(
             _align_group(pairs.slice(i, i + group), config or AlignConfig(), trace) for i in range(0, batch, group)
         ]
     return AlignResult.concatenate(parts) if parts else AlignResult.blank([], [])
+
+
+@cache
+def warm_up() -> None:
+    """Compile what aligning on the processor needs, or load what an earlier process of this machine compiled.
+
+    The former takes some seconds, the latter a fraction of one. Without it the first call of `align` does so; with time
+    limits about, or a clock, it is better done before.
+    """
+    texture = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 48, 48), dtype=np.uint8))
+    for points in (64, 4096):  # some pixels, all pixels
+        config = AlignConfig(points_per_level=points, final_points=points, use_search=False, use_features=False)
+        align(texture, texture.roll(1, dims=-1), config=config)
 
 
 def _read_gray(image: Tensor, mask: Tensor | None) -> Level:

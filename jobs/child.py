@@ -136,7 +136,7 @@ def main(descriptor: int) -> None:
         teller = _Teller(connection)
         task, num_threads = connection.recv()
         try:
-            set_threads(num_threads)
+            prepare_process(num_threads, task.device)
             teller.tell("started", None)
             teller.tell("finished", align_rows(task, watch=teller))
         except Exception as error:
@@ -144,6 +144,15 @@ def main(descriptor: int) -> None:
                 teller.tell("lost", "out of memory")
             else:
                 teller.tell("raised", _sendable(error))
+
+
+def prepare_process(num_threads: int, device: str) -> None:
+    """Set the numeric libraries' threads, and compile before a row's time runs."""
+    set_threads(num_threads)
+    if device == "cpu":
+        from homoalign.aligner import warm_up
+
+        warm_up()
 
 
 def set_threads(num: int) -> None:

@@ -17,7 +17,7 @@ os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # Ray tells of lost wor
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from jobs.child import free_device_memory, is_out_of_memory, run_child, set_threads
+from jobs.child import free_device_memory, is_out_of_memory, prepare_process, run_child
 from jobs.errors import UsageError
 from jobs.isolation import align_isolated
 from jobs.shard import ShardDone, ShardTask, align_rows, run_shard
@@ -58,7 +58,7 @@ def _work(task: ShardTask, num_threads: int) -> ShardDone:
         free_device_memory()
         run = partial(run_child, num_threads=num_threads)
         return run_shard(task, make_rows=lambda task: align_isolated(task, run))
-    set_threads(num_threads)
+    prepare_process(num_threads, task.device)
     with Watchdog(task.row_timeout_s) as watchdog:
         return run_shard(task, make_rows=lambda task: align_rows(task, watch=watchdog))
 

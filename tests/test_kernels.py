@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import avg_pool2d
 
-from homoalign import AlignConfig, align, kernels, metrics, photometry, pyramid
+from homoalign import AlignConfig, align, aligner, kernels, metrics, photometry, pyramid
 from homoalign.homography import corner_errors, motion_of_step, normalise, pixels_from_centred
 from homoalign.intensity import to_gray
 from homoalign.kernels import compiler
@@ -19,6 +22,7 @@ from homoalign.sampling import sample_unit, unit_from_pixels
 from homoalign.solver import Slack, robust_scale, solve
 from homoalign.spline import spline_coefficients
 from homoalign.template import build_template, jacobian_of
+from jobs import child
 from jobs.synthetic import load_scene, render_pair
 
 
@@ -320,3 +324,40 @@ def test_where_nothing_can_be_kept_the_kernels_are_compiled_anew(monkeypatch):
     monkeypatch.setattr(compiler.numba, "njit", njit)
     assert compiler.compiled(lambda x: 2 * x)(4) == 8
     assert calls == [True, False]
+
+
+WARM = """
+import numpy as np
+from numba.core import event
+from homoalign.aligner import align, warm_up
+warm_up()
+
+class Listener(event.Listener):
+    def on_start(self, event):
+        print("compiled", event.data["dispatcher"].py_func.__name__)
+
+    def on_end(self, event):
+        pass
+
+event.register("numba:compile", Listener())
+rng = np.random.default_rng(0)
+gray, colours = rng.random((70, 90), np.float32), rng.integers(0, 256, (70, 90, 3), dtype=np.uint8)
+mask = rng.random((70, 90)) < 0.9
+align(gray, gray, src_mask=mask, dst_mask=mask)
+align(colours, np.roll(colours, 3, axis=1))
+align(gray, gray ** 2)
+print("aligned")
+"""
+
+
+def test_warming_up_leaves_nothing_to_compile():
+    done = subprocess.run([sys.executable, "-c", WARM], capture_output=True, text=True, check=True, timeout=250)
+    assert done.stdout == "aligned\n"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_worker_compiles_before_its_rows_are_timed(monkeypatch, device):
+    calls = []
+    monkeypatch.setattr(aligner, "warm_up", lambda: calls.append("warm"))
+    child.prepare_process(1, device)
+    assert calls == (["warm"] if device == "cpu" else [])
