@@ -24,8 +24,11 @@ from homoalign.pyramid import Level, build_pyramid, num_levels
 from homoalign.result import AlignResult
 from homoalign.status import Status
 
-PIXELS_AT_A_TIME = 2**19
-"""On a CPU pairs are solved in groups of about this many pixels of dst, so that a group's points stay in the cache."""
+PIXELS_AT_A_TIME = 2**18
+"""On a processor pairs are solved in groups of about this many pixels of dst, which the cache holds."""
+
+PAIRS_AT_A_TIME, MOST_PIXELS_AT_A_TIME = 4, 2**23
+"""Larger images in groups of so many pairs, which share what a call of torch costs, as long as memory does not mind."""
 
 
 def align(
@@ -61,13 +64,18 @@ def align(
     """
     pairs = check_pairs(src, dst, src_mask=src_mask, dst_mask=dst_mask, init=init, gt=gt)
     batch, pixels = len(pairs.dst), max(1, pairs.dst[0:1, 0].numel())
-    group = max(1, PIXELS_AT_A_TIME // pixels) if pairs.dst.device.type == "cpu" else max(1, batch)
+    group = _group_size(pixels) if pairs.dst.device.type == "cpu" else max(1, batch)
     # Half-precision matrix products would move the answer: a caller's autocast ends here.
     with torch.no_grad(), torch.autocast(pairs.dst.device.type, enabled=False):
         parts = [
             _align_group(pairs.slice(i, i + group), config or AlignConfig(), trace) for i in range(0, batch, group)
         ]
     return AlignResult.concatenate(parts) if parts else AlignResult.blank([], [])
+
+
+def _group_size(pixels: int) -> int:
+    """Return how many pairs to solve at a time, of images of so many pixels."""
+    return max(1, PIXELS_AT_A_TIME // pixels, min(PAIRS_AT_A_TIME, MOST_PIXELS_AT_A_TIME // pixels))
 
 
 @cache

@@ -134,12 +134,6 @@ def _halve(image: Floats, smaller: Floats) -> None:
 
 
 @compiled
-def _mirrored(index: int, size: int) -> int:
-    index = abs(index)
-    return index if index < size else max(0, 2 * (size - 1) - index)
-
-
-@compiled
 def _spread(image: Floats, result: Doubles) -> None:
     for b in range(len(image)):
         row = image[b]
@@ -178,10 +172,10 @@ def _convolve(image: Floats, taps: Floats, ends: int, result: Floats) -> None:
         for i in range(result.shape[1]):
             inner[:] = 0
             for j in range(len(taps)):
-                _add_times(taps[j], image[b, _mirrored_again(i - ends + j - reach, height)], inner)
+                _add_times(taps[j], image[b, _mirrored(i - ends + j - reach, height)], inner)
             for k in range(ends + reach):
-                row[k] = inner[_mirrored_again(k - ends - reach, width)]
-                row[ends + reach + width + k] = inner[_mirrored_again(width + k, width)]
+                row[k] = inner[_mirrored(k - ends - reach, width)]
+                row[ends + reach + width + k] = inner[_mirrored(width + k, width)]
             of_row = result[b, i]
             of_row[:] = 0
             for j in range(len(taps)):
@@ -195,7 +189,7 @@ def _add_times(factor: np.float32, values: Floats, total: Floats) -> None:
 
 
 @compiled
-def _mirrored_again(index: int, size: int) -> int:
+def _mirrored(index: int, size: int) -> int:
     """Return the index of a row that is mirrored at its ends as often as it takes."""
     period = max(1, 2 * (size - 1))
     index %= period
