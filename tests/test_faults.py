@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from held_server import serve_held
 from job_pairs import ENVIRONMENT, ROOT, homoalign, result_rows, start_homoalign, write_manifest, write_pairs
+from loopback import serve_held
 
 pytestmark = [
     pytest.mark.timeout(900),  # every child process imports torch, however slow the machine

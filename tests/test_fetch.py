@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import io
-import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
 import pytest
 from job_pairs import encoded, pair
+from loopback import QuietHandler, serve
 
 from jobs import access
 from jobs.access import AccessRules
@@ -29,7 +28,7 @@ def archive() -> bytes:
     return target.getvalue()
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(QuietHandler):
     """Serves two images, redirects in several ways, and lies about lengths."""
 
     targets: ClassVar = {
@@ -96,18 +95,11 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *_: object) -> None:
-        return
-
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as found:
-        thread = threading.Thread(target=found.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{found.server_port}"
-        found.shutdown()
-        thread.join()
+    with serve(Handler) as address:
+        yield address
 
 
 @pytest.fixture

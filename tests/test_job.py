@@ -19,7 +19,6 @@ import polars
 import pyarrow.parquet as pq
 import pytest
 import tifffile
-from held_server import HeldServer, serve_held
 from job_pairs import (
     TRUTH,
     encoded,
@@ -31,6 +30,7 @@ from job_pairs import (
     write_manifest,
     write_pairs,
 )
+from loopback import HeldServer, serve_held
 
 from homoalign.status import Status
 from jobs.schema import RESULT_COLUMNS

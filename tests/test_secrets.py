@@ -8,19 +8,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from job_pairs import ENVIRONMENT, homoalign, result_rows, write_manifest, write_pairs
+from loopback import QuietHandler, serve
 
 SECRETS = ("AKIAHUNTER2KEY", "hunter2-secret-key", "hunter2-session-token")
 
 
-class Talkative(BaseHTTPRequestHandler):
+class Talkative(QuietHandler):
     """An S3 that has everything, gives nothing, and repeats the credentials it was sent."""
 
     def do_HEAD(self) -> None:
@@ -38,18 +37,11 @@ class Talkative(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *_: object) -> None:
-        return
-
 
 @pytest.fixture
 def talkative_s3() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Talkative) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with serve(Talkative) as address:
+        yield address
 
 
 @pytest.fixture

@@ -1,12 +1,37 @@
-"""An HTTP server on loopback that holds its answers back: what fetches from it stalls until it is let go."""
+"""HTTP servers on loopback; one of them holds its answers back, so that what fetches from it stalls."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+
+class QuietHandler(BaseHTTPRequestHandler):
+    """Answers without a line on stderr."""
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+@contextmanager
+def running(server: ThreadingHTTPServer) -> Iterator[str]:
+    """Let a server answer in a thread of its own; yields its address, without a slash at the end."""
+    with server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def serve(handler: type[BaseHTTPRequestHandler]) -> AbstractContextManager[str]:
+    """Answer as a handler does, at some port."""
+    return running(ThreadingHTTPServer(("127.0.0.1", 0), handler))
 
 
 class HeldServer(ThreadingHTTPServer):
@@ -24,7 +49,7 @@ class HeldServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/"
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     server: HeldServer
 
     def do_GET(self) -> None:
@@ -36,19 +61,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *_: object) -> None:
-        return
-
 
 @contextmanager
 def serve_held(folder: Path) -> Iterator[HeldServer]:
     """Serve a folder's files, but not yet."""
-    with HeldServer(folder) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
+    server = HeldServer(folder)
+    with running(server):
         try:
             yield server
         finally:
             server.let_go.set()
-            server.shutdown()
-            thread.join()
