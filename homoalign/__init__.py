@@ -5,7 +5,7 @@
 >>> warped = homoalign.warp(src, result.dst_homo_src, (height, width))     # doctest: +SKIP
 """
 
-from homoalign.aligner import align
+from homoalign.aligner import align, warm_up
 from homoalign.config import AlignConfig
 from homoalign.errors import HomoalignError, PairError
 from homoalign.result import AlignResult, LevelTrace
@@ -22,6 +22,7 @@ __all__ = [
     "Status",
     "StopReason",
     "align",
+    "warm_up",
     "warp",
 ]
 __version__ = "0.1.0"
