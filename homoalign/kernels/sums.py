@@ -190,16 +190,23 @@ def _block_scores(
     scores: Doubles,
 ) -> None:
     rows = np.empty((10, BLOCK), np.float32)
-    run = min(side, BLOCK)
+    # Whole blocks of the grid at a time, where they fit.
+    run = BLOCK // side * side if side <= BLOCK else BLOCK
     for b in range(len(u)):
         for start in range(0, u.shape[2], width):  # a row of the grid
             for column in range(0, width, run):
                 first, last = start + column, start + min(column + run, width)
-                n = last - first
                 _write_rows(
-                    slope[b, 0, first:last], slope[b, 1, first:last], brightness[b, first:last], u[b, 0, first:last],
-                    u[b, 1, first:last], rows,
-                )  # fmt: skip
-                for i in range(10):
-                    total = dot(rows[i, :n], weighted[b, first:last])
-                    scores[b, i, start // width // side, column // side] += total
+                    slope[b, 0, first:last],
+                    slope[b, 1, first:last],
+                    brightness[b, first:last],
+                    u[b, 0, first:last],
+                    u[b, 1, first:last],
+                    rows,
+                )
+                for left in range(first, last, side):
+                    right = min(left + side, last)
+                    of_block = (left - start) // side
+                    for i in range(10):
+                        total = dot(rows[i, left - first : right - first], weighted[b, left:right])
+                        scores[b, i, start // width // side, of_block] += total
