@@ -42,6 +42,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -c "import homoalign; homoalign.warm_up()"  # compiled once, before tests that keep time
 	touch $(STAMP)
 
 clean:
