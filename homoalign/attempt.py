@@ -16,9 +16,9 @@ from homoalign import homography, metrics, verdict
 from homoalign.arguments import Pairs
 from homoalign.coarse_to_fine import solve_gauss_newton
 from homoalign.confidence import confidence as predict_confidence
-from homoalign.confidence import needs_structure
 from homoalign.config import AlignConfig
 from homoalign.evidence import UNDETERMINED_480, Evidence
+from homoalign.goodness import needs_structure
 from homoalign.homography import image_size
 from homoalign.hypotheses import Hypotheses, agreement
 from homoalign.intensity import to_unit_range

@@ -31,9 +31,6 @@ COEFFICIENTS = "confidence.json"
 RIGHT_480 = 5.0
 """The contract's: mean corner error at 480 below which an answer is right."""
 
-CERTAIN = 0.99
-"""Intensities that are so sure need no structure beside them."""
-
 MOST_RIVAL = 1.2
 MOST_UNEXPLAINED = 30.0
 LEAST_STD_480 = 1e-3
@@ -83,24 +80,11 @@ def confidence(evidence: Evidence, calibration: Calibration | None = None) -> Te
     std_480 = model.std_factor * unexplained**model.unexplained_power * std_480
     # Without a prediction looks have to do.
     precise = -torch.expm1(-((RIGHT_480 / std_480) ** model.std_power)).nan_to_num(-1.0)
-    odds = torch.fmax(
-        _odds_of_intensity(evidence, model),
-        model.structure_slope * (evidence.structure - model.structure_at_even_odds),
-    )
-    return torch.where(evidence.is_finite, torch.sigmoid(odds) * has_none * precise, 0.0)
-
-
-def needs_structure(evidence: Evidence) -> Tensor:
-    """Return (B,) bool, where structure could still change the confidence."""
-    by_intensity = torch.sigmoid(_odds_of_intensity(evidence, load_calibration()))
-    return ~(by_intensity > CERTAIN) & evidence.is_finite
-
-
-def _odds_of_intensity(evidence: Evidence, model: Calibration) -> Tensor:
-    whole, weak = evidence.local_correlation, evidence.weak_correlation
-    # One sensor may see bright what the other sees dark. A minimum with NaN, of no textured block, is the other value.
-    correlation = torch.fmax(torch.fmin(whole, weak), torch.fmin(-whole, -weak)).nan_to_num(-1.0)
     # A small overlap has fewer independent windows to agree by chance.
     overlap = torch.fmax(evidence.overlap, evidence.src_overlap).nan_to_num(0.0)
     even = model.correlation_at_even_odds + 2 * model.small_overlap * (0.5 - overlap).clamp(0, 0.5)
-    return model.correlation_slope * (correlation - even)
+    odds = torch.fmax(
+        model.correlation_slope * (evidence.correlation - even),
+        model.structure_slope * (evidence.structure - model.structure_at_even_odds),
+    )
+    return torch.where(evidence.is_finite, torch.sigmoid(odds) * has_none * precise, 0.0)

@@ -54,6 +54,13 @@ class Evidence:
     structure: Tensor
     is_finite: Tensor
 
+    @property
+    def correlation(self) -> Tensor:
+        """(B,) float64, of whole or weaker blocks, whichever is lower; -1 where there is nothing to correlate."""
+        whole, weak = self.local_correlation, self.weak_correlation
+        # One sensor may see bright what the other sees dark. A minimum with NaN, of no textured block, is the other.
+        return torch.fmax(torch.fmin(whole, weak), torch.fmin(-whole, -weak)).nan_to_num(-1.0)
+
     @classmethod
     def of_table(cls, table: Tensor) -> Evidence:
         """Return the evidence of a `table`; pairs of nothing but NaN had no matrix."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from homoalign.config import AlignConfig
@@ -26,6 +27,12 @@ def evidence_level(sizes: list[tuple[int, int]], count: int) -> int:
     while level < count - 1 and side >> level > LOCAL_LEVEL_SIDE_PX:
         level += 1
     return level
+
+
+def can_judge(evidence: Evidence, config: AlignConfig) -> Tensor:
+    """Return (B,) bool, whether enough of both images is shared, and has the structure, to compare them at all."""
+    overlap = torch.fmax(evidence.overlap, evidence.src_overlap)
+    return (evidence.overlap > 0) & (overlap >= config.min_overlap) & (evidence.local_correlation >= -1)
 
 
 def judge(
