@@ -23,6 +23,7 @@ from homoalign.homography import image_size
 from homoalign.hypotheses import Hypotheses, agreement
 from homoalign.intensity import to_unit_range
 from homoalign.noise import noise_level, residual_noise
+from homoalign.parts import measure_parts
 from homoalign.pyramid import Level, noise_gain
 from homoalign.residual import Alignment
 from homoalign.result import AlignResult
@@ -194,6 +195,7 @@ def _measure(
     )
     patterns = metrics.local_patterns(src, dst, level_matrix)
     whole, weak = metrics.local_correlation(patterns, (noise_src, noise_dst))
+    parts = measure_parts(src, dst, level_matrix)
     covariance = metrics.corner_covariance(solved.covariance, matrix, *src_size)
     corner_std_px = metrics.corner_std(covariance)
     corner_std_480 = 480 / min(dst_size) * corner_std_px.cpu()
@@ -208,6 +210,9 @@ def _measure(
         unexplained=(fitted_scale / explained).cpu(),
         corner_std_480=corner_std_480,
         structure=torch.full((len(matrix),), torch.nan, dtype=torch.float64),
+        parts_here=parts.here.cpu(),
+        drift_480=parts.drift_480.cpu(),
+        drift_std_480=parts.drift_std_480.cpu(),
         is_finite=finite.cpu(),
     )
     asked = torch.nonzero(needs_structure(evidence))[:, 0]

@@ -19,6 +19,9 @@ EVIDENCE = (
     "unexplained",
     "corner_std_480",
     "structure",
+    "parts_here",
+    "drift_480",
+    "drift_std_480",
 )
 """What `confidence` is a function of."""
 
@@ -41,6 +44,9 @@ class Evidence:
         corner_std_480: predicted precision, pixels of a dst whose shorter side is 480; NaN where the solver predicts
             none, `UNDETERMINED_480` where the data do not determine the motion.
         structure: `attempt.structure_score`; NaN where it was not asked for.
+        parts_here: `here` of `parts.measure_parts`.
+        drift_480: likewise.
+        drift_std_480: likewise.
         is_finite: (B,) bool, whether there is a matrix at all.
     """
 
@@ -52,6 +58,9 @@ class Evidence:
     unexplained: Tensor
     corner_std_480: Tensor
     structure: Tensor
+    parts_here: Tensor
+    drift_480: Tensor
+    drift_std_480: Tensor
     is_finite: Tensor
 
     @property
@@ -71,5 +80,5 @@ class Evidence:
         return replace(self, structure=self.structure.index_copy(0, index, structure))
 
     def table(self) -> Tensor:
-        """Return (B, 8) float64, columns as `EVIDENCE` names them."""
+        """Return (B, 11) float64, columns as `EVIDENCE` names them."""
         return torch.stack([getattr(self, name) for name in EVIDENCE], dim=1)
