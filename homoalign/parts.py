@@ -47,14 +47,17 @@ FAINT = 0.1
 HERE_480 = 5.0
 """A block whose best shift is shorter lies best where it is."""
 
+ELSEWHERE = 2
+"""Blocks that are taken to lie best elsewhere beside those that do: of very few, some agree by chance."""
+
 WIDTHS_480 = (16.0, 8.0, 4.0, 4.0)
 """Of the robust loss, in turn: blocks whose shifts lie further from those of the others have no say."""
 
 SHIFT_STD_PX = 0.5
-"""Error of a block's shift before the scatter of all is known, pixels of the level..."""
+"""Error of a block's shift before the scatter of all is known, pixels of the level; its variance..."""
 
 LEAST_SCATTER = 0.1
-"""... and the least share of its square that a scatter is taken for."""
+"""... is at least this share of that."""
 
 PRIOR_480 = 60.0
 """Standard deviation of the corners of dst where no block says anything; any larger one says the same."""
@@ -69,7 +72,7 @@ class Parts:
     """What the blocks say, (B,) float64 each.
 
     Attributes:
-        here: share of the blocks with structure that lie best where they are; 0 where there is none.
+        here: share of the blocks with structure that lie best where they are; less where there are few.
         drift_480: root mean square by which the blocks would move the corners of src, pixels of a dst whose shorter
             side is 480, up to `MOST_480`.
         drift_std_480: its standard deviation, likewise.
@@ -208,30 +211,33 @@ def _drift(
         motion = homography.velocities(u[..., 0], u[..., 1])
         return at_480 * half_side * torch.stack([torch.stack(pair, dim=-1) for pair in motion], dim=-1)
 
-    shift, unit = at_480 * shift, at_480 * SHIFT_STD_PX
+    shift = at_480 * shift
     of_blocks = jacobian(places)
     frame = jacobian(homography.image_corners(*dst_size, device=shift.device)).flatten(0, 1)
-    prior = frame.mT @ frame / 4 * (unit / PRIOR_480) ** 2
+    prior = frame.mT @ frame / (4 * PRIOR_480**2)
+    variance = torch.full_like(shift[:, 0, 0], (at_480 * SHIFT_STD_PX) ** 2)
+    least_variance = LEAST_SCATTER * variance
     motion = shift.new_zeros(len(shift), 8)
     for width in WIDTHS_480:
         squared = (shift - _moved(of_blocks, motion)).square().sum(-1)
         weight = counts * (width**2 / (width**2 + squared)).square()
-        information = prior + torch.einsum("bk,kip,kiq->bpq", weight, of_blocks, of_blocks)
-        covariance = torch.linalg.inv(information)
-        motion = (covariance @ torch.einsum("bk,kip,bki->bp", weight, of_blocks, shift)[..., None])[..., 0]
+        told = torch.einsum("bk,kip,kiq->bpq", weight, of_blocks, of_blocks) / variance[:, None, None]
+        asked = torch.einsum("bk,kip,bki->bp", weight, of_blocks, shift) / variance[:, None]
+        motion = torch.linalg.solve(told + prior, asked)
     squared = (shift - _moved(of_blocks, motion)).square().sum(-1)
-    freedom = (2 * weight.sum(-1) - 8).clamp_min(1)
-    scatter = ((weight * squared).sum(-1) / freedom).clamp_min(LEAST_SCATTER * unit**2)
+    scatter = (weight * squared).sum(-1) / (2 * weight.sum(-1) - 8).clamp_min(1)
+    information = told * (variance / scatter.maximum(least_variance))[:, None, None] + prior
+    covariance = torch.linalg.inv(information)
 
     corners = homography.image_corners(*src_size, device=shift.device).expand(len(shift), 4, 2)
     of_corners = jacobian(homography.warp_points(dst_homo_src, corners))  # (B, 4, 2, 8)
     drift = torch.einsum("bcip,bp->bci", of_corners, motion).square().sum(-1).mean(-1).sqrt()
-    variance = torch.einsum("bcip,bpq,bciq->bc", of_corners, covariance, of_corners).mean(-1) * scatter
+    spread = torch.einsum("bcip,bpq,bciq->bc", of_corners, covariance, of_corners).mean(-1).sqrt()
     is_here = counts & (shift.square().sum(-1) < HERE_480**2)
     return Parts(
-        here=is_here.sum(-1) / counts.sum(-1).clamp_min(1).double(),
+        here=is_here.sum(-1) / (counts.sum(-1) + ELSEWHERE).double(),
         drift_480=drift.nan_to_num(MOST_480).clamp_max(MOST_480),
-        drift_std_480=variance.sqrt().nan_to_num(MOST_480).clamp_max(MOST_480),
+        drift_std_480=spread.nan_to_num(MOST_480).clamp_max(MOST_480),
     )
 
 

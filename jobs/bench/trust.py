@@ -79,8 +79,8 @@ def trust_command(
                     patterns; no answer is right
     near-duplicate  another object in the same place and a form filled in otherwise (the place and the form have a
                     truth), two frames under one overlay and two scenes of one pattern (no answer is right)
-    misled          related, started with the corners 4 to 50 px off at 480, on structure every second dozen, and
-                    neither searched nor matched; not given to the others
+    misled          related but not repeated, every second not flat, started with the corners 4 to 50 px off at 480,
+                    by turns on structure alone, and neither searched nor matched; not given to the others
 
     The score is homoalign's confidence, ECC's correlation, and the share of SIFT's matches that are inliers. Splits are
     by photograph: fit and held-out are fixed lists of scikit-image's; a file belongs to one by a checksum of its name.

@@ -67,6 +67,9 @@ LOOKALIKES = ("object", "form", "overlay", "pattern")
 """Kinds of near-duplicates, in turn: a place with another large object before it; a printed form with other entries;
 two frames under one overlay; two scenes of one repeated pattern. The first two have a truth, the others none."""
 
+MISLED_CASES = tuple(case for case in CASES if case != "repeated")
+"""A start beside the truth tells which of many repeats is the right one, as no start does that anyone has."""
+
 MISLED_480 = (4.0, 50.0)
 """Misled pairs start with their corners off by so much on average, pixels at 480: least and most."""
 
@@ -168,8 +171,12 @@ def trust_numbers(count: int, unrelated: int, near_duplicates: int, misled: int 
     return ((group, number) for group, size in groups for number in range(size))
 
 
-def _related(pairs: TrustPairs, number: int, group: Group = RELATED) -> TrustPair:
-    case, name = CASES[number % len(CASES)], pairs.turn(number // len(CASES))
+def _related(pairs: TrustPairs, number: int) -> TrustPair:
+    return _draw_related(pairs, RELATED, number, CASES)
+
+
+def _draw_related(pairs: TrustPairs, group: Group, number: int, cases: tuple[str, ...]) -> TrustPair:
+    case, name = cases[number % len(cases)], pairs.turn(number // len(cases))
     rng = pairs.rng(group, number, MOTION)
     scene, pattern = gray_scene(name), {}
     if case == "repeated":
@@ -177,13 +184,16 @@ def _related(pairs: TrustPairs, number: int, group: Group = RELATED) -> TrustPai
         name, pattern = pattern_name, {"pattern": pattern_name}
         scene = build_scene(PATTERNS[pattern_name](rng))
     views, motion = _moved_views(pairs, case, scene, rng)
-    change = draw_change(case, pairs.rng(group, number, CHANGE))
+    change_rng = pairs.rng(group, number, CHANGE)
+    change = draw_change(case, change_rng)
+    if group == MISLED and change_rng.uniform() < 0.5:
+        change = replace(change, relief_480=draw_change("relief", change_rng).relief_480)
     return _finish(pairs, group, number, case, name, views, change, {**pattern, **motion})
 
 
 def _misled(pairs: TrustPairs, number: int) -> TrustPair:
-    """Draw a related pair and a start beside its truth: what is found from there is often the nearest wrong answer."""
-    pair = _related(pairs, number, MISLED)
+    """Draw a related pair, every second not flat, and a start beside its truth: many find a wrong answer near it."""
+    pair = _draw_related(pairs, MISLED, number, MISLED_CASES)
     rng = pairs.rng(MISLED, number, START)
     off_480 = math.exp(rng.uniform(*np.log(MISLED_480)))
     off = rng.normal(size=2) + 0.6 * rng.normal(size=(4, 2))  # together, and each corner on its own
@@ -191,7 +201,7 @@ def _misled(pairs: TrustPairs, number: int) -> TrustPair:
     corners = corner_points((pair.src.shape[0], pair.src.shape[1]))
     start = homography_from_corners(corners, warp_points(pair.dst_homo_src, corners) + off)
     parameters = {**pair.parameters, "off_480": off_480}
-    return replace(pair, start=start, on_structure=number // len(CASES) % 2 == 1, parameters=parameters)
+    return replace(pair, start=start, on_structure=number // len(MISLED_CASES) % 2 == 1, parameters=parameters)
 
 
 def _moved_views(
