@@ -36,6 +36,10 @@ from homoalign.zoom import MatchedLevels, match_levels, zoom_octave
 SCORE_SIDE_PX = 256
 """The structure of two answers is compared on levels of about this side."""
 
+PARTS_SHARE = 0.3
+"""How much of what the blocks leave open is added to the solver's covariance where residuals are more than noise:
+with it 93 % of drawn pairs that are right, of those that are fitted on, lie within 1.96 of the prediction."""
+
 Signal = Literal["intensity", "structure"]
 
 NEAR_SIDE_PX = 64
@@ -197,17 +201,22 @@ def _measure(
     whole, weak = metrics.local_correlation(patterns, (noise_src, noise_dst))
     parts = measure_parts(src, dst, level_matrix)
     covariance = metrics.corner_covariance(solved.covariance, matrix, *src_size)
-    corner_std_px = metrics.corner_std(covariance)
-    corner_std_480 = 480 / min(dst_size) * corner_std_px.cpu()
+    at_480 = 480 / min(dst_size)
+    corner_std_480 = at_480 * metrics.corner_std(covariance).cpu()
     if config.solver != "adam":  # which predicts none
         corner_std_480 = corner_std_480.nan_to_num(UNDETERMINED_480)
+    unexplained = fitted_scale / explained
+    no_noise = (1 - unexplained.square().reciprocal()).nan_to_num(0.0).clamp_min(0)[:, None, None, None]
+    by_parts = parts.corner_covariance_480.nan_to_num(0.0) / at_480**2
+    covariance = covariance + PARTS_SHARE**2 * no_noise * by_parts
+    corner_std_px = metrics.corner_std(covariance)
     evidence = Evidence(
         local_correlation=whole.cpu(),
         weak_correlation=weak.cpu(),
         overlap=fit.overlap.cpu(),
         src_overlap=metrics.share_of_src_seen(src, dst, level_matrix).cpu(),
         rival=metrics.rival_correlation(patterns).cpu(),
-        unexplained=(fitted_scale / explained).cpu(),
+        unexplained=unexplained.cpu(),
         corner_std_480=corner_std_480,
         structure=torch.full((len(matrix),), torch.nan, dtype=torch.float64),
         parts_here=parts.here.cpu(),

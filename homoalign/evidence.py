@@ -41,8 +41,8 @@ class Evidence:
         src_overlap: share of src that lands on dst.
         rival: `metrics.rival_correlation`.
         unexplained: the residual's scale, with the light fitted, over what noise alone gives it.
-        corner_std_480: predicted precision, pixels of a dst whose shorter side is 480; NaN where the solver predicts
-            none, `UNDETERMINED_480` where the data do not determine the motion.
+        corner_std_480: precision that the solver predicts, pixels of a dst whose shorter side is 480; NaN where it
+            predicts none, `UNDETERMINED_480` where the data do not determine the motion.
         structure: `attempt.structure_score`; NaN where it was not asked for.
         parts_here: `here` of `parts.measure_parts`.
         drift_480: likewise.

@@ -76,11 +76,14 @@ class Parts:
         drift_480: root mean square by which the blocks would move the corners of src, pixels of a dst whose shorter
             side is 480, up to `MOST_480`.
         drift_std_480: its standard deviation, likewise.
+        corner_covariance_480: (B, 4, 2, 2) of the corners, where the blocks are all that is known, pixels squared; NaN
+            for corners behind the horizon.
     """
 
     here: Tensor
     drift_480: Tensor
     drift_std_480: Tensor
+    corner_covariance_480: Tensor
 
 
 def measure_parts(src: Level, dst: Level, dst_homo_src: Tensor) -> Parts:
@@ -232,12 +235,14 @@ def _drift(
     corners = homography.image_corners(*src_size, device=shift.device).expand(len(shift), 4, 2)
     of_corners = jacobian(homography.warp_points(dst_homo_src, corners))  # (B, 4, 2, 8)
     drift = torch.einsum("bcip,bp->bci", of_corners, motion).square().sum(-1).mean(-1).sqrt()
-    spread = torch.einsum("bcip,bpq,bciq->bc", of_corners, covariance, of_corners).mean(-1).sqrt()
+    corner_covariance = of_corners @ covariance[:, None] @ of_corners.mT
+    spread = corner_covariance.diagonal(dim1=-2, dim2=-1).sum(-1).mean(-1).sqrt()
     is_here = counts & (shift.square().sum(-1) < HERE_480**2)
     return Parts(
         here=is_here.sum(-1) / (counts.sum(-1) + ELSEWHERE).double(),
         drift_480=drift.nan_to_num(MOST_480).clamp_max(MOST_480),
         drift_std_480=spread.nan_to_num(MOST_480).clamp_max(MOST_480),
+        corner_covariance_480=corner_covariance,
     )
 
 
