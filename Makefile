@@ -26,14 +26,14 @@ chaos: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/homoalign bench $(NAME)
 
-# What `confidence` is made of, fitted anew: about twenty minutes.
+# What `confidence` is made of, fitted anew: about ten minutes.
 confidence: $(STAMP)
 	mkdir -p build
-	$(BIN)/homoalign bench trust --split fit --seed 1 --size 240 --pairs 240 --unrelated 80 --near-duplicates 48 \
-		--misled 440 --no-peers --num-workers 2 --json build/trust_fit.json
+	$(BIN)/homoalign bench trust --split fit --seed 1 --size 240 --pairs 120 --unrelated 40 --near-duplicates 24 \
+		--misled 330 --no-peers --num-workers 2 --json build/trust_fit.json
 	$(BIN)/python -m jobs.bench.fit_confidence build/trust_fit.json
 
-# Mutated files through decoders and job, then manifests with anything in their cells: about twenty minutes.
+# Mutated files through decoders and job, then manifests with anything in their cells: about ten minutes.
 fuzz: $(STAMP)
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tests/fuzz.py --inputs 20000
 	OMP_NUM_THREADS=1 FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest tests/test_fuzz.py -k cells
