@@ -33,7 +33,7 @@ confidence: $(STAMP)
 		--misled 330 --no-peers --num-workers 2 --json build/trust_fit.json
 	$(BIN)/python -m jobs.bench.fit_confidence build/trust_fit.json
 
-# Mutated files through decoders and job, then manifests with anything in their cells: about ten minutes.
+# Mutated files through decoders and job, then manifests with anything in their cells: about twenty minutes.
 fuzz: $(STAMP)
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tests/fuzz.py --inputs 20000
 	OMP_NUM_THREADS=1 FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest tests/test_fuzz.py -k cells
