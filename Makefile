@@ -26,10 +26,10 @@ chaos: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/homoalign bench $(NAME)
 
-# What `confidence` is made of, fitted anew: about ten minutes.
+# What `confidence` is made of, fitted anew: about a quarter of an hour.
 confidence: $(STAMP)
 	mkdir -p build
-	$(BIN)/homoalign bench trust --split fit --seed 1 --size 240 --pairs 120 --unrelated 40 --near-duplicates 24 \
+	$(BIN)/homoalign bench trust --split fit --seed 1 --size 240 --pairs 180 --unrelated 60 --near-duplicates 36 \
 		--misled 330 --no-peers --num-workers 2 --json build/trust_fit.json
 	$(BIN)/python -m jobs.bench.fit_confidence build/trust_fit.json
 
