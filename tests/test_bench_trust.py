@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from homoalign import AlignConfig
-from jobs.bench import bench_command
+from jobs.bench import bench_command, trust_run
 from jobs.bench.methods import ECC, HOMOALIGN, SIFT, mean_distance_px
 from jobs.bench.pairs import BenchPair
 from jobs.bench.photographs import place_of, select_split, split_of
@@ -145,7 +145,7 @@ def test_near_duplicates_have_a_truth_where_they_share_a_place(kind):
     assert np.isfinite(pair.dst_homo_src).all() == (kind in ("object", "form"))
 
 
-def test_misled_pairs_start_beside_the_truth_and_are_not_searched():
+def test_misled_pairs_start_beside_the_truth_and_are_not_searched(monkeypatch):
     pairs, count = TrustPairs(seed=0, photographs=NAMES, max_width=160), len(MISLED_CASES)
     drawn = [pairs.draw(MISLED, number) for number in range(2 * count)]
     assert "repeated" not in MISLED_CASES
@@ -157,8 +157,15 @@ def test_misled_pairs_start_beside_the_truth_and_are_not_searched():
     assert max(off) > 30
     assert 6 <= sum("relief_480" in pair.parameters for pair in drawn) <= 18
     assert pairs.draw(RELATED, 0).start is None
-    outcomes = [align_by_homoalign(pair, AlignConfig()) for pair in drawn[:3]]
-    assert {outcome.initialisation for outcome in outcomes} == {"prior"}
+    asked = []
+    monkeypatch.setattr(trust_run, "align_timed", lambda _, config, init: asked.append((config, init)) or 1 / 0)
+    for pair in (drawn[0], drawn[count]):
+        with pytest.raises(ZeroDivisionError):
+            align_by_homoalign(pair, AlignConfig())
+    assert [(config.use_search, config.use_features, config.signal) for config, _ in asked] == [
+        (False, False, "auto"), (False, False, "structure")
+    ]  # fmt: skip
+    assert [init for _, init in asked] == [drawn[0].start, drawn[count].start]
 
 
 def test_a_form_filled_in_twice_shares_its_print_alone():
