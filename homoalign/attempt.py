@@ -16,13 +16,14 @@ from homoalign import homography, metrics, verdict
 from homoalign.arguments import Pairs
 from homoalign.coarse_to_fine import solve_gauss_newton
 from homoalign.confidence import confidence as predict_confidence
-from homoalign.confidence import needs_structure
 from homoalign.config import AlignConfig
 from homoalign.evidence import UNDETERMINED_480, Evidence
+from homoalign.goodness import needs_structure
 from homoalign.homography import image_size
 from homoalign.hypotheses import Hypotheses, agreement
 from homoalign.intensity import to_unit_range
 from homoalign.noise import residual_noise
+from homoalign.parts import measure_parts
 from homoalign.pyramid import Level, noise_gain
 from homoalign.residual import Alignment
 from homoalign.result import AlignResult
@@ -34,6 +35,10 @@ from homoalign.zoom import MatchedLevels, match_levels, zoom_octave
 
 SCORE_SIDE_PX = 256
 """The structure of two answers is compared on levels of about this side."""
+
+PARTS_SHARE = 0.3
+"""How much of what the blocks leave open is added to the solver's covariance where residuals are more than noise:
+with it 93 % of drawn pairs that are right, of those that are fitted on, lie within 1.96 of the prediction."""
 
 Signal = Literal["intensity", "structure"]
 
@@ -192,20 +197,29 @@ def _measure(
     noise_src, noise_dst = (noise_gain(level) * pyramid[0].noise.square() for pyramid in (track.src, track.dst))
     patterns = metrics.local_patterns(src, dst, level_matrix)
     whole, weak = metrics.local_correlation(patterns, (noise_src, noise_dst))
+    parts = measure_parts(src, dst, level_matrix)
     covariance = metrics.corner_covariance(solved.covariance, matrix, *src_size)
-    corner_std_px = metrics.corner_std(covariance)
-    corner_std_480 = 480 / min(dst_size) * corner_std_px.cpu()
+    at_480 = 480 / min(dst_size)
+    corner_std_480 = at_480 * metrics.corner_std(covariance).cpu()
     if config.solver != "adam":  # which predicts none
         corner_std_480 = corner_std_480.nan_to_num(UNDETERMINED_480)
+    unexplained = fitted_scale / explained
+    no_noise = (1 - unexplained.square().reciprocal()).nan_to_num(0.0).clamp_min(0)[:, None, None, None]
+    by_parts = parts.corner_covariance_480.nan_to_num(0.0) / at_480**2
+    covariance = covariance + PARTS_SHARE**2 * no_noise * by_parts
+    corner_std_px = metrics.corner_std(covariance)
     evidence = Evidence(
         local_correlation=whole.cpu(),
         weak_correlation=weak.cpu(),
         overlap=fit.overlap.cpu(),
         src_overlap=metrics.share_of_src_seen(src, dst, level_matrix).cpu(),
         rival=metrics.rival_correlation(patterns).cpu(),
-        unexplained=(fitted_scale / explained).cpu(),
+        unexplained=unexplained.cpu(),
         corner_std_480=corner_std_480,
         structure=torch.full((len(matrix),), torch.nan, dtype=torch.float64),
+        parts_here=parts.here.cpu(),
+        drift_480=parts.drift_480.cpu(),
+        drift_std_480=parts.drift_std_480.cpu(),
         is_finite=finite.cpu(),
     )
     asked = torch.nonzero(needs_structure(evidence))[:, 0]

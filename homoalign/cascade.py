@@ -1,4 +1,4 @@
-"""From the cheapest start to the dearest: each is tried only on the pairs that the ones before left in doubt.
+"""From the cheapest start to the dearest: each is tried only where no answer before was good enough (`goodness`).
 
     prior or identity -> exhaustive search -> local features
 
@@ -7,18 +7,21 @@ B pairs, K hypotheses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from homoalign.attempt import Batch, Signal, attempt, structure_score
+from homoalign.evidence import Evidence
 from homoalign.features import match_features
+from homoalign.goodness import GOOD_ENOUGH, goodness
 from homoalign.homography import image_size
 from homoalign.hypotheses import Hypotheses, refine
 from homoalign.result import AlignResult
 from homoalign.search import search_similarities
-from homoalign.status import Initialisation, Status
+from homoalign.status import Initialisation
+from homoalign.verdict import can_judge
 from homoalign.zoom import zoom_octave
 
 SIGNALS: dict[str, tuple[Signal, ...]] = {
@@ -60,15 +63,25 @@ def run_cascade(batch: Batch, start: Tensor, initialisation: list[Initialisation
         (config.use_features and config.model == "homography", Initialisation.FEATURES, _match),
     ]
     for is_wanted, name, propose in steps:
-        doubtful = _where(status != Status.OK for status in result.status)
+        doubtful = _indices(~_is_settled(batch, result))
         if is_wanted and len(doubtful) > 0:
             result = result.put(doubtful, _escalate(batch.select(doubtful), result.select(doubtful), name, propose))
     return result
 
 
-def _where(chosen: Iterable[bool]) -> Tensor:
-    """Return the indices (int64) at which `chosen` holds."""
-    return torch.tensor([i for i, is_chosen in enumerate(chosen) if is_chosen], dtype=torch.int64)
+def _indices(chosen: Tensor) -> Tensor:
+    """Return the indices (int64) at which `chosen` (B,) holds."""
+    return torch.nonzero(chosen)[:, 0]
+
+
+def _goodness(result: AlignResult) -> Tensor:
+    is_finite = result.dst_homo_src.isfinite().flatten(1).all(-1)
+    return torch.where(is_finite, goodness(Evidence.of_table(result.evidence)), 0.0)
+
+
+def _is_settled(batch: Batch, result: AlignResult) -> Tensor:
+    """Return (B,) bool, whether an answer is good enough to look for no other."""
+    return (_goodness(result) >= GOOD_ENOUGH) & can_judge(Evidence.of_table(result.evidence), batch.config)
 
 
 def _rematch(batch: Batch, result: AlignResult, start: Tensor, signal: Signal) -> AlignResult:
@@ -76,19 +89,19 @@ def _rematch(batch: Batch, result: AlignResult, start: Tensor, signal: Signal) -
     src_size = image_size(batch.src[0].image)
     octave = zoom_octave(result.dst_homo_src, src_size)
     is_zoom = octave != zoom_octave(start.cpu(), src_size)
-    index = torch.nonzero(is_zoom & (result.confidence >= batch.config.confidence_threshold))[:, 0]
+    index = _indices(is_zoom & (_goodness(result) >= GOOD_ENOUGH))
     if len(index) == 0:
         return result
     names = [result.initialisation[i] or Initialisation.IDENTITY for i in index.tolist()]
     part = batch.select(index)
     after = attempt(part, result.dst_homo_src[index].to(start.device), names, is_near=True, signal=signal)
-    chosen = _where(status == Status.OK for status in after.status)
+    chosen = _indices(_is_settled(part, after))
     return result.put(index[chosen], after.select(chosen))
 
 
 def _stay(batch: Batch, result: AlignResult) -> AlignResult:
     """Solve on structure what stands but does not look alike: another sensor, other light, something in the way."""
-    doubtful = _where(status != Status.OK for status in result.status)
+    doubtful = _indices(~_is_settled(batch, result))
     if len(doubtful) == 0:
         return result
     standing = _score(batch.select(doubtful), result.select(doubtful)) >= STANDING
@@ -109,7 +122,7 @@ def _escalate(
     members, first = _first_of_each(refined.pair)
     start, members = refined.dst_homo_src[first].cpu(), members.cpu()
     for signal in SIGNALS[batch.config.signal]:
-        open_ = _where(result.status[i] != Status.OK for i in members.tolist())
+        open_ = _indices(~_is_settled(batch, result)[members])
         if len(open_) == 0:
             break
         result = _attempt_better(batch, result, members[open_], start[open_], [name] * len(open_), signal)
@@ -124,8 +137,8 @@ def _attempt_better(
     after = attempt(part, start.to(part.src[0].image.device), names, is_near=True, signal=signal)
     before = result.select(index)
     gain = (_score(part, after) - _score(part, before)).cpu()
-    better = (gain > LEAST_GAIN[signal]) | ((gain > 0) & (after.confidence > before.confidence))
-    chosen = torch.nonzero(better)[:, 0]
+    better = (gain > LEAST_GAIN[signal]) | ((gain > 0) & (_goodness(after) > _goodness(before)))
+    chosen = _indices(better)
     return result.put(index[chosen], after.select(chosen))
 
 

@@ -1,17 +1,14 @@
 """`confidence`: the calibrated probability that an answer is right.
 
-Right is an answer that looks right, that has no rival, and that is precise enough, so
+    confidence = P(it holds) * P(no rival)
 
-    confidence = P(looks right) * P(no rival) * P(precise)
+P(it holds) is a logistic function of three things: how many blocks of the overlap lie best where they are, how far a
+homography through their shifts would move the corners, with what is not known of that, and how well the overlap
+correlates. P(no rival) is one of how well src would lie elsewhere: where another shift does as well, as among bricks,
+nothing else tells.
 
-P(looks right) is a logistic function of how well the overlap correlates, or of how well its structure agrees, whichever
-says more. P(no rival) is one of how well src would lie elsewhere: where another shift does as well, as among bricks,
-looks say nothing. P(precise) is that of an error whose size follows a Weibull distribution about the predicted one;
-with power 2 it is Rayleigh's.
-
-The coefficients stand in `confidence.json`, with what they were fitted on; `make confidence` fits them anew, those of
-looks apart: drawn pairs go wrong in other ways than photographs of hills and harbours do, and a fit to them trusts
-these too soon.
+The coefficients stand in `confidence.json`, with what they were fitted on; `make confidence` fits them anew. Which
+answer is found does not depend on them, see `goodness`.
 """
 
 from __future__ import annotations
@@ -24,42 +21,41 @@ from importlib.resources import files
 import torch
 from torch import Tensor
 
-from homoalign.evidence import UNDETERMINED_480, Evidence
+from homoalign.evidence import Evidence
+from homoalign.parts import MOST_480
 
 COEFFICIENTS = "confidence.json"
 
 RIGHT_480 = 5.0
 """The contract's: mean corner error at 480 below which an answer is right."""
 
-CERTAIN = 0.99
-"""Intensities that are so sure need no structure beside them."""
+MOST_RIVAL = 1.0
+"""A shift that does better still says no more: intensities may not be what is alike."""
 
-MOST_RIVAL = 1.2
-MOST_UNEXPLAINED = 30.0
-LEAST_STD_480 = 1e-3
+LEAST_SHARE = 0.03
+"""Shares nearer to 0 or 1 than about this say no more."""
+
+LEAST_480 = 0.5
+"""Errors below about this say no more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Calibration:
     """The coefficients."""
 
-    correlation_at_even_odds: float
-    """Of the local correlation, of whole or weaker blocks, whichever is lower; of its size where both are negative."""
-    correlation_slope: float
-    small_overlap: float
-    """How much more correlation it takes without overlap than where half of a frame is shared or more."""
-    structure_at_even_odds: float
-    structure_slope: float
+    base: float
+    """Log-odds where half of the blocks lie best where they are, half of the signal correlates, and the error that the
+    blocks tell is as large as a right answer's may be."""
+    parts_here: float
+    """What they grow by with the log-odds of the share of blocks."""
+    correlation: float
+    """Likewise of the local correlation, of whole or weaker blocks, whichever is lower."""
+    error: float
+    """What they fall by with the logarithm of the error."""
     no_rival: float
     """Log-odds of P(no rival) at no rival."""
     rival: float
-    """What they change by for a rival that does as well."""
-    std_factor: float
-    """Errors are so many times the predicted ones."""
-    std_power: float
-    """Of the Weibull distribution."""
-    unexplained_power: float
-    """Errors grow with this power of `Evidence.unexplained`: what is no noise goes together over the frame."""
+    """What one takes from them that does as well."""
 
 
 @cache
@@ -76,31 +72,17 @@ def confidence(evidence: Evidence, calibration: Calibration | None = None) -> Te
         calibration: the package's own where None.
     """
     model = load_calibration() if calibration is None else calibration
-    rival = evidence.rival.nan_to_num(0.0).clamp(0, MOST_RIVAL)
-    has_none = torch.sigmoid(model.no_rival + model.rival * rival)
-    unexplained = evidence.unexplained.nan_to_num(1.0).clamp(1, MOST_UNEXPLAINED)
-    std_480 = evidence.corner_std_480.clamp(LEAST_STD_480, UNDETERMINED_480)
-    std_480 = model.std_factor * unexplained**model.unexplained_power * std_480
-    # Without a prediction looks have to do.
-    precise = -torch.expm1(-((RIGHT_480 / std_480) ** model.std_power)).nan_to_num(-1.0)
-    odds = torch.fmax(
-        _odds_of_intensity(evidence, model),
-        model.structure_slope * (evidence.structure - model.structure_at_even_odds),
+    error_480 = torch.hypot(evidence.drift_480, evidence.drift_std_480).nan_to_num(MOST_480)
+    holds = (
+        model.base
+        + model.parts_here * _log_odds(evidence.parts_here)
+        + model.correlation * _log_odds(evidence.correlation)
+        - model.error * ((error_480 + LEAST_480) / (RIGHT_480 + LEAST_480)).log()
     )
-    return torch.where(evidence.is_finite, torch.sigmoid(odds) * has_none * precise, 0.0)
+    rival = model.no_rival - model.rival * evidence.rival.nan_to_num(0.0).clamp(0, MOST_RIVAL)
+    return torch.where(evidence.is_finite, torch.sigmoid(holds) * torch.sigmoid(rival), 0.0)
 
 
-def needs_structure(evidence: Evidence) -> Tensor:
-    """Return (B,) bool, where structure could still change the confidence."""
-    by_intensity = torch.sigmoid(_odds_of_intensity(evidence, load_calibration()))
-    return ~(by_intensity > CERTAIN) & evidence.is_finite
-
-
-def _odds_of_intensity(evidence: Evidence, model: Calibration) -> Tensor:
-    whole, weak = evidence.local_correlation, evidence.weak_correlation
-    # One sensor may see bright what the other sees dark. A minimum with NaN, of no textured block, is the other value.
-    correlation = torch.fmax(torch.fmin(whole, weak), torch.fmin(-whole, -weak)).nan_to_num(-1.0)
-    # A small overlap has fewer independent windows to agree by chance.
-    overlap = torch.fmax(evidence.overlap, evidence.src_overlap).nan_to_num(0.0)
-    even = model.correlation_at_even_odds + 2 * model.small_overlap * (0.5 - overlap).clamp(0, 0.5)
-    return model.correlation_slope * (correlation - even)
+def _log_odds(share: Tensor) -> Tensor:
+    share = share.nan_to_num(0.0).clamp(0, 1)
+    return ((share + LEAST_SHARE) / (1 - share + LEAST_SHARE)).log()

@@ -19,6 +19,9 @@ EVIDENCE = (
     "unexplained",
     "corner_std_480",
     "structure",
+    "parts_here",
+    "drift_480",
+    "drift_std_480",
 )
 """What `confidence` is a function of."""
 
@@ -38,9 +41,12 @@ class Evidence:
         src_overlap: share of src that lands on dst.
         rival: `metrics.rival_correlation`.
         unexplained: the residual's scale, with the light fitted, over what noise alone gives it.
-        corner_std_480: predicted precision, pixels of a dst whose shorter side is 480; NaN where the solver predicts
-            none, `UNDETERMINED_480` where the data do not determine the motion.
+        corner_std_480: precision that the solver predicts, pixels of a dst whose shorter side is 480; NaN where it
+            predicts none, `UNDETERMINED_480` where the data do not determine the motion.
         structure: `attempt.structure_score`; NaN where it was not asked for.
+        parts_here: `here` of `parts.measure_parts`.
+        drift_480: likewise.
+        drift_std_480: likewise.
         is_finite: (B,) bool, whether there is a matrix at all.
     """
 
@@ -52,7 +58,17 @@ class Evidence:
     unexplained: Tensor
     corner_std_480: Tensor
     structure: Tensor
+    parts_here: Tensor
+    drift_480: Tensor
+    drift_std_480: Tensor
     is_finite: Tensor
+
+    @property
+    def correlation(self) -> Tensor:
+        """(B,) float64, of whole or weaker blocks, whichever is lower; -1 where there is nothing to correlate."""
+        whole, weak = self.local_correlation, self.weak_correlation
+        # One sensor may see bright what the other sees dark. A minimum with NaN, of no textured block, is the other.
+        return torch.fmax(torch.fmin(whole, weak), torch.fmin(-whole, -weak)).nan_to_num(-1.0)
 
     @classmethod
     def of_table(cls, table: Tensor) -> Evidence:
@@ -64,5 +80,5 @@ class Evidence:
         return replace(self, structure=self.structure.index_copy(0, index, structure))
 
     def table(self) -> Tensor:
-        """Return (B, 8) float64, columns as `EVIDENCE` names them."""
+        """Return (B, 11) float64, columns as `EVIDENCE` names them."""
         return torch.stack([getattr(self, name) for name in EVIDENCE], dim=1)

@@ -74,7 +74,7 @@ class AlignResult:
     gt_reprojection_l1: Tensor
     """(B,), mean absolute difference of src warped by the estimate and by the truth."""
     evidence: Tensor
-    """(B, 8), what `confidence` is drawn from; columns as `evidence.EVIDENCE` names them."""
+    """(B, 11), what `confidence` is drawn from; columns as `evidence.EVIDENCE` names them."""
 
     @classmethod
     def blank(cls, status: Sequence[Status], status_detail: Sequence[str | None]) -> AlignResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from homoalign.config import AlignConfig
@@ -26,6 +27,12 @@ def evidence_level(sizes: list[tuple[int, int]], count: int) -> int:
     while level < count - 1 and side >> level > LOCAL_LEVEL_SIDE_PX:
         level += 1
     return level
+
+
+def can_judge(evidence: Evidence, config: AlignConfig) -> Tensor:
+    """Return (B,) bool, whether enough of both images is shared, and has the structure, to compare them at all."""
+    overlap = torch.fmax(evidence.overlap, evidence.src_overlap)
+    return (evidence.overlap > 0) & (overlap >= config.min_overlap) & (evidence.local_correlation >= -1)
 
 
 def judge(
@@ -53,15 +60,15 @@ def _judge_pair(
         return Status.LOW_TEXTURE, f"the overlap, {overlap:.3f} of dst, has no structure to compare"
     if is_sure:
         return Status.OK, None
+    here, drift, drift_std, rival = (
+        float(getattr(evidence, name)[i]) for name in ("parts_here", "drift_480", "drift_std_480", "rival")
+    )
     doubt = (
         f"confidence={confidence:.3f} is below {config.confidence_threshold}: "
-        f"local correlation {correlation:.3f}, {weak_correlation:.3f} in its weaker blocks"
+        f"local correlation {correlation:.3f}, {weak_correlation:.3f} in its weaker blocks; "
+        f"{100 * here:.0f} % of the blocks lie best where they are, and all would move the corners by {drift:.2g} px "
+        f"at 480, give or take {drift_std:.2g}"
     )
-    structure, rival, std = (float(getattr(evidence, name)[i]) for name in ("structure", "rival", "corner_std_480"))
-    if structure >= -1:  # NaN: it was not asked for
-        doubt += f", structure {structure:.3f}"
-    if std >= 0:
-        doubt += f", corners to {std:.2g} px at 480"
     if rival > REPEATED and correlation > LEAST_REPEATED:
         doubt += f"; repeated texture: shifted, src lies {100 * rival:.0f} % as well"
     unsettled = (StopReason.MAX_ITERATIONS, StopReason.NO_DESCENT, StopReason.OVERLAP_LOST)

@@ -8,6 +8,8 @@ import torch
 
 import homoalign
 from homoalign import AlignConfig, Status, align
+from homoalign.evidence import EVIDENCE
+from jobs.degrade import add_relief
 
 FLOATS = ("confidence", "corner_std_px", "photometric_l1", "zncc", "overlap", "inlier_ratio", "gain", "bias")
 
@@ -252,6 +254,18 @@ def test_the_predicted_precision_is_about_the_error(make_pair, numpy_rng):
         assert result.corner_std_px.item() ** 2 == pytest.approx(trace)
     # Calibration is a later matter; an order of magnitude off is not.
     assert 0.3 < np.median(ratios) < 3
+
+
+def test_what_is_more_than_noise_widens_the_prediction_by_what_the_blocks_leave_open(make_pair, numpy_rng):
+    src, dst, _ = make_pair("astronaut")
+    noisy = [image + 0.03 * numpy_rng.standard_normal(image.shape).astype(np.float32) for image in (src, dst)]
+    shares = []
+    for pair in (noisy, (src, add_relief(dst, shift_px=3.0, rng=numpy_rng))):
+        result = align(*pair)
+        solver_px = result.evidence[0, EVIDENCE.index("corner_std_480")].item() * min(dst.shape) / 480
+        shares.append(result.corner_std_px.item() / solver_px)
+    assert shares[0] < 1.1
+    assert shares[1] > 1.5
 
 
 def test_an_empty_batch_has_no_results():

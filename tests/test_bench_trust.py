@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from jobs.bench import bench_command
-from jobs.bench.methods import ECC, HOMOALIGN, SIFT
+from homoalign import AlignConfig
+from jobs.bench import bench_command, trust_run
+from jobs.bench.methods import ECC, HOMOALIGN, SIFT, mean_distance_px
 from jobs.bench.pairs import BenchPair
 from jobs.bench.photographs import place_of, select_split, split_of
 from jobs.bench.trust import ellipse_rows, reliability_rows, trust_figures, unrelated_ok
@@ -17,6 +18,8 @@ from jobs.bench.trust_changes import draw_change
 from jobs.bench.trust_pairs import (
     CASES,
     LOOKALIKES,
+    MISLED,
+    MISLED_CASES,
     NEAR_DUPLICATE,
     RELATED,
     STRANGERS,
@@ -25,7 +28,7 @@ from jobs.bench.trust_pairs import (
     share_covered,
     trust_pairs,
 )
-from jobs.bench.trust_run import TrustOutcome, corner_errors, corner_mahalanobis
+from jobs.bench.trust_run import TrustOutcome, align_by_homoalign, corner_errors, corner_mahalanobis
 from jobs.bench.trust_scenes import PATTERNS, SCENE_SIZE, draw_forms, draw_textures, same_spectrum
 from jobs.errors import UsageError
 from jobs.synthetic import PHOTOGRAPHS
@@ -140,6 +143,29 @@ def test_near_duplicates_have_a_truth_where_they_share_a_place(kind):
     pair = pairs.draw(NEAR_DUPLICATE, LOOKALIKES.index(kind))
     assert pair.case == kind
     assert np.isfinite(pair.dst_homo_src).all() == (kind in ("object", "form"))
+
+
+def test_misled_pairs_start_beside_the_truth_and_are_not_searched(monkeypatch):
+    pairs, count = TrustPairs(seed=0, photographs=NAMES, max_width=160), len(MISLED_CASES)
+    drawn = [pairs.draw(MISLED, number) for number in range(2 * count)]
+    assert "repeated" not in MISLED_CASES
+    assert [pair.case for pair in drawn] == [*MISLED_CASES, *MISLED_CASES]
+    assert [pair.on_structure for pair in drawn] == [False] * count + [True] * count
+    off = [mean_distance_px(pair.start, pair) * 480 / min(pair.dst.shape) for pair in drawn]
+    np.testing.assert_allclose(off, [pair.parameters["off_480"] for pair in drawn])
+    assert min(off) < 8
+    assert max(off) > 30
+    assert 6 <= sum("relief_480" in pair.parameters for pair in drawn) <= 18
+    assert pairs.draw(RELATED, 0).start is None
+    asked = []
+    monkeypatch.setattr(trust_run, "align_timed", lambda _, config, init: asked.append((config, init)) or 1 / 0)
+    for pair in (drawn[0], drawn[count]):
+        with pytest.raises(ZeroDivisionError):
+            align_by_homoalign(pair, AlignConfig())
+    assert [(config.use_search, config.use_features, config.signal) for config, _ in asked] == [
+        (False, False, "auto"), (False, False, "structure")
+    ]  # fmt: skip
+    assert [init for _, init in asked] == [drawn[0].start, drawn[count].start]
 
 
 def test_a_form_filled_in_twice_shares_its_print_alone():

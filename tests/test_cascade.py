@@ -66,6 +66,18 @@ def test_what_identity_solves_ends_there_bit_for_bit(make_pair):
     assert_same(whole, align(src, dst, config=BARE))
 
 
+@pytest.mark.parametrize("trust", [0.0, 1.0])
+def test_how_far_an_answer_is_trusted_does_not_change_which_is_found(view, monkeypatch, trust):
+    near, turned = view("astronaut"), view("coffee", angle_deg=150)
+    src, dst = as_batch(near[0], turned[0]), as_batch(near[1], turned[1])
+    before = align(src, dst)
+    assert before.initialisation == ["identity", "search"]
+    monkeypatch.setattr("homoalign.attempt.predict_confidence", lambda evidence: evidence.overlap * 0 + trust)
+    after = align(src, dst)
+    assert (after.confidence == trust).all()
+    torch.testing.assert_close(after.dst_homo_src, before.dst_homo_src, rtol=0, atol=0)
+
+
 def test_without_search_and_features_a_pair_stays_what_identity_gives(view):
     src, dst, truth = view(angle_deg=130)
     result = align(src, dst, gt=truth, config=BARE)

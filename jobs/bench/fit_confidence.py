@@ -1,8 +1,7 @@
 """Fits what `homoalign.confidence` is made of: `make confidence`.
 
-The pairs are those of a `homoalign bench trust --split fit --json` file. The coefficients of rivals and of precision
-are those of the greatest likelihood of which answers were right, held by a weak prior as far as the pairs say little.
-Those of looks are not fitted, see `LOOKS`.
+The pairs are those of a `homoalign bench trust --split fit --json` file. The coefficients are those of the greatest
+likelihood of which answers were right, held by a weak prior as far as the pairs say little.
 """
 
 from __future__ import annotations
@@ -24,19 +23,17 @@ from jobs.bench.methods import HOMOALIGN
 
 Floats = npt.NDArray[np.float64]
 
-LOOKS = {
-    "correlation_at_even_odds": 0.45,
-    "correlation_slope": 25.0,
-    "small_overlap": 0.1,
-    "structure_at_even_odds": 0.36,
-    "structure_slope": 30.0,
+PRIOR = {
+    "base": (0.0, 2.0),
+    "parts_here": (np.log(0.3), 1.0),
+    "correlation": (np.log(0.3), 1.0),
+    "error": (np.log(2.0), 0.5),
+    "no_rival": (20.0, 20.0),
+    "rival": (20.0, 20.0),
 }
-"""Set by what separates right from wrong on the pairs of `homoalign demo` and on real ones, and not fitted."""
+"""Mean and standard deviation of each coefficient, of the logarithms of those in `POSITIVE`."""
 
-FITTED = ("no_rival", "rival", "std_factor", "std_power", "unexplained_power")
-PRIOR = np.array([40.0, -40.0, 0.0, np.log(1.5), np.log(0.3)])
-SPREAD = np.array([20.0, 20.0, 0.3, 0.3, 0.2])
-"""Mean and standard deviation of the prior of `FITTED`; of the logarithms of the last three."""
+POSITIVE = ("parts_here", "correlation", "error")
 
 LEAST_PROBABILITY = 1e-6
 
@@ -70,14 +67,15 @@ def fit(evidence: Evidence, is_right: npt.NDArray[np.bool_]) -> Calibration:
         probability = confidence(evidence, _calibration(parameters)).numpy()
         probability = probability.clip(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
         surprise = -np.log(np.where(is_right, probability, 1 - probability)).sum()
-        return float(surprise + 0.5 * (((parameters - PRIOR) / SPREAD) ** 2).sum())
+        return float(surprise + 0.5 * (((parameters - mean) / spread) ** 2).sum())
 
-    return _calibration(minimize(loss, PRIOR, method="BFGS").x)
+    mean, spread = np.array(list(PRIOR.values())).T
+    return _calibration(minimize(loss, mean, method="BFGS").x)
 
 
 def _calibration(parameters: Floats) -> Calibration:
-    values = [*parameters[:2], *np.exp(parameters[2:])]
-    return Calibration(**LOOKS, **dict(zip(FITTED, map(float, values), strict=True)))
+    named = zip(PRIOR, map(float, parameters), strict=True)
+    return Calibration(**{name: float(np.exp(value)) if name in POSITIVE else value for name, value in named})
 
 
 if __name__ == "__main__":

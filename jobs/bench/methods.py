@@ -118,8 +118,10 @@ def align_batch(batch: list[BenchPair], config: homoalign.AlignConfig) -> list[A
     return read_answers(*align_timed(batch, config))
 
 
-def align_timed(batch: list[BenchPair], config: homoalign.AlignConfig) -> tuple[homoalign.AlignResult, float]:
-    """Return homoalign's result of pairs in one call, and its CPU seconds a pair."""
+def align_timed(
+    batch: list[BenchPair], config: homoalign.AlignConfig, *, init: Matrix | None = None
+) -> tuple[homoalign.AlignResult, float]:
+    """Return homoalign's result of pairs in one call, from one prior (3, 3) or none, and its CPU seconds a pair."""
     inputs = {
         name: torch.from_numpy(np.stack([_channels_first(getattr(pair, name)) for pair in batch]))
         for name in ("src", "dst")
@@ -131,7 +133,12 @@ def align_timed(batch: list[BenchPair], config: homoalign.AlignConfig) -> tuple[
     }
     start = time.process_time()
     result = homoalign.align(
-        inputs["src"], inputs["dst"], src_mask=masks.get("src_mask"), dst_mask=masks.get("dst_mask"), config=config
+        inputs["src"],
+        inputs["dst"],
+        src_mask=masks.get("src_mask"),
+        dst_mask=masks.get("dst_mask"),
+        init=init,
+        config=config,
     )
     return result, (time.process_time() - start) / len(batch)
 

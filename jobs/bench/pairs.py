@@ -32,7 +32,7 @@ from jobs.synthetic import (
 )
 
 # Independent streams of random numbers of one pair.
-MOTION, NOISE, CHANGE = range(3)
+MOTION, NOISE, CHANGE, START = range(4)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

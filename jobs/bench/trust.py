@@ -35,6 +35,13 @@ CHI2_95 = 5.991464547107979
     help="Pairs that share a place, a form, an overlay or a pattern, and no more.",
 )
 @click.option(
+    "--misled",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Related pairs that start beside the truth and are not searched: many wrong answers that look right.",
+)
+@click.option(
     "--split",
     type=click.Choice(get_args(Split)),
     default="held-out",
@@ -55,6 +62,7 @@ def trust_command(
     *,
     unrelated: int,
     near_duplicates: int,
+    misled: int,
     split: Split,
     size: int,
     num_workers: int,
@@ -71,13 +79,15 @@ def trust_command(
                     patterns; no answer is right
     near-duplicate  another object in the same place and a form filled in otherwise (the place and the form have a
                     truth), two frames under one overlay and two scenes of one pattern (no answer is right)
+    misled          related but not repeated, every second not flat, started with the corners 4 to 50 px off at 480,
+                    by turns on structure alone, and neither searched nor matched; not given to the others
 
     The score is homoalign's confidence, ECC's correlation, and the share of SIFT's matches that are inliers. Splits are
     by photograph: fit and held-out are fixed lists of scikit-image's; a file belongs to one by a checksum of its name.
     """
     photographs = select_split(render.photographs, split)
     pairs = TrustPairs(seed=render.seed, photographs=photographs, max_width=size)
-    numbers = list(trust_numbers(render.pairs, unrelated, near_duplicates))
+    numbers = list(trust_numbers(render.pairs, unrelated, near_duplicates, misled))
     outcomes = run_trust(pairs, numbers, options, num_workers=num_workers)
     strangers = unrelated_ok(outcomes)
     strangers_text = f"{strangers['ok']} of {strangers['pairs']} unrelated pairs are ok"
@@ -85,7 +95,8 @@ def trust_command(
         strangers_text += f", {strangers['per_thousand']:.3g} in a thousand"
     ellipses, bins = ellipse_rows(outcomes), reliability_rows(outcomes)
     show(
-        f"bench trust: {render.pairs} related, {unrelated} unrelated and {near_duplicates} near-duplicate pairs, "
+        f"bench trust: {render.pairs} related, {unrelated} unrelated, {near_duplicates} near-duplicate and {misled} "
+        "misled pairs, "
         f"photographs: {split}",
         rows_by_case(_labelled(outcomes), "pairs of", trust_figures),
         caption="right: below 5 px at 480. AUROC: chance that a right answer outscores a wrong one. ECE: expected "

@@ -1,4 +1,4 @@
-"""The pairs of `bench trust`: related ones in every trouble, unrelated ones, and near-duplicates.
+"""The pairs of `bench trust`: related ones in every trouble, unrelated ones, near-duplicates, and misled ones.
 
 A pair follows from the seed, the photographs' names, its group and its number in that group alone; so a longer run
 holds a shorter one, and two splits of the photographs share neither a photograph nor a scene drawn by code.
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Final, Literal
 from zlib import crc32
 
 import numpy as np
 
-from jobs.bench.pairs import CHANGE, MOTION, NOISE, BenchPair, random_turned_homography
+from jobs.bench.pairs import CHANGE, MOTION, NOISE, START, BenchPair, random_turned_homography
 from jobs.bench.photographs import gray_scene, load_gray, place_of
 from jobs.bench.trust_changes import Change, apply_change, draw_change
 from jobs.bench.trust_scenes import PATTERNS, draw_forms, draw_textures, same_spectrum
@@ -29,17 +29,19 @@ from jobs.synthetic import (
     Size,
     build_scene,
     corner_points,
+    homography_from_corners,
     random_homography,
     render_pair,
     similarity_homography,
     warp_points,
 )
 
-Group = Literal["related", "unrelated", "near-duplicate"]
+Group = Literal["related", "unrelated", "near-duplicate", "misled"]
 RELATED: Final = "related"
 UNRELATED: Final = "unrelated"
 NEAR_DUPLICATE: Final = "near-duplicate"
-GROUPS = (RELATED, UNRELATED, NEAR_DUPLICATE)
+MISLED: Final = "misled"
+GROUPS = (RELATED, UNRELATED, NEAR_DUPLICATE, MISLED)
 
 CASES = (
     "noise",
@@ -65,6 +67,12 @@ LOOKALIKES = ("object", "form", "overlay", "pattern")
 """Kinds of near-duplicates, in turn: a place with another large object before it; a printed form with other entries;
 two frames under one overlay; two scenes of one repeated pattern. The first two have a truth, the others none."""
 
+MISLED_CASES = tuple(case for case in CASES if case != "repeated")
+"""A start beside the truth tells which of many repeats is the right one, as no start does that anyone has."""
+
+MISLED_480 = (4.0, 50.0)
+"""Misled pairs start with their corners off by so much on average, pixels at 480: least and most."""
+
 NOISE_LEVELS = (0.0, 2.5, 5.0, 10.0, 20.0)
 """Of both images of a pair, 8-bit units."""
 
@@ -84,11 +92,15 @@ class TrustPair(BenchPair):
         group: one of `GROUPS`.
         sigma_8bit: noise of both images, 8-bit units.
         parameters: what else was drawn, by name.
+        start: (3, 3), where a misled pair starts, and is not searched from; None for all others.
+        on_structure: whether a misled pair is solved on structure alone.
     """
 
     group: Group
     sigma_8bit: float
     parameters: dict[str, float | str] = field(default_factory=dict)
+    start: Matrix | None = None
+    on_structure: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,7 +130,8 @@ class TrustPairs:
 
     def draw(self, group: Group, number: int) -> TrustPair:
         """Return a pair by its number in its group, from 0."""
-        return {RELATED: _related, UNRELATED: _unrelated, NEAR_DUPLICATE: _near_duplicate}[group](self, number)
+        draw = {RELATED: _related, UNRELATED: _unrelated, NEAR_DUPLICATE: _near_duplicate, MISLED: _misled}
+        return draw[group](self, number)
 
     def turn(self, number: int) -> str:
         """Return the photograph whose turn it is."""
@@ -147,27 +160,48 @@ def trust_pairs(
         yield pairs.draw(group, number)
 
 
-def trust_numbers(count: int, unrelated: int, near_duplicates: int) -> Iterator[tuple[Group, int]]:
+def trust_numbers(count: int, unrelated: int, near_duplicates: int, misled: int = 0) -> Iterator[tuple[Group, int]]:
     """Return group and number of every pair, in order."""
     groups: tuple[tuple[Group, int], ...] = (
         (RELATED, count),
         (UNRELATED, unrelated),
         (NEAR_DUPLICATE, near_duplicates),
+        (MISLED, misled),
     )
     return ((group, number) for group, size in groups for number in range(size))
 
 
 def _related(pairs: TrustPairs, number: int) -> TrustPair:
-    case, name = CASES[number % len(CASES)], pairs.turn(number // len(CASES))
-    rng = pairs.rng(RELATED, number, MOTION)
+    return _draw_related(pairs, RELATED, number, CASES)
+
+
+def _draw_related(pairs: TrustPairs, group: Group, number: int, cases: tuple[str, ...]) -> TrustPair:
+    case, name = cases[number % len(cases)], pairs.turn(number // len(cases))
+    rng = pairs.rng(group, number, MOTION)
     scene, pattern = gray_scene(name), {}
     if case == "repeated":
         pattern_name = str(rng.choice(list(PATTERNS)))
         name, pattern = pattern_name, {"pattern": pattern_name}
         scene = build_scene(PATTERNS[pattern_name](rng))
     views, motion = _moved_views(pairs, case, scene, rng)
-    change = draw_change(case, pairs.rng(RELATED, number, CHANGE))
-    return _finish(pairs, RELATED, number, case, name, views, change, {**pattern, **motion})
+    change_rng = pairs.rng(group, number, CHANGE)
+    change = draw_change(case, change_rng)
+    if group == MISLED and change_rng.uniform() < 0.5:
+        change = replace(change, relief_480=draw_change("relief", change_rng).relief_480)
+    return _finish(pairs, group, number, case, name, views, change, {**pattern, **motion})
+
+
+def _misled(pairs: TrustPairs, number: int) -> TrustPair:
+    """Draw a related pair, every second not flat, and a start beside its truth: many find a wrong answer near it."""
+    pair = _draw_related(pairs, MISLED, number, MISLED_CASES)
+    rng = pairs.rng(MISLED, number, START)
+    off_480 = math.exp(rng.uniform(*np.log(MISLED_480)))
+    off = rng.normal(size=2) + 0.6 * rng.normal(size=(4, 2))  # together, and each corner on its own
+    off *= off_480 * min(pair.dst.shape[:2]) / 480 / np.linalg.norm(off, axis=1).mean()
+    corners = corner_points((pair.src.shape[0], pair.src.shape[1]))
+    start = homography_from_corners(corners, warp_points(pair.dst_homo_src, corners) + off)
+    parameters = {**pair.parameters, "off_480": off_480}
+    return replace(pair, start=start, on_structure=number // len(MISLED_CASES) % 2 == 1, parameters=parameters)
 
 
 def _moved_views(

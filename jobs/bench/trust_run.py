@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -103,7 +103,7 @@ def run_pair(
         _warm_up(config)
         pair = pairs.draw(*number)
         outcomes = [align_by_homoalign(pair, config)]
-        if with_peers:
+        if with_peers and pair.start is None:
             outcomes += [_trust_outcome(pair, name, answer, score=score) for name, answer, score in _ask_peers(pair)]
     return outcomes
 
@@ -117,7 +117,10 @@ def _warm_up(config: AlignConfig) -> None:
 
 def align_by_homoalign(pair: TrustPair, config: AlignConfig) -> TrustOutcome:
     """Align one pair by homoalign, and judge its matrix, confidence and covariance."""
-    result, cpu_s = align_timed([pair], config)
+    if pair.start is not None:
+        signal = "structure" if pair.on_structure else config.signal
+        config = replace(config, use_search=False, use_features=False, signal=signal)
+    result, cpu_s = align_timed([pair], config, init=pair.start)
     (answer,) = read_answers(result, cpu_s)
     figures = {name: _finite(float(getattr(result, name)[0])) for name in FIGURES}
     error = None if answer.matrix is None else corner_errors(answer.matrix, pair)

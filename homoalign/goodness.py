@@ -1,0 +1,80 @@
+"""Whether an answer is good enough to look for no other one.
+
+What ends the search is another question than how probable an answer is: what is taken too soon stays wrong, what is
+doubted without need costs a search. So this stands apart from `confidence`, which may be fitted anew without a pair
+ending elsewhere. It asks for three things,
+
+    goodness = looks * no rival * precise
+
+each a probability by its form alone. The figures of looks are set by hand to what separates right from wrong on
+photographs and across sensors, the others were fitted to drawn pairs once; all of them stay as they are.
+
+B pairs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from homoalign.evidence import UNDETERMINED_480, Evidence
+
+GOOD_ENOUGH = 0.5
+"""An answer of this goodness ends the search."""
+
+CERTAIN = 0.99
+"""Intensities that are so sure need no structure beside them."""
+
+EVEN_CORRELATION = 0.45
+CORRELATION_SLOPE = 25.0
+SMALL_OVERLAP = 0.1
+"""How much more correlation it takes without overlap than where half of a frame is shared or more."""
+
+EVEN_STRUCTURE = 0.36
+STRUCTURE_SLOPE = 30.0
+
+NO_RIVAL = 14.03
+RIVAL = 14.99
+"""Log-odds without a rival, and what one takes from them that does as well."""
+
+MOST_RIVAL = 1.2
+RIGHT_480 = 5.0
+LEAST_STD_480 = 1e-3
+STD_POWER = 1.03
+"""Of the Weibull distribution that errors follow."""
+
+STD_FACTOR = 0.797
+"""Errors are so many times the predicted ones..."""
+UNEXPLAINED_POWER = 0.312
+"""... and grow with this power of `Evidence.unexplained`."""
+
+MOST_UNEXPLAINED = 30.0
+
+
+def goodness(evidence: Evidence) -> Tensor:
+    """Return (B,) float64 in [0, 1]; 0 where there is no matrix.
+
+    Args:
+        evidence: of the pairs.
+    """
+    has_none = torch.sigmoid(NO_RIVAL - RIVAL * evidence.rival.nan_to_num(0.0).clamp(0, MOST_RIVAL))
+    unexplained = evidence.unexplained.nan_to_num(1.0).clamp(1, MOST_UNEXPLAINED)
+    std_480 = evidence.corner_std_480.clamp(LEAST_STD_480, UNDETERMINED_480)
+    std_480 = STD_FACTOR * unexplained**UNEXPLAINED_POWER * std_480
+    precise = -torch.expm1(-((RIGHT_480 / std_480) ** STD_POWER)).nan_to_num(
+        -1.0
+    )  # without a prediction looks have to do
+    odds = torch.fmax(_odds_of_intensity(evidence), STRUCTURE_SLOPE * (evidence.structure - EVEN_STRUCTURE))
+    return torch.where(evidence.is_finite, torch.sigmoid(odds) * has_none * precise, 0.0)
+
+
+def needs_structure(evidence: Evidence) -> Tensor:
+    """Return (B,) bool, where structure could still change the goodness."""
+    return ~(torch.sigmoid(_odds_of_intensity(evidence)) > CERTAIN) & evidence.is_finite
+
+
+def _odds_of_intensity(evidence: Evidence) -> Tensor:
+    # A small overlap has fewer independent windows to agree by chance.
+    overlap = torch.fmax(evidence.overlap, evidence.src_overlap).nan_to_num(0.0)
+    even = EVEN_CORRELATION + 2 * SMALL_OVERLAP * (0.5 - overlap).clamp(0, 0.5)
+    return CORRELATION_SLOPE * (evidence.correlation - even)

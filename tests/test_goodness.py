@@ -1,0 +1,64 @@
+"""When an answer is good enough to look for no other: set by hand, whatever the confidence was fitted on."""
+
+import numpy as np
+import pytest
+import torch
+
+from homoalign.evidence import EVIDENCE, UNDETERMINED_480, Evidence
+from homoalign.goodness import GOOD_ENOUGH, goodness, needs_structure
+
+GOOD = dict.fromkeys(EVIDENCE, np.nan) | {
+    "local_correlation": 0.9,
+    "weak_correlation": 0.85,
+    "overlap": 0.8,
+    "src_overlap": 0.7,
+    "rival": 0.3,
+    "unexplained": 1.2,
+    "corner_std_480": 0.2,
+    "structure": 0.4,
+}
+
+
+def of_pair(**values):
+    return Evidence.of_table(torch.tensor([[values[name] for name in EVIDENCE]], dtype=torch.float64))
+
+
+def told(**values):
+    return goodness(of_pair(**values)).item()
+
+
+def test_a_good_fit_ends_the_search():
+    assert told(**GOOD) > 0.95
+    assert told(**(GOOD | {"structure": np.nan})) > 0.9
+    inverted = {"local_correlation": -0.5, "weak_correlation": -0.9, "rival": np.nan, "structure": 0.6}
+    assert told(**(GOOD | inverted)) > 0.8
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rival": 1.1},
+        {"corner_std_480": 20.0},
+        {"corner_std_480": 4.0, "unexplained": 20.0},
+        {"local_correlation": 0.2, "structure": 0.1},
+        {"weak_correlation": 0.1, "structure": 0.1},
+    ],
+    ids=["repeats", "imprecise", "imprecise and not flat", "unlike", "unlike in most blocks"],
+)
+def test_each_doubt_alone_goes_on(change):
+    assert told(**(GOOD | change)) < GOOD_ENOUGH
+
+
+def test_without_a_predicted_precision_looks_have_to_do():
+    assert told(**(GOOD | {"corner_std_480": np.nan})) > 0.95
+    assert told(**(GOOD | {"corner_std_480": UNDETERMINED_480})) < 0.05
+
+
+def test_no_matrix_is_never_good_enough():
+    assert told(**dict.fromkeys(EVIDENCE, np.nan)) == 0
+
+
+def test_structure_is_asked_for_where_intensities_do_not_tell():
+    assert not needs_structure(of_pair(**GOOD))
+    assert needs_structure(of_pair(**(GOOD | {"weak_correlation": 0.4})))
+    assert not needs_structure(of_pair(**dict.fromkeys(EVIDENCE, np.nan)))

@@ -1,0 +1,99 @@
+"""What the blocks of an overlap say of the answer under which they overlap."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from homoalign.parts import MOST_480, measure_parts
+from homoalign.pyramid import Level
+from jobs.degrade import see_by_other_sensor
+from jobs.synthetic import load_scene, random_homography, render_pair
+
+SIZE = (120, 160)
+AT_480 = 480 / SIZE[0]
+
+
+@pytest.fixture
+def view(numpy_rng):
+    """Render a pair of a photograph: (src, dst, dst_homo_src)."""
+
+    def render(photograph="astronaut"):
+        truth = random_homography(numpy_rng, SIZE, 6.0)
+        pair = render_pair(load_scene(photograph, gray=True), truth, SIZE, rng=numpy_rng)
+        return pair.src.clip(0, 1), pair.dst.clip(0, 1), pair.dst_homo_src
+
+    return render
+
+
+def as_level(*images):
+    return Level(torch.from_numpy(np.stack(images))[:, None], None)
+
+
+def measured(src, dst, dst_homo_src):
+    """Return here, drift and its deviation of one pair."""
+    parts = measure_parts(as_level(src), as_level(dst), torch.from_numpy(dst_homo_src)[None])
+    return parts.here.item(), parts.drift_480.item(), parts.drift_std_480.item()
+
+
+def shifted(x, y):
+    return np.array([[1, 0, x], [0, 1, y], [0, 0, 1.0]])
+
+
+def test_under_the_truth_the_blocks_stay_where_they_are(view):
+    src, dst, truth = view()
+    here, drift, std = measured(src, dst, truth)
+    assert here > 0.95  # all 48 of 50
+    assert drift < 1
+    assert std < 1
+
+
+def test_it_does_not_matter_what_another_sensor_makes_of_bright_and_dark(view, numpy_rng):
+    src, dst, truth = view("camera")
+    here, drift, _ = measured(src, see_by_other_sensor(dst, bends=2, rng=numpy_rng), truth)
+    assert here > 0.8
+    assert drift < 3
+
+
+@pytest.mark.parametrize("shift_px", [2, 5])
+def test_the_drift_is_how_far_the_corners_are_off(view, shift_px):
+    src, dst, truth = view()
+    here, drift, std = measured(src, dst, shifted(shift_px, 0) @ truth)
+    assert here < 0.1
+    assert drift == pytest.approx(shift_px * AT_480, rel=0.15)
+    assert std < 1
+
+
+def test_corners_far_from_all_texture_are_not_determined(view):
+    src, dst, truth = view()
+    faded = [np.where(np.mgrid[: SIZE[0], : SIZE[1]].sum(0) < 110, image, 0.5) for image in (src, dst)]
+    everywhere, in_a_corner = measured(src, dst, truth)[2], measured(*map(np.float32, faded), truth)[2]
+    assert in_a_corner > 10 * everywhere
+
+
+def test_blocks_of_unrelated_images_lie_best_elsewhere(view):
+    src, dst = view("astronaut")[0], view("coffee")[1]
+    here, drift, std = measured(src, dst, np.eye(3))
+    assert here < 0.2
+    assert math.hypot(drift, std) > 10
+
+
+def test_no_matrix_and_no_texture_determine_nothing(view):
+    src, dst, _ = view()
+    assert measured(src, dst, np.full((3, 3), np.nan)) == (0, MOST_480, MOST_480)
+    here, drift, std = measured(np.full_like(src, 0.5), dst, np.eye(3))
+    assert (here, drift) == (0, 0)
+    assert std > 30  # the prior's
+
+
+def test_a_pair_is_measured_alike_alone_and_with_others(view):
+    pairs = [view(name) for name in ("astronaut", "camera", "coffee")]
+    src, dst, matrix = (np.stack(side) for side in zip(*pairs, strict=True))
+    matrix[1] = shifted(3, -2) @ matrix[1]
+    together = measure_parts(as_level(*src), as_level(*dst), torch.from_numpy(matrix))
+    for i in range(3):
+        alone = measured(src[i], dst[i], matrix[i])
+        assert (together.here[i].item(), together.drift_480[i].item(), together.drift_std_480[i].item()) == (
+            pytest.approx(alone, abs=1e-3)
+        )
