@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, max_pool2d, pad
 
+from homoalign import kernels
 from homoalign.pyramid import Level
 
 HARMONICS = (2, 4)
@@ -56,6 +57,9 @@ def describe(level: Level) -> Structure:
     if level.mask is not None:
         usable = (-max_pool2d(-level.mask, 3, stride=1, padding=1) > 0.5).to(level.image)
     usable[..., :1, :], usable[..., -1:, :], usable[..., :1], usable[..., -1:] = 0, 0, 0, 0  # gradients are mirrored
+    if kernels.serves(level.image):
+        settings = (len(HARMONICS), 2 * WINDOW_RADIUS + 1, ENERGY_FLOOR)
+        return Structure(kernels.describe(level.image[:, 0], usable[:, 0], settings), usable)
     slope = level.slope * usable
     energy = slope.square().sum(1)
     magnitude = energy.sqrt()

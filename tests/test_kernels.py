@@ -21,6 +21,7 @@ from homoalign.residual import Alignment, build_problem
 from homoalign.sampling import sample_unit, unit_from_pixels
 from homoalign.solver import Slack, robust_scale, solve
 from homoalign.spline import spline_coefficients
+from homoalign.structure import describe
 from homoalign.template import build_template, jacobian_of
 from jobs import child
 from jobs.synthetic import load_scene, render_pair
@@ -301,6 +302,17 @@ def test_the_verdict_reads_the_same_correlation(make_pair, by_torch):
         return local_correlation(local_patterns(Level(src, None), Level(dst, None), identity))[0]
 
     torch.testing.assert_close(correlate(), by_torch(correlate), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("size", [(40, 57), (5, 8), (64, 640)])
+def test_structure_is_that_of_torch(rng, by_torch, size, masked):
+    image = torch.rand(2, 1, *size, generator=rng)
+    image[0, 0, :, : size[1] // 2] = 0.5
+    mask = (torch.rand(2, 1, *size, generator=rng) < 0.95).float() if masked else None
+    ours, expected = describe(Level(image, mask)), by_torch(lambda: describe(Level(image, mask)))
+    assert torch.equal(ours.usable, expected.usable)
+    torch.testing.assert_close(ours.channels, expected.channels, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("photograph", ["brick", "page", "camera"])

@@ -23,6 +23,7 @@ from homoalign.kernels.pixels import (
 )
 from homoalign.kernels.reading import read
 from homoalign.kernels.robust import robust_scale
+from homoalign.kernels.structure import describe
 from homoalign.kernels.sums import block_scores, cross_products, normal_equations
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "block_scores",
     "convolve",
     "cross_products",
+    "describe",
     "fit_sums",
     "gray_of_bytes",
     "halve",

@@ -18,12 +18,13 @@ from homoalign.kernels.compiler import Bools, Doubles, Floats, add, arrays, comp
 def window_mean(values: Tensor, window: int) -> Tensor:
     """Return (B, H, W) means over square windows of an odd side; beyond the border there are zeros."""
     means = torch.empty_like(values, memory_format=torch.contiguous_format)
-    _window_mean(values.contiguous().numpy(), window, means.numpy())
+    means_of_windows(values.contiguous().numpy(), window, means.numpy())
     return means
 
 
 @compiled
-def _window_mean(values: Floats, window: int, means: Floats) -> None:
+def means_of_windows(values: Floats, window: int, means: Floats) -> None:
+    """Do what `window_mean` does."""
     height, width = values.shape[1], values.shape[2]
     half = window // 2
     padded = np.zeros(width + 2 * half, np.float32)
