@@ -33,6 +33,10 @@ ENERGY_FLOOR = 0.1
 """Share of the whole image's mean energy that is added to the local one: flat places stay quiet."""
 
 
+ROUNDING = 1e-10
+"""Energies well below are those of float32 itself."""
+
+
 @dataclass(frozen=True, slots=True)
 class Structure:
     """What is known of the edges of a batch of images.
@@ -58,7 +62,7 @@ def describe(level: Level) -> Structure:
         usable = (-max_pool2d(-level.mask, 3, stride=1, padding=1) > 0.5).to(level.image)
     usable[..., :1, :], usable[..., -1:, :], usable[..., :1], usable[..., -1:] = 0, 0, 0, 0  # gradients are mirrored
     if kernels.serves(level.image):
-        settings = (len(HARMONICS), 2 * WINDOW_RADIUS + 1, ENERGY_FLOOR)
+        settings = (len(HARMONICS), 2 * WINDOW_RADIUS + 1, ENERGY_FLOOR, ROUNDING)
         return Structure(kernels.describe(level.image[:, 0], usable[:, 0], settings), usable)
     slope = level.slope * usable
     energy = slope.square().sum(1)
@@ -75,7 +79,7 @@ def describe(level: Level) -> Structure:
     energy = smooth.square().sum(1, keepdim=True)
     local = _local_mean(energy) / _local_mean(usable).clamp_min(1e-6)
     whole = energy.sum((-2, -1), keepdim=True) / usable.sum((-2, -1), keepdim=True).clamp_min(1)
-    return Structure(smooth * (local + ENERGY_FLOOR * whole + 1e-12).rsqrt() * usable, usable)
+    return Structure(smooth * (local + ENERGY_FLOOR * whole + ROUNDING).rsqrt() * usable, usable)
 
 
 def correlation(a: Structure, b: Structure) -> tuple[Tensor, Tensor]:

@@ -13,14 +13,14 @@ from homoalign.kernels.compiler import Floats, arrays, compiled
 from homoalign.kernels.pixels import means_of_windows
 
 
-def describe(image: Tensor, usable: Tensor, settings: tuple[int, int, float]) -> Tensor:
+def describe(image: Tensor, usable: Tensor, settings: tuple[int, int, float, float]) -> Tensor:
     """Do what `structure.describe` does.
 
     Args:
         image: (B, H, W) float32.
         usable: (B, H, W) float32, 1 or 0, and 0 on the border.
         settings: how many harmonics, each twice the one before, the first one being 2; the side of the window that the
-            local energy is taken over; the share of the whole image's energy that is added to it.
+            local energy is taken over; the share of the whole image's energy that is added to it, and what is besides.
 
     Returns:
         (B, C, H, W) float32.
@@ -31,8 +31,8 @@ def describe(image: Tensor, usable: Tensor, settings: tuple[int, int, float]) ->
 
 
 @compiled
-def _describe(settings: tuple[int, int, float], image: Floats, usable: Floats, channels: Floats) -> None:
-    _, window, floor = settings
+def _describe(settings: tuple[int, int, float, float], image: Floats, usable: Floats, channels: Floats) -> None:
+    _, window, floor, rounding = settings
     height, width = image.shape[1], image.shape[2]
     energy = np.empty((2, height, width), np.float32)
     local = np.empty((2, height, width), np.float32)
@@ -51,7 +51,7 @@ def _describe(settings: tuple[int, int, float], image: Floats, usable: Floats, c
             total += of_row
             count += of_usable
         means_of_windows(energy, window, local)
-        least = np.float32(floor * total / max(count, 1.0) + 1e-12)
+        least = np.float32(floor * total / max(count, 1.0) + rounding)
         for c in range(len(raw)):
             for i in range(height):
                 _normalise(local[0, i], local[1, i], usable[b, i], least, channels[b, c, i])
