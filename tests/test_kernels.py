@@ -16,6 +16,7 @@ from homoalign.intensity import to_gray
 from homoalign.kernels import compiler
 from homoalign.kernels.solver import solve_direct
 from homoalign.metrics import local_correlation, local_patterns
+from homoalign.noise import smooth
 from homoalign.pyramid import Level
 from homoalign.residual import Alignment, build_problem
 from homoalign.sampling import sample_unit, unit_from_pixels
@@ -126,6 +127,13 @@ def test_bytes_are_grayed_as_torch_grays_them(rng, by_torch, channels):
         gray, _ = to_gray(layout)
         assert gray.shape == (2, 1, 5, 7)
         torch.testing.assert_close(gray, by_torch(lambda layout=layout: to_gray(layout)[0]), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("hole", [1, 2, 4])
+@pytest.mark.parametrize("size", [(40, 57), (9, 640)])
+def test_images_are_smoothed_as_torch_smooths_them(rng, by_torch, size, hole):
+    image = torch.rand(2, 1, *size, generator=rng)
+    torch.testing.assert_close(smooth(image, hole), by_torch(lambda: smooth(image, hole)), atol=1e-6, rtol=0)
 
 
 def test_contrast_is_the_standard_deviation_whatever_the_mean(rng, by_torch):

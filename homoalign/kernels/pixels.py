@@ -82,6 +82,13 @@ def gray_of_bytes(image: Tensor, weights: tuple[float, ...]) -> Tensor:
     return gray
 
 
+def smooth(image: Tensor, hole: int) -> Tensor:
+    """Do what `noise.smooth` does, on (B, H, W) float32."""
+    result = torch.empty_like(image, memory_format=torch.contiguous_format)
+    _smooth(hole, *arrays(image, result))
+    return result
+
+
 def steepest_slopes(image: Tensor, usable: Tensor, cell_side: int) -> tuple[Tensor, Tensor]:
     """Find the steepest usable pixel of every square cell, by Sobel's slopes.
 
@@ -187,6 +194,33 @@ def _convolve(image: Floats, taps: Floats, ends: int, result: Floats) -> None:
 def _add_times(factor: np.float32, values: Floats, total: Floats) -> None:
     for k in range(total.size):
         total[k] += factor * values[k]
+
+
+@compiled
+def _smooth(hole: int, image: Floats, result: Floats) -> None:
+    height, width = image.shape[1], image.shape[2]
+    row = np.empty(width + 4 * hole, np.float32)
+    inner = row[2 * hole : 2 * hole + width]
+    for b in range(len(image)):
+        for i in range(height):
+            _weigh_five(
+                image[b, _mirrored(i - 2 * hole, height)], image[b, _mirrored(i - hole, height)], image[b, i],
+                image[b, _mirrored(i + hole, height)], image[b, _mirrored(i + 2 * hole, height)], inner,
+            )  # fmt: skip
+            for k in range(2 * hole):
+                row[k] = inner[_mirrored(k - 2 * hole, width)]
+                row[2 * hole + width + k] = inner[_mirrored(width + k, width)]
+            _weigh_five(
+                row[:width], row[hole : hole + width], inner, row[3 * hole : 3 * hole + width],
+                row[4 * hole : 4 * hole + width], result[b, i],
+            )  # fmt: skip
+
+
+@compiled
+def _weigh_five(a: Floats, b: Floats, c: Floats, d: Floats, e: Floats, result: Floats) -> None:
+    sixteenth, four, six = np.float32(1 / 16), np.float32(4), np.float32(6)
+    for k in range(result.size):
+        result[k] = sixteenth * (a[k] + e[k] + four * (b[k] + d[k]) + six * c[k])
 
 
 @compiled
