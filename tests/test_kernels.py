@@ -90,21 +90,32 @@ def test_a_wreck_of_a_matrix_sees_nothing_and_reads_no_foreign_memory():
 
 
 def test_sums_over_points_are_those_of_the_jacobian(rng):
-    height, width, side = 37, 700, 60  # a row is longer than a block of points
-    u = points(height, width).contiguous()
-    n = height * width
-    slope, other_slope = torch.randn(2, 2, n, generator=rng), torch.randn(2, 2, n, generator=rng)
-    brightness, other, residual = (torch.randn(2, n, generator=rng) for _ in range(3))
-    weight = torch.rand(2, n, generator=rng)
-    J, K = jacobian_of(slope, brightness, u).double(), jacobian_of(other_slope, other, u).double()
+    u = points(37, 50).contiguous()
+    slope, brightness = torch.randn(2, 2, u.shape[-1], generator=rng), torch.randn(2, u.shape[-1], generator=rng)
+    residual, weight = torch.randn(2, u.shape[-1], generator=rng), torch.rand(2, u.shape[-1], generator=rng)
+    J = jacobian_of(slope, brightness, u).double()
     product, score = kernels.normal_equations(slope, brightness, u, residual, weight)
     torch.testing.assert_close(product, (J * weight[:, None]) @ J.mT, atol=0.02, rtol=1e-4)
     torch.testing.assert_close(score, (J * (weight * residual)[:, None]).sum(-1), atol=0.02, rtol=1e-4)
-    cross = kernels.cross_products(slope, brightness, other_slope, other, u, weight)
-    torch.testing.assert_close(cross, (J * weight[:, None]) @ K.mT, atol=0.02, rtol=1e-4)
-    scores = kernels.block_scores(slope, brightness, u, residual, (height, width), side)
-    expected = avg_pool2d((J * residual[:, None]).view(2, 10, height, width), side, ceil_mode=True, divisor_override=1)
-    torch.testing.assert_close(scores, expected.flatten(2), atol=0.01, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(700, 37), (60, 1300), (9, 9000), (300, 400)])
+@pytest.mark.parametrize("max_points", [10**6, 2**14])
+def test_precision_is_summed_as_torch_sums_it(rng, by_torch, size, max_points):
+    # Some rows are longer than what is summed at a time, and some blocks too.
+    height, width = size
+    texture = torch.rand(2, 1, height, width, generator=rng)
+    src, dst = Level(smooth(texture, 1), None), Level(smooth(texture.roll(1, -1), 1), None)
+    problem = build_problem(src, dst, level=0, max_points=max_points, fit_photometric=True)
+    assert problem.template.is_whole == (max_points > height * width)
+    matrix = torch.eye(3, dtype=torch.float64).repeat(2, 1, 1)
+    matrix[:, :2, 2] = torch.tensor([[1.3, 0.2], [0.7, -0.4]])  # no pixel comes to lie on the border
+    state = Alignment(matrix, torch.tensor([1.0, 0.8]).double(), torch.tensor([0.0, 0.1]).double())
+    ours = problem.precision_sums(state, 2.385, 12)
+    expected = by_torch(lambda: problem.precision_sums(state, 2.385, 12))
+    for name, mine, theirs in zip(ours._fields, ours, expected, strict=True):
+        size_of_all = float(theirs.abs().max())
+        torch.testing.assert_close(mine, theirs, atol=3e-3 * size_of_all, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("size", [(40, 57), (5, 8), (3, 3), (33, 1030)])

@@ -22,23 +22,24 @@ from homoalign.kernels.pixels import (
     steepest_slopes,
     window_mean,
 )
+from homoalign.kernels.precision import PrecisionSums, precision_sums
 from homoalign.kernels.reading import read
 from homoalign.kernels.robust import robust_scale
 from homoalign.kernels.structure import describe
-from homoalign.kernels.sums import block_scores, cross_products, normal_equations
+from homoalign.kernels.sums import normal_equations
 
 __all__ = [
     "REWEIGHTINGS",
     "RIDGE",
     "FitSums",
-    "block_scores",
+    "PrecisionSums",
     "convolve",
-    "cross_products",
     "describe",
     "fit_sums",
     "gray_of_bytes",
     "halve",
     "normal_equations",
+    "precision_sums",
     "predict_light",
     "read",
     "regress_light",
