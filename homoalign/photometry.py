@@ -74,8 +74,7 @@ def fit_light(problem: DirectProblem, state: Alignment, *, loss_width: float) ->
         light: dst as a function of src.
         state: the alignment with the gain and bias to go on with: those on top of `light` where it is rich.
     """
-    stride = max(1, problem.template.u.shape[-1] // FIT_POINTS) | 1
-    part = replace(problem, template=problem.template.every(stride))
+    part = sample(problem)
     value, seen = part.read_dst(state.dst_homo_src)
     seen = seen & (value > SATURATED) & (value < 1 - SATURATED)
     # Noise in what is regressed on would flatten the tone curve: where it is strong the template is without.
@@ -96,8 +95,21 @@ def fit_light(problem: DirectProblem, state: Alignment, *, loss_width: float) ->
     return light, Alignment(state.dst_homo_src, gain, bias)
 
 
+def sample(problem: DirectProblem) -> DirectProblem:
+    """Return the problem on as many of its points as light is told from."""
+    # An odd stride does not fall in step with the rows of an image.
+    stride = max(1, problem.template.u.shape[-1] // FIT_POINTS) | 1
+    return replace(problem, template=problem.template.every(stride))
+
+
 def apply_light(template: Template, light: Light) -> Template:
     """Return the template as it should look in dst: intensities, and slopes that follow the tone curve's."""
+    if kernels.serves(template.value):
+        if not bool(light.is_rich.any()):
+            return template
+        parts = (template.value, template.slope, template.brightness, template.u)
+        value, slope, brightness = kernels.light_template(light.weights, light.is_rich, *parts)
+        return replace(template, value=value, slope=slope, brightness=brightness)
     rich = torch.nonzero(light.is_rich)[:, 0]
     if len(rich) == 0:
         return template
@@ -129,7 +141,8 @@ def to_plain(light: Light, problem: DirectProblem, state: Alignment) -> tuple[Al
     rich = torch.nonzero(light.is_rich)[:, 0]
     if len(rich) == 0:
         return state, scale
-    part, weights, start = problem.select(rich), light.weights[rich], state.select(rich)
+    part = sample(problem).select(rich)
+    weights, start = light.weights[rich], state.select(rich)
     _, seen = part.read_dst(start.dst_homo_src)
     raw = part.template.value
     lit, _ = predict(weights, raw, part.template.u)

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
+from homoalign import kernels
 from homoalign.homography import image_size
 from homoalign.noise import denoise, smooth
 from homoalign.pyramid import Level
 from homoalign.residual import Alignment, DirectProblem
-from homoalign.solver import cauchy, robust_scale
+from homoalign.solver import SCALE_SAMPLES, cauchy, robust_scale
 from homoalign.spline import spline_coefficients
 from homoalign.template import Template
 
@@ -81,8 +82,9 @@ def refine_template_at(
         part, start = (problem, state) if everyone else (problem.select(index), state.select(index))
         guide, sigma = _merge(part, image, start, sigma, dst_noise[index], loss_width)
     clean = denoise(image, guide, sigma)
-    drowned = torch.isin(index, _noisy(src_noise, template, DROWNED))[:, None, None, None]
-    return template.with_slopes_of(clean, index, torch.where(drowned, _neighbours(image), clean))
+    drowned = torch.nonzero(torch.isin(index, _noisy(src_noise, template, DROWNED)))[:, 0]
+    told = clean.index_copy(0, drowned, _neighbours(image[drowned])) if len(drowned) else clean
+    return template.with_slopes_of(clean, index, told)
 
 
 def _neighbours(image: Tensor) -> Tensor:
@@ -142,17 +144,25 @@ def _merge(
         image: (B, 1, H, W).
         sigma: (B,) its noise.
     """
-    residual, seen = problem.evaluate(state)
-    scale = robust_scale(residual, seen, problem.scale_floor)
-    _, weight = cauchy(residual, loss_width * scale)
     # Half the squared step of 8-bit rounding keeps noise-free images finite.
     src_variance, dst_variance = src_noise.square() + 1e-6, dst_noise.square() + 1e-6
     share = src_variance / (src_variance + dst_variance)
-    correction = weight.mul_(residual) * (share / state.gain)[:, None].to(residual)
+    if kernels.serves(image):
+        value, seen = problem.read_dst(state.dst_homo_src)
+        light = torch.stack([state.gain, state.bias, share, problem.scale_floor], dim=-1)
+        merged, scale = kernels.merge(
+            image.flatten(1), problem.template.value, value, seen, light, loss_width=loss_width, samples=SCALE_SAMPLES
+        )
+    else:
+        residual, seen = problem.evaluate(state)
+        scale = robust_scale(residual, seen, problem.scale_floor)
+        _, weight = cauchy(residual, loss_width * scale)
+        correction = weight.mul_(residual) * (share / state.gain)[:, None].to(residual)
+        merged = image.flatten(1) + correction
     # A texture that looks like noise to `noise_level` is the same in both images.
     seen_noise = (scale / state.gain).square() * share * (1 - share)
     sigma = torch.fmin(share * dst_variance, seen_noise).sqrt()
-    return image + correction.view_as(image), sigma
+    return merged.view_as(image), sigma
 
 
 def spline_level(dst: Level) -> Level:

@@ -170,6 +170,12 @@ def damped_step(JtJ: Tensor, Jtr: Tensor, damping: Tensor) -> tuple[Tensor, Tens
     return torch.where(solved[:, None], step, 0.0), solved
 
 
+def _rise(cost: Tensor, new_cost: Tensor, both: Tensor) -> Tensor:
+    """Return (B,) by which share the cost rises, over what both states see; infinite where nothing can fall."""
+    old, new = ((values * both).sum(-1).double() for values in (cost, new_cost))
+    return ((new - old) / old).nan_to_num(torch.inf)
+
+
 def solve(
     problem: Problem[StateT],
     start: StateT,
@@ -189,7 +195,7 @@ def solve(
         problem: the pairs.
         start: their states.
         max_iterations: most steps tried.
-        step_tol_px: a pair has converged when a step moves no corner further than this.
+        step_tol_px: a pair has converged when a step moves no corner further than this; that step is still taken.
         loss_width: width of the loss in robust standard deviations of the residual.
         min_seen: (B,) least number of residuals a state must see; below it the overlap is lost.
         slack: how far the cost may rise.
@@ -197,8 +203,7 @@ def solve(
     everyone = torch.arange(len(min_seen), device=min_seen.device)
     stop = torch.full_like(everyone, MAX_ITERATIONS)
     num_iterations = torch.zeros_like(everyone, dtype=torch.int32)
-    state, pairs, part = start, everyone, problem
-    whole = start
+    state, whole, pairs, part = start, start, everyone, problem
 
     residual, seen = part.evaluate(state)
     reason = torch.where(seen.sum(-1) >= min_seen, RUNNING, OVERLAP_LOST)
@@ -222,16 +227,19 @@ def solve(
         step = memory.extrapolate(plain_step, JtJ) if memory else plain_step
         extrapolated = (step != plain_step).any(-1)
         candidate = part.step(state, step)
-        new_residual, new_seen = part.evaluate(candidate)
         num_iterations[pairs] += 1
-
-        both = seen * new_seen
-        old_cost = (cost * both).sum(-1).double()
-        new_cost = (cauchy(new_residual, width)[0] * both).sum(-1).double()
-        enough = new_seen.sum(-1) >= min_seen[pairs]
         length_px = part.length_px(torch.stack([step, plain_step])).amin(0)
-        bound = torch.where(length_px <= slack.step_px, 1 + slack.cost, 1.0) * old_cost
-        accepted = solved & enough & (new_cost < bound)
+        # Of a step this short the cost says nothing: it is taken as it is.
+        arrived = solved & (length_px <= step_tol_px)
+        if arrived.all():
+            state, reason = candidate, torch.full_like(reason, CONVERGED)
+            continue
+        new_residual, new_seen = part.evaluate(candidate)
+
+        rise = _rise(cost, cauchy(new_residual, width)[0], seen * new_seen)
+        enough = new_seen.sum(-1) >= min_seen[pairs]
+        falls = rise < torch.where(length_px <= slack.step_px, slack.cost, 0.0)
+        accepted = arrived | (solved & enough & falls)
         memory = Memory(plain_step, step, accepted)
         if accepted.all():  # most often; saves a pass over the residuals
             state, residual, seen = candidate, new_residual, new_seen
@@ -241,7 +249,7 @@ def solve(
             seen = torch.where(accepted[:, None], new_seen, seen)
 
         stalled = ~accepted & enough & ~extrapolated & (length_px <= SHORT_PX)
-        reason = torch.where(solved & ((length_px <= step_tol_px) | stalled), CONVERGED, reason)
+        reason = torch.where(arrived | (solved & stalled), CONVERGED, reason)
         # A rejected extrapolation says nothing against the plain step.
         more_damping = torch.where(extrapolated, damping, (damping * 10).clamp_min(1e-3))
         damping = torch.where(accepted, (damping / 10).clamp_min(1e-9), more_damping)

@@ -83,9 +83,12 @@ class Template:
             brightness: (b, 1, H, W), what the gain is told from; None: `image`.
         """
         everyone = len(index) == len(self.u)
-        part = self if everyone else self.select(index)
-        slope = part.scaled(central_differences(image))
-        level = _at((image if brightness is None else brightness), part)[:, 0]
+        chosen = self.chosen if everyone else self.chosen[index]
+        if kernels.serves(image):
+            slope = kernels.slopes_at(image[:, 0], chosen, self.half_side)
+        else:
+            slope = self.half_side * _at(central_differences(image), chosen)
+        level = _at((image if brightness is None else brightness), chosen)[:, 0]
         if everyone:
             return replace(self, slope=slope, brightness=level)
         return replace(
@@ -96,11 +99,7 @@ class Template:
         """Return (B, 2, N) slopes, as `slope`, of other intensities (B, N) of all pixels."""
         if not self.is_whole or self.grid is None:
             raise ValueError("differences need all pixels")
-        return self.scaled(central_differences(value.view(len(value), 1, *self.grid)))
-
-    def scaled(self, slope: Tensor) -> Tensor:
-        """Return (B, 2, N) the slopes (B, 2, H, W), per pixel, at the points, per centred unit."""
-        return self.half_side * _at(slope, self)
+        return self.half_side * _at(central_differences(value.view(len(value), 1, *self.grid)), self.chosen)
 
     def jacobian(self) -> Tensor:
         """Return (B, 10, N) d(gain * src + bias) / d parameters at gain = 1."""
@@ -138,7 +137,7 @@ def build_template(src: Level, max_points: int) -> Template:
     grid = height // cell_side, width // cell_side
     half_side = max(height, width) / 2
     empty = Template(chosen, u, u[:, 0], u, u[:, 0], usable, half_side, whole, grid)
-    value = _at(src.image, empty)[:, 0]
+    value = _at(src.image, chosen)[:, 0]
     return replace(empty, value=value, slope=half_side * slope, brightness=value)
 
 
@@ -177,12 +176,12 @@ def jacobian_of(slope: Tensor, brightness: Tensor, u: Tensor) -> Tensor:
     return jacobian
 
 
-def _at(values: Tensor, template: Template) -> Tensor:
-    """Return (B, C, N) of (B, C, H, W) at the points."""
+def _at(values: Tensor, chosen: Tensor) -> Tensor:
+    """Return (B, C, N) of (B, C, H, W) at pixels; of all of them, in their order, what is there already."""
     values = values.flatten(2)
-    if template.is_whole:
+    if chosen.shape[-1] == values.shape[-1]:
         return values
-    return values.gather(2, template.chosen[:, None].expand(-1, values.shape[1], -1))
+    return values.gather(2, chosen[:, None].expand(-1, values.shape[1], -1))
 
 
 def centred(chosen: Tensor, height: int, width: int) -> Tensor:

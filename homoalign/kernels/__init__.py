@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from homoalign.kernels.fit import FitSums, fit_sums
-from homoalign.kernels.light import REWEIGHTINGS, RIDGE, predict_light, regress_light
+from homoalign.kernels.light import REWEIGHTINGS, RIDGE, light_template, predict_light, regress_light
 from homoalign.kernels.pixels import (
     convolve,
     gray_of_bytes,
@@ -24,6 +24,7 @@ from homoalign.kernels.pixels import (
 )
 from homoalign.kernels.precision import PrecisionSums, precision_sums
 from homoalign.kernels.reading import read
+from homoalign.kernels.refinement import keep_band, merge, slopes_at, squared_difference
 from homoalign.kernels.robust import robust_scale
 from homoalign.kernels.structure import describe
 from homoalign.kernels.sums import normal_equations
@@ -38,6 +39,9 @@ __all__ = [
     "fit_sums",
     "gray_of_bytes",
     "halve",
+    "keep_band",
+    "light_template",
+    "merge",
     "normal_equations",
     "precision_sums",
     "predict_light",
@@ -46,8 +50,10 @@ __all__ = [
     "robust_scale",
     "second_best",
     "serves",
+    "slopes_at",
     "smooth",
     "spread",
+    "squared_difference",
     "steepest_slopes",
     "window_mean",
 ]

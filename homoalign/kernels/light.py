@@ -34,6 +34,50 @@ def predict_light(weights: Tensor, intensity: Tensor, u: Tensor) -> tuple[Tensor
     return value, slope
 
 
+def light_template(
+    weights: Tensor, is_rich: Tensor, value: Tensor, slope: Tensor, brightness: Tensor, u: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `value`, `slope` and `brightness` of a template in another light, as `photometry.apply_light` does.
+
+    Args:
+        weights: (B, K) float32.
+        is_rich: (B,) bool, False for pairs that stay as they are.
+        value: (B, N) float32.
+        slope: (B, 2, N) float32.
+        brightness: (B, N) float32.
+        u: (B, 2, N) float32.
+    """
+    lit, steepness = torch.empty(value.shape), torch.empty(value.shape)
+    lit_slope, lit_brightness = torch.empty(slope.shape), torch.empty(value.shape)
+    given = arrays(weights, is_rich, value, slope, brightness, u)
+    _light_template(*given, *arrays(lit, lit_slope, lit_brightness, steepness))
+    return lit, lit_slope, lit_brightness
+
+
+@compiled
+def _light_template(
+    weights: Floats,
+    is_rich: Bools,
+    value: Floats,
+    slope: Floats,
+    brightness: Floats,
+    u: Floats,
+    lit: Floats,
+    lit_slope: Floats,
+    lit_brightness: Floats,
+    steepness: Floats,
+) -> None:
+    for b in range(len(weights)):
+        if not is_rich[b]:
+            lit[b], lit_slope[b], lit_brightness[b] = value[b], slope[b], brightness[b]
+            continue
+        one = slice(b, b + 1)
+        _predict_light(weights[one], brightness[one], u[one], lit_brightness[one], steepness[one])
+        _predict_light(weights[one], value[one], u[one], lit[one], steepness[one])
+        for axis in range(2):
+            multiply(slope[b, axis], steepness[b], lit_slope[b, axis])
+
+
 @compiled
 def _predict_light(weights: Floats, intensity: Floats, u: Floats, value: Floats, slope: Floats) -> None:
     zero, one, two, three = np.float32(0), np.float32(1), np.float32(2), np.float32(3)

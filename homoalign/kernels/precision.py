@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from homoalign.kernels.compiler import BLOCK, Bools, Doubles, Floats, arrays, compiled, dot, dot_two, multiply
+from homoalign.kernels.compiler import BLOCK, Bools, Doubles, Floats, arrays, compiled, dot_two, multiply
 from homoalign.kernels.robust import robust_scale_of
 from homoalign.kernels.sums import mirror, write_rows
 
@@ -101,15 +101,14 @@ def _precision_sums(
     is_whole = value.shape[1] > 0
     rows, weighted = np.empty((20, BLOCK), np.float32), np.empty(BLOCK, np.float32)
     weight, across, down = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-    # Whole blocks of the grid at a time, where they fit.
-    run = BLOCK // side * side if side <= BLOCK else BLOCK
+    of_columns = np.zeros((10, width), np.float32)  # J W r, summed over a row of blocks
     for b in range(len(u)):
         scale[b] = max(robust_scale_of(residual[b], seen[b], samples), floor[b])
         over_width = np.float32(1 / (loss_width * scale[b]))
         for y in range(height):
             start = y * width
-            for column in range(0, width, run):
-                first, last = start + column, start + min(column + run, width)
+            for column in range(0, width, BLOCK):
+                first, last = start + column, start + min(column + BLOCK, width)
                 n = last - first
                 of_weight, of_curvature = _weigh(residual[b, first:last], seen[b, first:last], over_width, weight)
                 weight_sum[b] += of_weight
@@ -131,16 +130,21 @@ def _precision_sums(
                             two = dot_two(product, rows[10 + j, :n], rows[11 + j, :n])
                             sensitivity[b, i, j] += two[0]
                             sensitivity[b, i, j + 1] += two[1]
-                    left = first
-                    while left < last:
-                        of_block = (left - start) // side
-                        right = min(last, start + (of_block + 1) * side)
-                        score = dot(product[left - first : right - first], residual[b, left:right])
-                        scores[b, i, y // side, of_block] += score
-                        left = right
+                    _add_products(product, residual[b, first:last], of_columns[i, column : column + n])
+            if y % side == side - 1 or y == height - 1:
+                for i in range(10):
+                    for k in range(width):
+                        scores[b, i, y // side, k // side] += of_columns[i, k]
+                of_columns[:] = 0
         mirror(information[b])
         if not is_whole:
             sensitivity[b] = information[b]
+
+
+@compiled
+def _add_products(a: Floats, b: Floats, total: Floats) -> None:
+    for k in range(total.size):
+        total[k] += a[k] * b[k]
 
 
 @compiled

@@ -139,28 +139,31 @@ def _solve(
                 if mixing != 0:
                     step[i] -= mixing * (last_step[i] + plain_step[i] - last_plain[i])
             _move(state, step, src_motion, candidate)
+            length_px = min(_length_px(step, corner_motion), _length_px(plain_step, corner_motion))
+            if solved and length_px <= step_tol_px:  # of a step this short the cost says nothing
+                state[:] = candidate
+                reason = CONVERGED
+                break
             new_count = _evaluate(
                 image[b], mask[b], is_spline, u[b], usable[b], value[b], dst_homo_centred, src_corners, candidate,
                 new_residual, new_seen,
             )  # fmt: skip
             old_cost, new_cost = _costs(residual, seen, new_residual, new_seen, 1 / width)
             enough = new_count >= min_seen[b]
-            length_px = min(_length_px(step, corner_motion), _length_px(plain_step, corner_motion))
             bound = old_cost * (1 + slack_cost) if length_px <= slack_px else old_cost
             accepted = solved and enough and new_cost < bound
             has_memory = True
-            for i in range(10):
-                last_plain[i], last_step[i] = plain_step[i], step[i]
+            last_plain[:] = plain_step
+            last_step[:] = step
             if accepted:
-                for k in range(11):
-                    state[k] = candidate[k]
+                state[:] = candidate
                 residual, new_residual = new_residual, residual
                 seen, new_seen = new_seen, seen
                 damping = max(damping / 10, 1e-9)
             elif mixing == 0:  # a rejected extrapolation says nothing against the plain step
                 damping = max(damping * 10, 1e-3)
             stalled = not accepted and enough and mixing == 0 and length_px <= SHORT_PX
-            if solved and (length_px <= step_tol_px or stalled):
+            if solved and stalled:
                 reason = CONVERGED
             elif damping > LARGEST_DAMPING:
                 reason = NO_DESCENT
