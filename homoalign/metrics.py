@@ -293,6 +293,8 @@ def _mean(values: Tensor, counted: Tensor) -> Tensor:
 def share_of_src_seen(src: Level, dst: Level, dst_homo_src: Tensor) -> Tensor:
     """Return (B,) share of src's pixels that land on dst; masks do not count."""
     height, width = src.image.shape[-2:]
+    if kernels.serves(src.image):
+        return kernels.count_inside(dst_homo_src, (height, width), image_size(dst.image)) / (height * width)
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     xy = torch.stack([x, y], dim=-1).reshape(1, -1, 2).to(dst_homo_src)
     warped = homography.warp_points(dst_homo_src, xy.expand(len(dst_homo_src), -1, -1))

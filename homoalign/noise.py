@@ -51,7 +51,10 @@ def noise_level(image: Tensor) -> Tensor:
     across = above + below - 2 * here
     second = across[..., :-2] + across[..., 2:] - 2 * across[..., 1:-1]
     # Six is the norm of the kernel [1, -2, 1] x [1, -2, 1].
-    return second.abs().flatten(1).median(-1).values.double() * (1.4826 / 6)
+    magnitude = second.abs().flatten(1)
+    if kernels.serves(magnitude):
+        return kernels.median(magnitude) * (1.4826 / 6)
+    return magnitude.median(-1).values.double() * (1.4826 / 6)
 
 
 def residual_noise(src: Tensor, dst: Tensor, gain: Tensor) -> Tensor:

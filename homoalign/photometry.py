@@ -78,12 +78,10 @@ def fit_light(problem: DirectProblem, state: Alignment, *, loss_width: float) ->
     value, seen = part.read_dst(state.dst_homo_src)
     seen = seen & (value > SATURATED) & (value < 1 - SATURATED)
     # Noise in what is regressed on would flatten the tone curve: where it is strong the template is without.
-    basis = _basis(part.template.brightness, part.template.u)
     rich, rich_scale = regress(part, NUM_FUNCTIONS, value, seen, loss_width)
     plain, _ = regress(part, LINEAR, value, seen, loss_width)
     width = loss_width * rich_scale
-    rich_cost = _cost(basis, rich, value, seen, width)
-    plain_cost = _cost(basis[:, :LINEAR], plain, value, seen, width)
+    rich_cost, plain_cost = (_cost(part.template, weights, value, seen, width) for weights in (rich, plain))
     # A falling tone curve is a negative, or a wrong alignment.
     enough = seen.double().mean(-1) > LEAST_SHARE
     usable = (rich[:, 1] > 0.02) & rich.isfinite().all(-1) & enough
@@ -240,6 +238,10 @@ def _sum(basis: Tensor, weights: Tensor) -> Tensor:
     return result
 
 
-def _cost(basis: Tensor, weights: Tensor, value: Tensor, seen: Tensor, width: Tensor) -> Tensor:
+def _cost(template: Template, weights: Tensor, value: Tensor, seen: Tensor, width: Tensor) -> Tensor:
+    """Return (B,) float64, the Cauchy loss that is left by `weights` (B, K) of the first basis functions."""
+    if kernels.serves(value):
+        return kernels.light_cost(weights, template.brightness, template.u, value, seen, width)
+    basis = _basis(template.brightness, template.u)[:, : weights.shape[1]]
     residual = torch.where(seen, value - _sum(basis, weights), 0.0)
     return cauchy(residual, width)[0].sum(-1, dtype=torch.float64)

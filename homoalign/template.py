@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, max_pool2d, pad
 
 from homoalign import homography, kernels
-from homoalign.pyramid import Level
+from homoalign.pyramid import Level, take
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class Template:
             brightness: (b, 1, H, W), what the gain is told from; None: `image`.
         """
         everyone = len(index) == len(self.u)
-        chosen = self.chosen if everyone else self.chosen[index]
+        chosen = take(self.chosen, index)
         if kernels.serves(image):
             slope = kernels.slopes_at(image[:, 0], chosen, self.half_side)
         else:
@@ -134,6 +134,8 @@ def build_template(src: Level, max_points: int) -> Template:
     chosen, usable, slope = _choose(src, cell_side)
     whole = cell_side == 1
     u = _grid(height, width, chosen.device).expand(len(chosen), -1, -1) if whole else centred(chosen, height, width)
+    if kernels.serves(u):
+        u = u.contiguous()  # here, not at every call of a kernel
     grid = height // cell_side, width // cell_side
     half_side = max(height, width) / 2
     empty = Template(chosen, u, u[:, 0], u, u[:, 0], usable, half_side, whole, grid)

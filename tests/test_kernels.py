@@ -124,6 +124,13 @@ def test_levels_are_halved_as_torch_halves_them(rng, by_torch, size):
     torch.testing.assert_close(pyramid.halve(image), by_torch(lambda: pyramid.halve(image)), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("size", [(40, 57), (5, 8), (3, 3), (2, 9)])
+def test_slopes_are_those_of_torch(rng, by_torch, size):
+    image = torch.rand(2, 1, *size, generator=rng)
+    expected = by_torch(lambda: Level(image, None).slope)
+    torch.testing.assert_close(Level(image, None).slope, expected, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("size", [(40, 57), (5, 8), (1, 30), (2, 2)])
 def test_spline_coefficients_are_those_of_torch(rng, by_torch, size):
     image = torch.rand(2, 1, *size, generator=rng)

@@ -10,14 +10,15 @@ B pairs, H W rows and columns, N points.
 import torch
 from torch import Tensor
 
-from homoalign.kernels.fit import FitSums, fit_sums
-from homoalign.kernels.light import REWEIGHTINGS, RIDGE, light_template, predict_light, regress_light
+from homoalign.kernels.fit import FitSums, count_inside, fit_sums
+from homoalign.kernels.light import REWEIGHTINGS, RIDGE, light_cost, light_template, predict_light, regress_light
 from homoalign.kernels.pixels import (
     convolve,
     gray_of_bytes,
     halve,
     second_best,
     smooth,
+    sobel,
     spread,
     steepest_slopes,
     window_mean,
@@ -25,7 +26,7 @@ from homoalign.kernels.pixels import (
 from homoalign.kernels.precision import PrecisionSums, precision_sums
 from homoalign.kernels.reading import read
 from homoalign.kernels.refinement import keep_band, merge, slopes_at, squared_difference
-from homoalign.kernels.robust import robust_scale
+from homoalign.kernels.robust import median, robust_scale
 from homoalign.kernels.structure import describe
 from homoalign.kernels.sums import normal_equations
 
@@ -35,12 +36,15 @@ __all__ = [
     "FitSums",
     "PrecisionSums",
     "convolve",
+    "count_inside",
     "describe",
     "fit_sums",
     "gray_of_bytes",
     "halve",
     "keep_band",
+    "light_cost",
     "light_template",
+    "median",
     "merge",
     "normal_equations",
     "precision_sums",
@@ -52,6 +56,7 @@ __all__ = [
     "serves",
     "slopes_at",
     "smooth",
+    "sobel",
     "spread",
     "squared_difference",
     "steepest_slopes",

@@ -109,6 +109,13 @@ def steepest_slopes(image: Tensor, usable: Tensor, cell_side: int) -> tuple[Tens
     return chosen, slope
 
 
+def sobel(image: Tensor) -> Tensor:
+    """Do what `pyramid.Level.slope` does, on (B, H, W) float32."""
+    slope = torch.empty(len(image), 2, *image.shape[1:])
+    _sobel(*arrays(image, slope))
+    return slope
+
+
 def second_best(
     both: Tensor, energy_a: Tensor, energy_b: Tensor, reach: tuple[int, int, int], least_shifted: float
 ) -> tuple[Tensor, Tensor]:
@@ -295,6 +302,22 @@ def _slopes_of_row(above: Floats, here: Floats, below: Floats, usable: Bools, ac
         upper = above[k - 1] + two * above[k] + above[k + 1]
         across[k] = eighth * (right - left) if usable[k] else zero
         down[k] = eighth * (lower - upper) if usable[k] else zero
+
+
+@compiled
+def _sobel(image: Floats, slope: Floats) -> None:
+    height, width = image.shape[1], image.shape[2]
+    usable = np.ones(width, np.bool_)
+    eighth, two = np.float32(1 / 8), np.float32(2)
+    for b in range(len(image)):
+        for i in range(height):
+            # Mirrored at the outermost pixels: slopes across the border are none, those along it go on.
+            above, here, below = image[b, _mirrored(i - 1, height)], image[b, i], image[b, _mirrored(i + 1, height)]
+            across, down = slope[b, 0, i], slope[b, 1, i]
+            _slopes_of_row(above, here, below, usable, across, down)
+            for k in (0, width - 1):
+                j = _mirrored(k + 1, width)
+                down[k] = eighth * (two * below[j] + two * below[k] - two * above[j] - two * above[k])
 
 
 @compiled
