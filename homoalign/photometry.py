@@ -66,7 +66,7 @@ def fit_light(problem: DirectProblem, state: Alignment, *, loss_width: float) ->
     """Regress dst on src at an alignment.
 
     Args:
-        problem: of the full-size images, with src's own intensities as its template.
+        problem: of the full-size images, or a `sample` of it, with src's own intensities as its template.
         state: an alignment that is good to a fraction of a pixel or so.
         loss_width: of the robust loss, in standard deviations of the residual.
 
@@ -74,14 +74,13 @@ def fit_light(problem: DirectProblem, state: Alignment, *, loss_width: float) ->
         light: dst as a function of src.
         state: the alignment with the gain and bias to go on with: those on top of `light` where it is rich.
     """
-    part = sample(problem)
-    value, seen = part.read_dst(state.dst_homo_src)
+    value, seen = problem.read_dst(state.dst_homo_src)
     seen = seen & (value > SATURATED) & (value < 1 - SATURATED)
     # Noise in what is regressed on would flatten the tone curve: where it is strong the template is without.
-    rich, rich_scale = regress(part, NUM_FUNCTIONS, value, seen, loss_width)
-    plain, _ = regress(part, LINEAR, value, seen, loss_width)
+    rich, rich_scale = regress(problem, NUM_FUNCTIONS, value, seen, loss_width)
+    plain, _ = regress(problem, LINEAR, value, seen, loss_width)
     width = loss_width * rich_scale
-    rich_cost, plain_cost = (_cost(part.template, weights, value, seen, width) for weights in (rich, plain))
+    rich_cost, plain_cost = (_cost(problem.template, weights, value, seen, width) for weights in (rich, plain))
     # A falling tone curve is a negative, or a wrong alignment.
     enough = seen.double().mean(-1) > LEAST_SHARE
     usable = (rich[:, 1] > 0.02) & rich.isfinite().all(-1) & enough

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import avg_pool2d
 
-from homoalign import AlignConfig, align, aligner, kernels, metrics, photometry, pyramid
+from homoalign import AlignConfig, align, aligner, kernels, metrics, parts, photometry, pyramid
 from homoalign.homography import corner_errors, motion_of_step, normalise, pixels_from_centred
 from homoalign.intensity import to_gray
 from homoalign.kernels import compiler
@@ -22,7 +22,7 @@ from homoalign.residual import Alignment, build_problem
 from homoalign.sampling import sample_unit, unit_from_pixels
 from homoalign.solver import Slack, robust_scale, solve
 from homoalign.spline import spline_coefficients
-from homoalign.structure import describe
+from homoalign.structure import Structure, describe
 from homoalign.template import build_template, jacobian_of
 from jobs import child
 from jobs.synthetic import load_scene, render_pair
@@ -399,3 +399,19 @@ def test_a_worker_compiles_before_its_rows_are_timed(monkeypatch, device):
     monkeypatch.setattr(aligner, "warm_up", lambda: calls.append("warm"))
     child.prepare_process(1, device)
     assert calls == (["warm"] if device == "cpu" else [])
+
+
+@pytest.mark.parametrize("size", [(96, 128), (40, 50), (17, 90)])
+def test_blocks_are_found_where_torch_finds_them(rng, size):
+    channels, filled = torch.randn(3, 4, *size, generator=rng), (torch.rand(3, 1, *size, generator=rng) > 0.1).float()
+    filled[0] = 1
+    filled[1, :, :, : size[1] // 2] = 0
+    src = Structure(channels * filled, filled)
+    other = channels.roll((2, -1), (-2, -1)) + 0.3 * torch.randn(3, 4, *size, generator=rng)
+    side, reach = max(8, min(size) // 6), max(4, min(size) // 18)
+    dst = Structure(other, torch.ones_like(filled))
+    (counts, place), (ours, our_place) = parts._seek(src, dst, side, reach), parts._seek_compiled(src, dst, side, reach)
+    assert torch.equal(ours, counts)
+    assert counts[1].any()
+    assert not counts[1].all()
+    torch.testing.assert_close(our_place[counts], place[counts], atol=1e-4, rtol=0)

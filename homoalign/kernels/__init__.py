@@ -12,6 +12,7 @@ from torch import Tensor
 
 from homoalign.kernels.fit import FitSums, count_inside, fit_sums
 from homoalign.kernels.light import REWEIGHTINGS, RIDGE, light_cost, light_template, predict_light, regress_light
+from homoalign.kernels.parts import Grid, block_energies, cross_spectrum, cut, peaks
 from homoalign.kernels.pixels import (
     convolve,
     gray_of_bytes,
@@ -34,9 +35,13 @@ __all__ = [
     "REWEIGHTINGS",
     "RIDGE",
     "FitSums",
+    "Grid",
     "PrecisionSums",
+    "block_energies",
     "convolve",
     "count_inside",
+    "cross_spectrum",
+    "cut",
     "describe",
     "fit_sums",
     "gray_of_bytes",
@@ -47,6 +52,7 @@ __all__ = [
     "median",
     "merge",
     "normal_equations",
+    "peaks",
     "precision_sums",
     "predict_light",
     "read",
