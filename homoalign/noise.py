@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from homoalign import kernels
 
-BAND_NOISE = (0.7961, 0.0405, 0.00714, 0.00162, 0.00040)
+BAND_NOISE = (0.7961, 0.0405, 0.00714)
 """Variance of each band of white noise of variance one, finest first."""
 
 CERTAIN = 1.5
