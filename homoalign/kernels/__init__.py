@@ -13,6 +13,7 @@ from torch import Tensor
 from homoalign.kernels.fit import FitSums, count_inside, fit_sums
 from homoalign.kernels.light import REWEIGHTINGS, RIDGE, light_cost, light_template, predict_light, regress_light
 from homoalign.kernels.parts import Grid, block_energies, cross_spectrum, cut, peaks
+from homoalign.kernels.patterns import local_patterns, pattern_sums
 from homoalign.kernels.pixels import (
     convolve,
     gray_of_bytes,
@@ -22,6 +23,7 @@ from homoalign.kernels.pixels import (
     sobel,
     spread,
     steepest_slopes,
+    usable_pixels,
     window_mean,
 )
 from homoalign.kernels.precision import PrecisionSums, precision_sums
@@ -49,9 +51,11 @@ __all__ = [
     "keep_band",
     "light_cost",
     "light_template",
+    "local_patterns",
     "median",
     "merge",
     "normal_equations",
+    "pattern_sums",
     "peaks",
     "precision_sums",
     "predict_light",
@@ -66,6 +70,7 @@ __all__ = [
     "spread",
     "squared_difference",
     "steepest_slopes",
+    "usable_pixels",
     "window_mean",
 ]
 

@@ -109,6 +109,13 @@ def steepest_slopes(image: Tensor, usable: Tensor, cell_side: int) -> tuple[Tens
     return chosen, slope
 
 
+def usable_pixels(mask: Tensor) -> Tensor:
+    """Return (B, H, W) bool: off the border, where `mask` (B, H, W) float32 is above a half at all neighbours too."""
+    usable = torch.empty(mask.shape, dtype=torch.bool)
+    _usable_pixels(*arrays(mask, usable))
+    return usable
+
+
 def sobel(image: Tensor) -> Tensor:
     """Do what `pyramid.Level.slope` does, on (B, H, W) float32."""
     slope = torch.empty(len(image), 2, *image.shape[1:])
@@ -302,6 +309,22 @@ def _slopes_of_row(above: Floats, here: Floats, below: Floats, usable: Bools, ac
         upper = above[k - 1] + two * above[k] + above[k + 1]
         across[k] = eighth * (right - left) if usable[k] else zero
         down[k] = eighth * (lower - upper) if usable[k] else zero
+
+
+@compiled
+def _usable_pixels(mask: Floats, usable: Bools) -> None:
+    height, width = mask.shape[1], mask.shape[2]
+    least = np.empty(width, np.float32)
+    half = np.float32(0.5)
+    for b in range(len(mask)):
+        usable[b, 0] = usable[b, height - 1] = False
+        for i in range(1, height - 1):
+            for k in range(width):
+                least[k] = min(mask[b, i - 1, k], mask[b, i, k], mask[b, i + 1, k])
+            row = usable[b, i]
+            row[0] = row[width - 1] = False
+            for k in range(1, width - 1):
+                row[k] = min(least[k - 1], least[k], least[k + 1]) > half
 
 
 @compiled
