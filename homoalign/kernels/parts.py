@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from homoalign.kernels.compiler import Doubles, Floats, add, arrays, compiled
+from homoalign.kernels.compiler import Doubles, Floats, arrays, compiled
 
 Complexes = NDArray[np.complex64]
 
@@ -124,27 +124,50 @@ def _block_energies(
 ) -> None:
     top, left, rows, columns, side = grid
     height, width = filled.shape[1], filled.shape[2]
-    energy, of_template = np.zeros((height + 2 * reach, width + 2 * reach), np.float32), np.empty(width, np.float32)
+    energy = np.empty(width, np.float32)
+    # Sums of dst's energy along each row, up to a pixel.
+    running = np.zeros((height + 2 * reach, width + 2 * reach + 1))
     for b in range(len(filled)):
         for y in range(height):
-            of_row = energy[reach + y, reach : reach + width]
-            _sum_squares(search[b], y, of_row)
+            _sum_squares(search[b], y, energy)
+            _run_up(energy, reach, running[reach + y])
             row = (y - top) // side if y >= top else -1
             if 0 <= row < rows:
-                _sum_squares(template[b], y, of_template)
+                _sum_squares(template[b], y, energy)
                 for column in range(columns):
                     k, first = row * columns + column, left + column * side
                     for x in range(first, first + side):
-                        own[b, k] += of_template[x]
+                        own[b, k] += energy[x]
                         known[b, k] += filled[b, y, x]
         for k in range(rows * columns):
             y0, x0 = top + k // columns * side, left + k % columns * side
-            mask = filled[b, y0 : y0 + side, x0 : x0 + side]
-            around = energy[y0 : y0 + side + 2 * reach, x0 : x0 + side + 2 * reach]
-            if known[b, k] == side * side:
-                _sum_windows(around, side, under[b, k])
-            elif known[b, k] > 0:
-                _sum_under(around, mask, under[b, k])
+            for y in range(y0, y0 + side):
+                _sum_under(running[y:], filled[b, y, x0 : x0 + side], x0, under[b, k])
+
+
+@compiled
+def _run_up(energy: Floats, margin: int, running: Doubles) -> None:
+    total = 0.0
+    for k in range(energy.size):
+        total += energy[k]
+        running[margin + k + 1] = total
+    running[margin + energy.size + 1 :] = total
+
+
+@compiled
+def _sum_under(running: Doubles, filled: Floats, left: int, sums: Floats) -> None:
+    """Add what lies under a row of a block, run by run of filled pixels, at every shift."""
+    x = 0
+    while x < filled.size:
+        first = x
+        while x < filled.size and filled[x] > 0:
+            x += 1
+        if x > first:
+            for i in range(len(sums)):
+                of_row, of_shift = running[i], sums[i]
+                for j in range(of_shift.size):
+                    of_shift[j] += np.float32(of_row[left + x + j] - of_row[left + first + j])
+        x += 1
 
 
 @compiled
@@ -154,30 +177,6 @@ def _sum_squares(channels: Floats, y: int, total: Floats) -> None:
         row = channels[c, y]
         for k in range(row.size):
             total[k] += row[k] * row[k]
-
-
-@compiled
-def _sum_windows(values: Floats, side: int, sums: Floats) -> None:
-    """Write the sums over all square windows, row by row: differences of running sums would keep their errors."""
-    of_columns = np.empty(values.shape[1], np.float32)
-    for i in range(len(sums)):
-        of_columns[:] = 0
-        for y in range(i, i + side):
-            add(values[y], of_columns)
-        of_row = sums[i]
-        of_row[:] = 0
-        for x in range(side):
-            add(of_columns[x : x + of_row.size], of_row)
-
-
-@compiled
-def _sum_under(values: Floats, mask: Floats, sums: Floats) -> None:
-    for i in range(len(sums)):
-        of_row = sums[i]
-        for y in range(mask.shape[0]):
-            for x in range(mask.shape[1]):
-                if mask[y, x] > 0:
-                    add(values[i + y, x : x + of_row.size], of_row)
 
 
 def peaks(both: Tensor, own: Tensor, under: Tensor, least: Tensor) -> Tensor:
