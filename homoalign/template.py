@@ -131,11 +131,8 @@ def build_template(src: Level, max_points: int) -> Template:
     """
     height, width = src.image.shape[-2:]
     cell_side = side_of_cells(height, width, max_points)
-    chosen, usable, slope = _choose(src, cell_side)
+    chosen, usable, slope, u = _choose(src, cell_side)
     whole = cell_side == 1
-    u = _grid(height, width, chosen.device).expand(len(chosen), -1, -1) if whole else centred(chosen, height, width)
-    if kernels.serves(u):
-        u = u.contiguous()  # here, not at every call of a kernel
     grid = height // cell_side, width // cell_side
     half_side = max(height, width) / 2
     empty = Template(chosen, u, u[:, 0], u, u[:, 0], usable, half_side, whole, grid)
@@ -143,15 +140,19 @@ def build_template(src: Level, max_points: int) -> Template:
     return replace(empty, value=value, slope=half_side * slope, brightness=value)
 
 
-def _choose(src: Level, cell_side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the points of a level, whether they are usable, and their slopes per pixel."""
+def _choose(src: Level, cell_side: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the points of a level, whether they are usable, their slopes per pixel, and centred coordinates."""
     if kernels.serves(src.image) and cell_side > 1:
         usable = usable_pixels(src.image, src.mask)
-        chosen, slope = kernels.steepest_slopes(src.image[:, 0], usable[:, 0], cell_side)
-        return chosen, usable.flatten(1).gather(1, chosen), slope
+        chosen, slope, u = kernels.steepest_slopes(src.image[:, 0], usable[:, 0], cell_side)
+        return chosen, usable.flatten(1).gather(1, chosen), slope, u
     chosen, usable = steepest_of_cells(src.slope, src.mask, cell_side=cell_side)
-    slope = src.slope.flatten(2)
-    return chosen, usable, slope if cell_side == 1 else slope.gather(2, chosen[:, None].expand(-1, 2, -1))
+    size = src.image.shape[-2:]
+    if cell_side > 1:
+        return chosen, usable, _at(src.slope, chosen), centred(chosen, *size)
+    u = _grid(*size, chosen.device).expand(len(chosen), -1, -1)
+    # Kernels would copy what is expanded at every call.
+    return chosen, usable, src.slope.flatten(2), u.contiguous() if kernels.serves(u) else u
 
 
 def central_differences(image: Tensor) -> Tensor:

@@ -127,9 +127,9 @@ def _slopes_at(half: np.float32, image: Floats, chosen: NDArray[np.int64], slope
     for b in range(len(image)):
         flat, across, down = image[b].reshape(-1), slope[b, 0], slope[b, 1]
         for k in range(across.size):
-            i = chosen[b, k]
-            y = i // width
-            x = i - y * width
+            i = np.uint32(chosen[b, k])  # whose division is faster
+            y = i // np.uint32(width)
+            x = i - y * np.uint32(width)
             # Mirrored at the outermost pixels.
             across[k] = half * (flat[i + 1] - flat[i - 1]) if 0 < x < width - 1 else np.float32(0)
             down[k] = half * (flat[i + width] - flat[i - width]) if 0 < y < height - 1 else np.float32(0)
