@@ -50,7 +50,9 @@ class Summable(Problem[StateT], Protocol[StateT]):
         """Return (B, P, P) float64, the derivative of the scores, weighted by `weight` (B, N)."""
 
 
-def sum_scores(problem: Summable[StateT], state: StateT, loss_width: float, blocks: int) -> PrecisionSums:
+def sum_scores(
+    problem: Summable[StateT], state: StateT, loss_width: float, blocks: int, share: Tensor | None = None
+) -> PrecisionSums:
     """Weigh the residuals and sum, one sum after another.
 
     Args:
@@ -58,17 +60,19 @@ def sum_scores(problem: Summable[StateT], state: StateT, loss_width: float, bloc
         state: their solutions.
         loss_width: as for `solve`.
         blocks: along the longer side of the frame.
+        share: (N,) weights of the residuals in the sums of products, which need not be taken over all; None: one each.
     """
     residual, seen = problem.evaluate(state)
     scale = robust_scale(residual, seen, problem.scale_floor)
     _, weight = cauchy(residual, loss_width * scale)
     weight = weight * seen
+    part = weight if share is None else weight * share
     return PrecisionSums(
         scale=scale,
         weight=weight.sum(-1, dtype=torch.float64),
         curvature=(weight * (2 * weight - 1)).sum(-1, dtype=torch.float64),
-        information=problem.normal_equations(state, residual, weight)[0],
-        sensitivity=problem.sensitivity(state, weight),
+        information=problem.normal_equations(state, residual, part)[0],
+        sensitivity=problem.sensitivity(state, part),
         scores=problem.block_scores(state, weight * residual, blocks),
     )
 

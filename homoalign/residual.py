@@ -223,8 +223,12 @@ class DirectProblem:
     def precision_sums(self, state: Alignment, loss_width: float, blocks: int) -> PrecisionSums:
         """Do what `precision.sum_scores` does, on the processor in one pass."""
         template = self.template
-        if not kernels.serves(template.u) or template.grid is None:
-            return sum_scores(self, state, loss_width, blocks)
+        if template.grid is None:
+            raise ValueError("a part of the points makes no grid")
+        if not kernels.serves(template.u):
+            height, width = template.grid
+            share = kernels.share_of_rows(height).to(template.u.device).repeat_interleave(width)
+            return sum_scores(self, state, loss_width, blocks, share)
         value, seen = self.read_dst(state.dst_homo_src)
         gain = state.gain.abs().clamp_min(LEAST_GAIN)
         sums = kernels.precision_sums(

@@ -23,6 +23,7 @@ INITIAL_DAMPING = 1e-4
 LARGEST_DAMPING = 1e6
 LONGEST_EXTRAPOLATION = 10.0
 SHORT_PX = 0.05  # steps this short end a level where they raise the cost by more than the slack
+KEEP_PX = 0.1  # after steps this short the curvature is what it was
 SCALE_SAMPLES = 8192  # residuals that the robust scale is read from; its own error is then about 1 %
 
 RUNNING = -1
@@ -104,15 +105,25 @@ class Memory:
         plain_step: (B, P) what the normal equations said.
         step: (B, P) what was taken.
         accepted: (B,) bool, whether it was kept.
+        JtJ: (B, P, P) that it was found with.
+        length_px: (B,) of the step.
     """
 
     plain_step: Tensor
     step: Tensor
     accepted: Tensor
+    JtJ: Tensor
+    length_px: Tensor
 
     def select(self, index: Tensor) -> Memory:
         """Return the pairs that `index` (int64) names."""
-        return Memory(self.plain_step[index], self.step[index], self.accepted[index])
+        return Memory(
+            self.plain_step[index], self.step[index], self.accepted[index], self.JtJ[index], self.length_px[index]
+        )
+
+    def curvature(self, JtJ: Tensor) -> Tensor:
+        """Return (B, P, P) `JtJ`, or the one before where the state hardly moved since: the steps end alike."""
+        return torch.where((self.length_px <= KEEP_PX)[:, None, None], self.JtJ, JtJ)
 
     def extrapolate(self, plain_step: Tensor, JtJ: Tensor) -> Tensor:
         """Return (B, P) the step to take instead of `plain_step`; itself where the step before was thrown away."""
@@ -201,8 +212,7 @@ def solve(
         slack: how far the cost may rise.
     """
     everyone = torch.arange(len(min_seen), device=min_seen.device)
-    stop = torch.full_like(everyone, MAX_ITERATIONS)
-    num_iterations = torch.zeros_like(everyone, dtype=torch.int32)
+    stop, num_iterations = torch.full_like(everyone, MAX_ITERATIONS), torch.zeros_like(everyone, dtype=torch.int32)
     state, whole, pairs, part = start, start, everyone, problem
 
     residual, seen = part.evaluate(state)
@@ -223,6 +233,7 @@ def solve(
         width = loss_width * robust_scale(residual, seen, part.scale_floor)
         cost, weight = cauchy(residual, width)
         JtJ, Jtr = part.normal_equations(state, residual, weight.mul_(seen))
+        JtJ = memory.curvature(JtJ) if memory else JtJ
         plain_step, solved = damped_step(JtJ, Jtr, damping)
         step = memory.extrapolate(plain_step, JtJ) if memory else plain_step
         extrapolated = (step != plain_step).any(-1)
@@ -240,7 +251,7 @@ def solve(
         enough = new_seen.sum(-1) >= min_seen[pairs]
         falls = rise < torch.where(length_px <= slack.step_px, slack.cost, 0.0)
         accepted = arrived | (solved & enough & falls)
-        memory = Memory(plain_step, step, accepted)
+        memory = Memory(plain_step, step, accepted, JtJ, length_px)
         if accepted.all():  # most often; saves a pass over the residuals
             state, residual, seen = candidate, new_residual, new_seen
         else:

@@ -26,7 +26,7 @@ from homoalign.kernels.pixels import (
     usable_pixels,
     window_mean,
 )
-from homoalign.kernels.precision import PrecisionSums, precision_sums
+from homoalign.kernels.precision import PrecisionSums, precision_sums, share_of_rows
 from homoalign.kernels.reading import read
 from homoalign.kernels.refinement import keep_band, merge, slopes_at, squared_difference
 from homoalign.kernels.robust import median, robust_scale
@@ -64,6 +64,7 @@ __all__ = [
     "robust_scale",
     "second_best",
     "serves",
+    "share_of_rows",
     "slopes_at",
     "smooth",
     "sobel",

@@ -15,6 +15,16 @@ from homoalign.kernels.compiler import BLOCK, Bools, Doubles, Floats, arrays, co
 from homoalign.kernels.robust import robust_scale_of
 from homoalign.kernels.sums import mirror, write_rows
 
+ROW_STEP = 2
+"""Products of Jacobians are summed over every so many rows of the grid, from the first on: neighbours are alike."""
+
+
+def share_of_rows(height: int) -> Tensor:
+    """Return (H,) float32, how much each row of a grid counts in the sums of products."""
+    share = torch.zeros(height)
+    share[::ROW_STEP] = height / len(share[::ROW_STEP])
+    return share
+
 
 class PrecisionSums(NamedTuple):
     """Sums over points, float64.
@@ -99,7 +109,7 @@ def _precision_sums(
 ) -> None:
     height, width, side, samples = shape
     is_whole = value.shape[1] > 0
-    rows, weighted = np.empty((20, BLOCK), np.float32), np.empty(BLOCK, np.float32)
+    rows, weighted = np.empty((20, BLOCK), np.float32), np.empty((10, BLOCK), np.float32)
     weight, across, down = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     of_columns = np.zeros((10, width), np.float32)  # J W r, summed over a row of blocks
     for b in range(len(u)):
@@ -115,28 +125,21 @@ def _precision_sums(
                 curvature[b] += of_curvature
                 x, v = u[b, 0, first:last], u[b, 1, first:last]
                 write_rows(slope[b, 0, first:last], slope[b, 1, first:last], brightness[b, first:last], x, v, rows)
-                if is_whole:
+                if is_whole and y % ROW_STEP == 0:
                     _differences(value[b], y, column, n, (height, width), dst_scale[b], across, down)
                     write_rows(across[:n], down[:n], intensity[b, first:last], x, v, rows[10:])
                 for i in range(10):
-                    product = weighted[:n]
-                    multiply(rows[i, :n], weight, product)
-                    for j in range(0, i + 1, 2):
-                        two = dot_two(product, rows[j, :n], rows[j + 1, :n])
-                        information[b, i, j] += two[0]
-                        information[b, i, j + 1] += two[1]
+                    multiply(rows[i, :n], weight, weighted[i, :n])
+                    _add_products(weighted[i, :n], residual[b, first:last], of_columns[i, column : column + n])
+                if y % ROW_STEP == 0:
+                    _add_dots(weighted, rows, n, True, information[b])
                     if is_whole:
-                        for j in range(0, 10, 2):
-                            two = dot_two(product, rows[10 + j, :n], rows[11 + j, :n])
-                            sensitivity[b, i, j] += two[0]
-                            sensitivity[b, i, j + 1] += two[1]
-                    _add_products(product, residual[b, first:last], of_columns[i, column : column + n])
+                        _add_dots(weighted, rows[10:], n, False, sensitivity[b])
             if y % side == side - 1 or y == height - 1:
-                for i in range(10):
-                    for k in range(width):
-                        scores[b, i, y // side, k // side] += of_columns[i, k]
-                of_columns[:] = 0
+                _add_blocks(of_columns, side, scores[b, :, y // side])
         mirror(information[b])
+        information[b] *= height / ((height + ROW_STEP - 1) // ROW_STEP)
+        sensitivity[b] *= height / ((height + ROW_STEP - 1) // ROW_STEP)
         if not is_whole:
             sensitivity[b] = information[b]
 
@@ -145,6 +148,25 @@ def _precision_sums(
 def _add_products(a: Floats, b: Floats, total: Floats) -> None:
     for k in range(total.size):
         total[k] += a[k] * b[k]
+
+
+@compiled
+def _add_dots(a: Floats, b: Floats, n: int, is_symmetric: bool, total: Doubles) -> None:
+    """Add the products of the rows of `a` and those of `b`, of n points; the lower half alone where that is all."""
+    for i in range(10):
+        for j in range(0, i + 1 if is_symmetric else 10, 2):
+            two = dot_two(a[i, :n], b[j, :n], b[j + 1, :n])
+            total[i, j] += two[0]
+            total[i, j + 1] += two[1]
+
+
+@compiled
+def _add_blocks(of_columns: Floats, side: int, scores: Doubles) -> None:
+    """Add up columns to blocks, and begin anew."""
+    for i in range(len(of_columns)):
+        for k in range(of_columns.shape[1]):
+            scores[i, k // side] += of_columns[i, k]
+    of_columns[:] = 0
 
 
 @compiled

@@ -18,11 +18,12 @@ from homoalign.homography import SL3_BASIS
 from homoalign.kernels.compiler import BLOCK, Bools, Doubles, Floats, compiled, factorise, solve_factorised
 from homoalign.kernels.reading import read_pair
 from homoalign.kernels.robust import robust_scale_of
-from homoalign.kernels.sums import accumulate, mirror
+from homoalign.kernels.sums import accumulate, accumulate_score, mirror
 from homoalign.residual import BORDER_PX, LEAST_DEPTH_RATIO, Alignment, DirectProblem
 from homoalign.solver import (
     CONVERGED,
     INITIAL_DAMPING,
+    KEEP_PX,
     LARGEST_DAMPING,
     LONGEST_EXTRAPOLATION,
     MAX_ITERATIONS,
@@ -124,14 +125,15 @@ def _solve(
             seen,
         )  # fmt: skip
         reason = RUNNING if count >= min_seen[b] else OVERLAP_LOST
-        damping, has_memory, accepted = INITIAL_DAMPING, False, False
+        damping, has_memory, accepted, length_px = INITIAL_DAMPING, False, False, np.inf
         iteration = 0
         while iteration < max_iterations and reason == RUNNING:
             iteration += 1
             width = loss_width * max(robust_scale_of(residual, seen, SCALE_SAMPLES), scale_floor[b])
             _normal_equations(
-                slope[b], brightness[b], u[b], residual, seen, np.float32(1 / width), state[9], free, JtJ, Jtr
-            )
+                slope[b], brightness[b], u[b], residual, seen, np.float32(1 / width), state[9], free,
+                not length_px <= KEEP_PX, JtJ, Jtr,
+            )  # fmt: skip
             solved = _damped_step(JtJ, Jtr, damping, plain_step)
             mixing = _mixing(JtJ, plain_step, last_plain) if has_memory and accepted else 0.0
             for i in range(10):
@@ -224,16 +226,19 @@ def _normal_equations(
     over_width: np.float32,
     gain: float,
     free: Doubles,
+    is_curvature_new: bool,
     JtJ: Doubles,
     Jtr: Doubles,
 ) -> None:
-    """Write the normal equations under Cauchy weights; the rows of parameters that are not free are the identity's."""
+    """Write the normal equations under Cauchy weights; the rows of parameters that are not free are the identity's.
+
+    JtJ stays as it is unless `is_curvature_new`.
+    """
     weight = np.empty(BLOCK, np.float32)
     rows = np.empty((20, BLOCK), np.float32)
-    for i in range(10):
-        Jtr[i] = 0
-        for j in range(10):
-            JtJ[i, j] = 0
+    Jtr[:] = 0
+    if is_curvature_new:
+        JtJ[:] = 0
     one, zero = np.float32(1), np.float32(0)
     for first in range(0, residual.size, BLOCK):
         last = min(residual.size, first + BLOCK)
@@ -241,13 +246,23 @@ def _normal_equations(
         for k in range(last - first):
             in_widths = of_block[k] * over_width
             weight[k] = one / (one + in_widths * in_widths) if seen_of_block[k] else zero
-        accumulate(slope, brightness, u, of_block, weight[: last - first], first, rows, JtJ, Jtr)
+        if is_curvature_new:
+            accumulate(slope, brightness, u, of_block, weight[: last - first], first, rows, JtJ, Jtr)
+        else:
+            accumulate_score(slope, brightness, u, of_block, weight[: last - first], first, rows, Jtr)
+    for i in range(10):
+        Jtr[i] *= -free[i] * (gain if i < 8 else 1.0)
+    if is_curvature_new:
+        _finish_curvature(free, gain, JtJ)
+
+
+@compiled
+def _finish_curvature(free: Doubles, gain: float, JtJ: Doubles) -> None:
+    """Turn the template's sums into those of the residual."""
     mirror(JtJ)
     for i in range(10):
-        size_i = free[i] * (gain if i < 8 else 1.0)
-        Jtr[i] *= -size_i
         for j in range(10):
-            JtJ[i, j] *= size_i * free[j] * (gain if j < 8 else 1.0)
+            JtJ[i, j] *= free[i] * (gain if i < 8 else 1.0) * free[j] * (gain if j < 8 else 1.0)
         if free[i] == 0:
             JtJ[i, i] = 1.0
 

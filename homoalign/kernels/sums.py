@@ -97,6 +97,31 @@ def accumulate(
 
 
 @compiled
+def accumulate_score(
+    slope: Floats,
+    brightness: Floats,
+    u: Floats,
+    residual: Floats,
+    weight: Floats,
+    first: int,
+    rows: Floats,
+    score: Doubles,
+) -> None:
+    """Add a block's part of J W r alone; the arguments are as for `accumulate`."""
+    n = residual.size
+    last = first + n
+    write_rows(
+        slope[0, first:last], slope[1, first:last], brightness[first:last], u[0, first:last], u[1, first:last], rows
+    )
+    weighted = rows[10, :n]
+    multiply(residual, weight, weighted)
+    for i in range(0, 10, 2):
+        two = dot_two(weighted, rows[i, :n], rows[i + 1, :n])
+        score[i] += two[0]
+        score[i + 1] += two[1]
+
+
+@compiled
 def mirror(product: Doubles) -> None:
     """Copy the lower half of a symmetric matrix to the upper one."""
     for i in range(len(product)):
