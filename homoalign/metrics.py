@@ -250,14 +250,18 @@ def rival_correlation(patterns: Patterns) -> Tensor:
     Returns:
         (B,) float64, at least 0; above 1 where another shift is better. NaN where there is nothing to compare.
     """
-    root = patterns.weight.sqrt()
-    height, width = root.shape[-2:]
-    size = [3 * side // 2 for side in (height, width)]  # shifts by up to half a side, either way
-    a, b = root * patterns.src, root * patterns.dst
-    inside = patterns.counted.to(a)
-    spectra = torch.fft.rfft2(torch.stack([a, a * a, b, b * b, inside], dim=1), s=size)
-    of_a, of_aa, of_b, of_bb, of_inside = spectra.unbind(1)
-    products = torch.stack([of_a.conj() * of_b, of_aa.conj() * of_inside, of_inside.conj() * of_bb], dim=1)
+    height, width = image_size(patterns.src)
+    size = (3 * height // 2, 3 * width // 2)  # shifts by up to half a side, either way
+    if kernels.serves(patterns.src):
+        parts = (patterns.src, patterns.dst, patterns.weight, patterns.counted)
+        products = kernels.products_of_spectra(torch.fft.rfft2(kernels.weighted_patterns(*parts, size)))
+    else:
+        root = patterns.weight.sqrt()
+        a, b = root * patterns.src, root * patterns.dst
+        inside = patterns.counted.to(a)
+        spectra = torch.fft.rfft2(torch.stack([a, a * a, b, b * b, inside], dim=1), s=size)
+        of_a, of_aa, of_b, of_bb, of_inside = spectra.unbind(1)
+        products = torch.stack([of_a.conj() * of_b, of_aa.conj() * of_inside, of_inside.conj() * of_bb], dim=1)
     both, energy_a, energy_b = torch.fft.irfft2(products, s=size).unbind(1)
     best, here = _second_best(both, energy_a, energy_b, (height // 2, width // 2))
     rival = best / here.clamp_min(LEAST_OWN)

@@ -13,7 +13,7 @@ from torch import Tensor
 from homoalign.kernels.fit import FitSums, count_inside, fit_sums
 from homoalign.kernels.light import REWEIGHTINGS, RIDGE, light_cost, light_template, predict_light, regress_light
 from homoalign.kernels.parts import Grid, block_energies, cross_spectrum, cut, peaks
-from homoalign.kernels.patterns import local_patterns, pattern_sums
+from homoalign.kernels.patterns import local_patterns, pattern_sums, products_of_spectra, weighted_patterns
 from homoalign.kernels.pixels import (
     convolve,
     gray_of_bytes,
@@ -59,6 +59,7 @@ __all__ = [
     "peaks",
     "precision_sums",
     "predict_light",
+    "products_of_spectra",
     "read",
     "regress_light",
     "robust_scale",
@@ -72,6 +73,7 @@ __all__ = [
     "squared_difference",
     "steepest_slopes",
     "usable_pixels",
+    "weighted_patterns",
     "window_mean",
 ]
 

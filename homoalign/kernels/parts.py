@@ -9,12 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from homoalign.kernels.compiler import Doubles, Floats, arrays, compiled
-
-Complexes = NDArray[np.complex64]
+from homoalign.kernels.compiler import Complexes, Doubles, Floats, arrays, compiled
 
 
 class Grid(NamedTuple):

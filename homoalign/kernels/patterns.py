@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from homoalign.kernels.compiler import Bools, Doubles, Floats, arrays, compiled
+from homoalign.kernels.compiler import Bools, Complexes, Doubles, Floats, arrays, compiled
 from homoalign.kernels.pixels import means_of_windows
 
 
@@ -160,3 +160,54 @@ def _write_products(
         of_bb += weight[k] * bb[k]
         of_ab += weight[k] * ab[k]
     return float(of_w), float(of_aa), float(of_bb), float(of_ab)
+
+
+def weighted_patterns(a: Tensor, b: Tensor, weight: Tensor, counted: Tensor, size: tuple[int, int]) -> Tensor:
+    """Write what `metrics.rival_correlation` transforms.
+
+    Args:
+        a: (B, H, W) float32, of src.
+        b: likewise, of dst.
+        weight: likewise.
+        counted: (B, H, W) bool.
+        size: (height, width) of the result, which is zero beyond the images.
+
+    Returns:
+        (B, 5, height, width) float32: a and its square, b and its square, each times its weight's root, and `counted`.
+    """
+    parts = torch.zeros(len(a), 5, *size)
+    _weighted_patterns(*arrays(a, b, weight, counted, parts))
+    return parts
+
+
+@compiled
+def _weighted_patterns(a: Floats, b: Floats, weight: Floats, counted: Bools, parts: Floats) -> None:
+    for i in range(len(a)):
+        for y in range(a.shape[1]):
+            for x in range(a.shape[2]):
+                root = np.sqrt(weight[i, y, x])
+                of_a, of_b = root * a[i, y, x], root * b[i, y, x]
+                parts[i, 0, y, x], parts[i, 1, y, x] = of_a, of_a * of_a
+                parts[i, 2, y, x], parts[i, 3, y, x] = of_b, of_b * of_b
+                parts[i, 4, y, x] = counted[i, y, x]
+
+
+def products_of_spectra(spectra: Tensor) -> Tensor:
+    """Return (B, 3, H, W) complex64, whose transforms are sums at every shift: of a b, and of a a and b b that count.
+
+    Args:
+        spectra: (B, 5, H, W) complex64 of `weighted_patterns`.
+    """
+    products = torch.empty(len(spectra), 3, *spectra.shape[2:], dtype=torch.complex64)
+    _products_of_spectra(*arrays(spectra.flatten(2), products.flatten(2)))
+    return products
+
+
+@compiled
+def _products_of_spectra(spectra: Complexes, products: Complexes) -> None:
+    for i in range(len(spectra)):
+        a, aa, b, bb, counted = spectra[i, 0], spectra[i, 1], spectra[i, 2], spectra[i, 3], spectra[i, 4]
+        for k in range(a.size):
+            products[i, 0, k] = np.conj(a[k]) * b[k]
+            products[i, 1, k] = np.conj(aa[k]) * counted[k]
+            products[i, 2, k] = np.conj(counted[k]) * bb[k]
