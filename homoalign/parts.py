@@ -248,19 +248,12 @@ def _drift(
     of_blocks = jacobian(places)
     frame = jacobian(homography.image_corners(*dst_size, device=shift.device)).flatten(0, 1)
     prior = frame.mT @ frame / (4 * PRIOR_480**2)
-    variance = torch.full_like(shift[:, 0, 0], (at_480 * SHIFT_STD_PX) ** 2)
-    least_variance = LEAST_SCATTER * variance
-    motion = shift.new_zeros(len(shift), 8)
-    for width in WIDTHS_480:
-        squared = (shift - _moved(of_blocks, motion)).square().sum(-1)
-        weight = counts * (width**2 / (width**2 + squared)).square()
-        told = torch.einsum("bk,kip,kiq->bpq", weight, of_blocks, of_blocks) / variance[:, None, None]
-        asked = torch.einsum("bk,kip,bki->bp", weight, of_blocks, shift) / variance[:, None]
-        motion = torch.linalg.solve(told + prior, asked)
-    squared = (shift - _moved(of_blocks, motion)).square().sum(-1)
-    scatter = (weight * squared).sum(-1) / (2 * weight.sum(-1) - 8).clamp_min(1)
-    information = told * (variance / scatter.maximum(least_variance))[:, None, None] + prior
-    covariance = torch.linalg.inv(information)
+    if kernels.serves(shift, torch.float64):
+        widths = shift.new_tensor(WIDTHS_480)
+        settings = ((at_480 * SHIFT_STD_PX) ** 2, LEAST_SCATTER)
+        motion, covariance = kernels.common_motion(of_blocks, shift, counts, prior, widths, settings)
+    else:
+        motion, covariance = _common_motion(of_blocks, shift, counts, prior, (at_480 * SHIFT_STD_PX) ** 2)
 
     corners = homography.image_corners(*src_size, device=shift.device).expand(len(shift), 4, 2)
     of_corners = jacobian(homography.warp_points(dst_homo_src, corners))  # (B, 4, 2, 8)
@@ -274,6 +267,35 @@ def _drift(
         drift_std_480=spread.nan_to_num(MOST_480).clamp_max(MOST_480),
         corner_covariance_480=corner_covariance,
     )
+
+
+def _common_motion(
+    jacobian: Tensor, shift: Tensor, counts: Tensor, prior: Tensor, variance: float
+) -> tuple[Tensor, Tensor]:
+    """Fit one motion to the blocks' shifts, robustly.
+
+    Args:
+        jacobian: (K, 2, 8) float64, of shifts over motions, pixels at 480.
+        shift: (B, K, 2) float64, likewise.
+        counts: (B, K) bool, whether a block says anything.
+        prior: (8, 8) float64, information on the motion where no block says anything.
+        variance: of a shift before the scatter of all is known.
+
+    Returns:
+        motion: (B, 8) float64.
+        covariance: (B, 8, 8).
+    """
+    motion = shift.new_zeros(len(shift), 8)
+    for width in WIDTHS_480:
+        squared = (shift - _moved(jacobian, motion)).square().sum(-1)
+        weight = counts * (width**2 / (width**2 + squared)).square()
+        told = torch.einsum("bk,kip,kiq->bpq", weight, jacobian, jacobian) / variance
+        asked = torch.einsum("bk,kip,bki->bp", weight, jacobian, shift) / variance
+        motion = torch.linalg.solve(told + prior, asked)
+    squared = (shift - _moved(jacobian, motion)).square().sum(-1)
+    scatter = (weight * squared).sum(-1) / (2 * weight.sum(-1) - 8).clamp_min(1)
+    information = told * (variance / scatter.clamp_min(LEAST_SCATTER * variance))[:, None, None] + prior
+    return motion, torch.linalg.inv(information)
 
 
 def _moved(jacobian: Tensor, motion: Tensor) -> Tensor:

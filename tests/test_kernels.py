@@ -17,6 +17,7 @@ from homoalign.kernels import compiler
 from homoalign.kernels.solver import solve_direct
 from homoalign.metrics import local_correlation, local_patterns
 from homoalign.noise import smooth
+from homoalign.parts import measure_parts
 from homoalign.pyramid import Level
 from homoalign.residual import Alignment, build_problem
 from homoalign.sampling import sample_unit, unit_from_pixels
@@ -415,3 +416,18 @@ def test_blocks_are_found_where_torch_finds_them(rng, size):
     assert counts[1].any()
     assert not counts[1].all()
     torch.testing.assert_close(our_place[counts], place[counts], atol=1e-4, rtol=0)
+
+
+def test_blocks_agree_on_the_motion_that_torch_finds(rng, by_torch):
+    image = torch.rand(3, 1, 96, 120, generator=rng)
+    src, dst = Level(smooth(image, 1), None), Level(smooth(image.roll((1, 2), (-2, -1)), 1), None)
+    matrix = torch.eye(3, dtype=torch.float64).repeat(3, 1, 1)
+    matrix[1, 0, 2] = 2  # one that lies right, one that does not, one of which half is not there
+    matrix[1, 1, 2], matrix[2, 0, 2] = 1, 60
+    ours, expected = (
+        run()
+        for run in (lambda: measure_parts(src, dst, matrix), lambda: by_torch(lambda: measure_parts(src, dst, matrix)))
+    )
+    for name in ("here", "drift_480", "drift_std_480", "corner_covariance_480"):
+        torch.testing.assert_close(getattr(ours, name), getattr(expected, name), atol=1e-2, rtol=1e-3)
+    assert ours.drift_480[1] < 0.5 < ours.drift_480[0]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from homoalign.kernels.fit import FitSums, count_inside, fit_sums
 from homoalign.kernels.light import REWEIGHTINGS, RIDGE, light_cost, light_template, predict_light, regress_light
-from homoalign.kernels.parts import Grid, block_energies, cross_spectrum, cut, peaks
+from homoalign.kernels.parts import Grid, block_energies, common_motion, cross_spectrum, cut, peaks
 from homoalign.kernels.patterns import local_patterns, pattern_sums, products_of_spectra, weighted_patterns
 from homoalign.kernels.pixels import (
     convolve,
@@ -40,6 +40,7 @@ __all__ = [
     "Grid",
     "PrecisionSums",
     "block_energies",
+    "common_motion",
     "convolve",
     "count_inside",
     "cross_spectrum",

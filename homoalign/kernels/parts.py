@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from homoalign.kernels.compiler import Complexes, Doubles, Floats, arrays, compiled
+from homoalign.kernels.compiler import Bools, Complexes, Doubles, Floats, arrays, compiled, factorise, solve_factorised
 
 
 class Grid(NamedTuple):
@@ -216,3 +216,83 @@ def _peaks(both: Complexes, own: Floats, under: Floats, least: Floats, place: Do
 def _vertex(before: float, middle: float, after: float) -> float:
     curvature = max(2 * middle - before - after, 1e-4)
     return min(max(0.5 * (after - before) / curvature, -0.5), 0.5)
+
+
+def common_motion(
+    jacobian: Tensor, shift: Tensor, counts: Tensor, prior: Tensor, widths: Tensor, settings: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """Do what `parts._common_motion` does, with losses of these widths in turn.
+
+    Args:
+        jacobian: (K, 2, 8) float64.
+        shift: (B, K, 2) float64.
+        counts: (B, K) bool.
+        prior: (8, 8) float64.
+        widths: (n,) float64, of the robust loss.
+        settings: a shift's variance before the scatter is known, and the least share of it that is left.
+    """
+    motion = torch.zeros(len(shift), 8, dtype=torch.float64)
+    covariance = torch.empty(len(shift), 8, 8, dtype=torch.float64)
+    _common_motion(settings, *arrays(jacobian, shift, counts, prior, widths, motion, covariance))
+    return motion, covariance
+
+
+@compiled
+def _common_motion(
+    settings: tuple[float, float],
+    jacobian: Doubles,
+    shift: Doubles,
+    counts: Bools,
+    prior: Doubles,
+    widths: Doubles,
+    motion: Doubles,
+    covariance: Doubles,
+) -> None:
+    variance, least_share = settings
+    told, information, weight = np.empty((8, 8)), np.empty((8, 8)), np.empty(shift.shape[1])
+    for b in range(len(shift)):
+        for width in widths:
+            for k in range(weight.size):
+                squared = _squared_rest(jacobian[k], shift[b, k], motion[b])
+                weight[k] = (width**2 / (width**2 + squared)) ** 2 if counts[b, k] else 0.0
+            _ask_blocks(jacobian, shift[b], weight, told, motion[b])
+            information[:] = told / variance + prior
+            motion[b] /= variance
+            factorise(information)
+            solve_factorised(information, motion[b])
+        scatter = 0.0
+        for k in range(weight.size):
+            scatter += weight[k] * _squared_rest(jacobian[k], shift[b, k], motion[b])
+        scatter = max(scatter / max(2 * weight.sum() - 8, 1.0), least_share * variance)
+        information[:] = told / scatter + prior
+        factorise(information)
+        for i in range(8):
+            covariance[b, i] = 0
+            covariance[b, i, i] = 1
+            solve_factorised(information, covariance[b, i])
+
+
+@compiled
+def _ask_blocks(jacobian: Doubles, shift: Doubles, weight: Doubles, told: Doubles, asked: Doubles) -> None:
+    """Write J^T W J and J^T W times the shifts."""
+    told[:] = 0
+    asked[:] = 0
+    for k in range(weight.size):
+        for axis in range(2):
+            row = jacobian[k, axis]
+            for i in range(8):
+                asked[i] += weight[k] * row[i] * shift[k, axis]
+                for j in range(8):
+                    told[i, j] += weight[k] * row[i] * row[j]
+
+
+@compiled
+def _squared_rest(jacobian: Doubles, shift: Doubles, motion: Doubles) -> float:
+    """Return the squared length of what a motion leaves of a block's shift."""
+    squared = 0.0
+    for axis in range(2):
+        rest = shift[axis]
+        for i in range(8):
+            rest -= jacobian[axis, i] * motion[i]
+        squared += rest * rest
+    return squared
