@@ -88,7 +88,7 @@ def warm_up() -> None:
     texture = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 48, 48), dtype=np.uint8))
     for points in (64, 4096):  # some pixels, all pixels
         config = AlignConfig(points_per_level=points, final_points=points, use_search=False, use_features=False)
-        align(texture, texture.roll(1, dims=-1), config=config)
+        align(texture, texture.roll(1, dims=-1), config=config, gt=torch.eye(3))
 
 
 def _read_gray(image: Tensor, mask: Tensor | None) -> Level:

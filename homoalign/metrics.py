@@ -333,6 +333,9 @@ def reprojection_l1(src: Tensor, dst_homo_src: Tensor, dst_homo_src_gt: Tensor, 
     Returns:
         (B,) float64; NaN where the two share no pixel of dst, or a matrix is NaN.
     """
+    if kernels.serves(src):
+        difference, count = kernels.warp_difference(src, (inverse(dst_homo_src), inverse(dst_homo_src_gt)), size)
+        return difference / count
     warped, covered = warp_with_coverage(src, dst_homo_src, size)
     truth, covered_by_truth = warp_with_coverage(src, dst_homo_src_gt, size)
     both = (covered & covered_by_truth)[:, None]

@@ -384,7 +384,7 @@ gray, colours = rng.random((70, 90), np.float32), rng.integers(0, 256, (70, 90, 
 mask = rng.random((70, 90)) < 0.9
 align(gray, gray, src_mask=mask, dst_mask=mask)
 align(colours, np.roll(colours, 3, axis=1))
-align(gray, gray ** 2)
+align(gray, gray ** 2, gt=np.eye(3))
 print("aligned")
 """
 
@@ -431,3 +431,20 @@ def test_blocks_agree_on_the_motion_that_torch_finds(rng, by_torch):
     for name in ("here", "drift_480", "drift_std_480", "corner_covariance_480"):
         torch.testing.assert_close(getattr(ours, name), getattr(expected, name), atol=1e-2, rtol=1e-3)
     assert ours.drift_480[1] < 0.5 < ours.drift_480[0]
+
+
+def test_reprojections_differ_as_torch_says(rng, by_torch):
+    src = torch.rand(3, 3, 60, 80, generator=rng)
+    truth = torch.eye(3, dtype=torch.float64).repeat(3, 1, 1)
+    truth[:, 0, 2], truth[:, 2, 0] = 3.3, 1e-3
+    found = truth.clone()
+    found[0, 1, 2], found[1, 0, 0], found[2] = 0.7, 1.05, torch.nan
+    ours, expected = (
+        run()
+        for run in (
+            lambda: metrics.reprojection_l1(src, found, truth, (50, 90)),
+            lambda: by_torch(lambda: metrics.reprojection_l1(src, found, truth, (50, 90))),
+        )
+    )
+    assert expected[0] > 0.01
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0, equal_nan=True)

@@ -10,7 +10,7 @@ B pairs, H W rows and columns, N points.
 import torch
 from torch import Tensor
 
-from homoalign.kernels.fit import FitSums, count_inside, fit_sums
+from homoalign.kernels.fit import FitSums, count_inside, fit_sums, warp_difference
 from homoalign.kernels.light import REWEIGHTINGS, RIDGE, light_cost, light_template, predict_light, regress_light
 from homoalign.kernels.parts import Grid, block_energies, common_motion, cross_spectrum, cut, peaks
 from homoalign.kernels.patterns import local_patterns, pattern_sums, products_of_spectra, weighted_patterns
@@ -74,6 +74,7 @@ __all__ = [
     "squared_difference",
     "steepest_slopes",
     "usable_pixels",
+    "warp_difference",
     "weighted_patterns",
     "window_mean",
 ]

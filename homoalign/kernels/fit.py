@@ -102,33 +102,86 @@ def _fit_sums(
 ) -> None:
     height, width = dst.shape[1], dst.shape[2]
     value, seen = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.bool_)
-    column, usable = np.zeros((2, BLOCK), np.float32), np.ones(BLOCK, np.bool_)
-    for k in range(BLOCK):
-        column[0, k] = k
     rest = np.empty(NUM_SUMS, np.float32)
     for b in range(len(dst)):
-        m = src_homo_dst[b]
         has_mask = dst_mask.shape[1] > 0
         for y in range(height):
             for first in range(0, width, BLOCK):
                 n = min(BLOCK, width - first)
-                # The block's first pixel is moved to the origin, where float32 has digits to spare.
-                matrix = np.empty((3, 3), np.float32)
-                for i in range(3):
-                    matrix[i, 0], matrix[i, 1] = m[i, 0], 0
-                    matrix[i, 2] = m[i, 0] * first + m[i, 1] * y + m[i, 2]
-                for k in range(n):
-                    usable[k] = matrix[2, 2] + matrix[2, 0] * np.float32(k) > 0
-                read_pair(
-                    src[b], src_mask[b], matrix, column, usable[:n], np.float32(0), False, value[:n],
-                    seen[:n],
-                )  # fmt: skip
+                _read_row(src[b], src_mask[b], src_homo_dst[b], y, first, value[:n], seen[:n])
                 if has_mask:
                     for k in range(n):
                         seen[k] &= dst_mask[b, y, first + k] > np.float32(0.5)
                 _sum_block(value[:n], seen[:n], dst[b, y, first : first + n], light[b], rest)
                 for i in range(NUM_SUMS):
                     sums[b, i] += rest[i]
+
+
+@compiled
+def _read_row(
+    image: Floats, mask: Floats, src_homo_dst: Doubles, y: int, first: int, value: Floats, seen: Bools
+) -> None:
+    """Read an image where the pixels of a part of dst's row `y` lie on it, from column `first` on."""
+    n = value.size
+    column, usable = np.zeros((2, n), np.float32), np.empty(n, np.bool_)
+    # The first pixel is moved to the origin, where float32 has digits to spare.
+    matrix = np.empty((3, 3), np.float32)
+    for i in range(3):
+        matrix[i, 0], matrix[i, 1] = src_homo_dst[i, 0], 0
+        matrix[i, 2] = src_homo_dst[i, 0] * first + src_homo_dst[i, 1] * y + src_homo_dst[i, 2]
+    for k in range(n):
+        column[0, k] = k
+        usable[k] = matrix[2, 2] + matrix[2, 0] * np.float32(k) > 0
+    read_pair(image, mask, matrix, column, usable, np.float32(0), False, value, seen)
+
+
+def warp_difference(src: Tensor, matrices: tuple[Tensor, Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Warp src by two matrices, bilinearly, and compare where both cover dst.
+
+    Args:
+        src: (B, C, h, w) float32.
+        matrices: (B, 3, 3) each, dst to src pixels; nothing is covered where one is NaN.
+        size: (height, width) of dst, pixels.
+
+    Returns:
+        difference: (B,) float64, sum over pixels of the mean absolute difference of the channels.
+        count: (B,) float64, of pixels.
+    """
+    difference, count = (torch.zeros(len(src), dtype=torch.float64) for _ in range(2))
+    first, second = (matrix.double() for matrix in matrices)
+    _warp_difference(size, *arrays(src, first, second, difference, count))
+    return difference, count
+
+
+@compiled
+def _warp_difference(
+    size: tuple[int, int], src: Floats, first: Doubles, second: Doubles, difference: Doubles, count: Doubles
+) -> None:
+    height, width = size
+    no_mask = np.empty((0, 0), np.float32)
+    a, b = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    in_a, in_b = np.empty(BLOCK, np.bool_), np.empty(BLOCK, np.bool_)
+    for i in range(len(src)):
+        for y in range(height):
+            for left in range(0, width, BLOCK):
+                n = min(BLOCK, width - left)
+                for c in range(src.shape[1]):
+                    _read_row(src[i, c], no_mask, first[i], y, left, a[:n], in_a[:n])
+                    _read_row(src[i, c], no_mask, second[i], y, left, b[:n], in_b[:n])
+                    off, both = _sum_off(a[:n], b[:n], in_a[:n], in_b[:n])
+                    difference[i] += off / src.shape[1]
+                count[i] += both
+
+
+@compiled
+def _sum_off(a: Floats, b: Floats, in_a: Bools, in_b: Bools) -> tuple[float, float]:
+    """Return the sum of |a - b| over what both count, and how many do."""
+    off, both = np.float32(0), np.float32(0)
+    for k in range(a.size):
+        counts = np.float32(1) if in_a[k] & in_b[k] else np.float32(0)
+        off += counts * abs(a[k] - b[k])
+        both += counts
+    return float(off), float(both)
 
 
 @compiled
