@@ -14,6 +14,7 @@ from homoalign import homography, kernels, metrics
 from homoalign.config import AlignConfig
 from homoalign.earned import WEAK_480, give_up_freedom
 from homoalign.homography import image_size
+from homoalign.joint import solve_jointly
 from homoalign.kernels.solver import solve_direct
 from homoalign.metrics import corner_std
 from homoalign.noise import UNEXPLAINED, residual_noise
@@ -149,11 +150,11 @@ def _finish(track: Track, descent: Descent) -> Solved:
         state = Alignment(state.dst_homo_src, *raw.matched_moments(state.dst_homo_src))
     taken = torch.zeros_like(descent.num_iterations)
     light = Light.plain(state.gain)
-    template = refine_template(raw.template, src)
+    template = lit = refine_template(raw.template, src)
     # Of noise as strong as the contrast a tone curve says more than of src.
     is_clear = src.noise.square() < LARGEST_NOISE * src.contrast.square()
     for run in plan_runs(0, len(track.src), raw.template.u.shape[-1], config, is_near=track.is_near):
-        state, _ = to_plain(light, raw, state)
+        state, _ = to_plain(light.is_rich, lit.value, raw, state)
         light = Light.plain(state.gain)
         if run.is_refined:
             raw = replace(raw, dst=spline_level(dst), interpolation="spline")
@@ -161,17 +162,32 @@ def _finish(track: Track, descent: Descent) -> Solved:
         index = torch.nonzero((descent.is_normalised | run.is_refined) & is_clear)[:, 0]
         if config.photometric == "auto" and len(index):
             part = replace(raw, template=template).select(index)
-            some, lit = fit_light(part, state.select(index), loss_width=config.loss_width)
-            light, state = light.put(index, some), state.put(index, lit)
-        problem = replace(raw, template=apply_light(template, light))
+            some, under = fit_light(part, state.select(index), loss_width=config.loss_width)
+            light, state = light.put(index, some), state.put(index, under)
+        lit = apply_light(template, light)
+        problem = replace(raw, template=lit)
         if run.is_refined:
             template = refine_template_at(raw.template, problem, src, dst, state, loss_width=config.loss_width)
-            problem = replace(raw, template=apply_light(template, light))
+            lit = apply_light(template, light)
+            problem = replace(raw, template=lit)
             if fit:
                 state = undo_attenuation(problem, src, state)
         solution = _solve_run(problem, state, run, config)
         state = solution.state
         taken += solution.num_iterations
+    rich = torch.nonzero(light.is_rich)[:, 0]
+    if len(rich):
+        part = replace(raw, template=template).restrict(1, MOTION_PARAMETERS[config.model]).select(rich)
+        some, found = solve_jointly(
+            part,
+            light.select(rich),
+            state.select(rich),
+            loss_width=config.loss_width,
+            step_tol_px=config.step_tol_px,
+            slack=REFINED_SLACK,
+        )
+        lit, state = lit.put(rich, some), state.put(rich, found)
+        problem = replace(raw, template=lit)
     stop = [REASONS[reason] for reason in solution.stop.tolist()]
     fitted_scale, covariance = measure_precision(
         problem.restrict(1, MOTION_PARAMETERS[config.model]), state, config.loss_width
@@ -191,7 +207,7 @@ def _finish(track: Track, descent: Descent) -> Solved:
             loss_width=config.loss_width,
             step_tol_px=config.step_tol_px,
         )
-    state, plain_scale = to_plain(light, raw, state)
+    state, plain_scale = to_plain(light.is_rich, lit.value, raw, state)
     scale = torch.where(light.is_rich, plain_scale, fitted_scale)
     levels = descent.levels
     append_trace(levels, track, 0, state, taken)

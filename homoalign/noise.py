@@ -19,7 +19,7 @@ from homoalign import kernels
 BAND_NOISE = (0.7961, 0.0405, 0.00714, 0.00162, 0.00040)
 """Variance of each band of white noise of variance one, finest first."""
 
-CERTAIN = 1.5
+CERTAIN = 2.0
 """Local energy counts as signal beyond this many times that of the noise: flat parts must come out flat."""
 
 QUANTISATION = 0.29 / 255
@@ -84,9 +84,10 @@ def denoise(image: Tensor, guide: Tensor, guide_sigma: Tensor) -> Tensor:
             break
         coarser = smooth(image, hole)
         coarser_guide = coarser if guide is image else smooth(guide, hole)
-        energy = smooth(smooth((guide - coarser_guide).square(), hole), 2 * hole).clamp_min_(1e-20)
-        share = torch.addcdiv(torch.ones_like(energy), variance, energy, value=-CERTAIN * gain).clamp_min_(0)
-        kept.addcmul_(image - coarser, share)
+        energy = smooth(smooth((guide - coarser_guide).square(), hole), 2 * hole)
+        noise = (gain * variance).clamp_min(1e-20)
+        signal = torch.sub(energy, noise, alpha=CERTAIN).clamp_min_(0)
+        kept.addcmul_(image - coarser, signal.div_(signal + noise))
         image, guide = coarser, coarser_guide
     return kept.add_(image)
 
