@@ -3,8 +3,8 @@
 Solved in turns, as on the way there, each takes up what the other leaves: a slow field of light looks like a motion of
 slow intensities, and where texture is faint the turns end far from where both fit best. Together they cost a textured
 pair about a hundredth of its precision (after Bartoli, "Groupwise geometric and photometric direct image
-registration", PAMI 2008). What is quadratic in dst's coordinates, as a vignette is, is nearly cubic in those of src: the
-fields here go one order further than those of `photometry.py`.
+registration", PAMI 2008). What is quadratic in dst's coordinates, as a vignette is, is nearly cubic in those of src:
+the fields here go one order further than those of `photometry.py`.
 
 B pairs, N points, K basis functions, P = 8 + K parameters.
 """
@@ -18,11 +18,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from homoalign.photometry import Light
-from homoalign.residual import Alignment, DirectProblem
+from homoalign.residual import Alignment, DirectProblem, products
 from homoalign.solver import Slack, cauchy, robust_scale, solve
 from homoalign.template import Template, jacobian_of
 
 MAX_ITERATIONS = 10
+
+STRIDE = 5
+"""Odd, so as not to fall in step with the rows of an image."""
 
 ORDER = 3
 """Of the fields of gain and bias."""
@@ -71,15 +74,15 @@ class LitProblem:
 
     Attributes:
         direct: of the full-size images, with src's own intensities as its template.
+        lit: its template as it looked in dst at the start.
         fields: (B, F, N) float32, powers of the position as `FIELDS` names them.
-        jacobian: (B, P, N) float32 of the lit template, zero for the motion that is not free.
-        JtJ: (B, P, P) float64, weighted as at the start: the weights hardly change on so short a way, and it is most
-            of the work.
+        JtJ: (B, P, P) float64, as at the start and on some of the points: a step's direction need not be exact, and it
+            would be most of the work.
     """
 
     direct: DirectProblem
+    lit: Template
     fields: Tensor
-    jacobian: Tensor
     JtJ: Tensor
 
     @property
@@ -89,7 +92,7 @@ class LitProblem:
 
     def select(self, index: Tensor) -> LitProblem:
         """Return the pairs that `index` (int64) names."""
-        return LitProblem(self.direct.select(index), self.fields[index], self.jacobian[index], self.JtJ[index])
+        return LitProblem(self.direct.select(index), self.lit.select(index), self.fields[index], self.JtJ[index])
 
     def evaluate(self, state: LitAlignment) -> tuple[Tensor, Tensor]:
         """Return residual (B, N), and seen (B, N): 1 where both images have that pixel, else 0."""
@@ -97,12 +100,17 @@ class LitProblem:
         model, _ = light_up(state.weights, self.direct.template.value, self.fields)
         return torch.where(seen, value - model, 0.0), seen.to(value)
 
-    def normal_equations(self, state: LitAlignment, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def normal_equations(self, state: LitAlignment, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Return JtJ (B, P, P) and Jtr (B, P), float64; the residual's Jacobian is minus the template's."""
-        weighted = weight * residual
-        # Two columns, as in `residual._products`.
-        Jtr = (self.jacobian @ torch.stack([weighted, weighted], dim=-1))[..., 0].double()
-        return self.JtJ, -Jtr
+        motion = products(self.lit, residual, weight)[1][:, :8] * self.direct.free[:8]
+        weighted = (weight * residual)[:, None]
+        z = (2 * self.direct.template.brightness - 1)[:, None]
+        tones = [weighted]
+        while len(tones) < TONE:
+            tones.append(tones[-1] * z)
+        tone = torch.cat(tones, dim=1).sum(-1, dtype=torch.float64)
+        slow = self.fields @ torch.cat(tones[:2], dim=1).mT  # (B, F, 2): of bias, of gain
+        return self.JtJ, -torch.cat([motion, tone, slow.mT.flatten(1).double()], dim=1)
 
     def step(self, state: LitAlignment, step: Tensor) -> LitAlignment:
         """Return the state after `step` (B, P)."""
@@ -133,13 +141,11 @@ def solve_jointly(
     template = direct.template
     fields = _fields(template.u)
     start = LitAlignment(state.dst_homo_src, _start_weights(light, state))
-    motion = jacobian_of(_lit(template, start.weights, fields).slope, template.value, template.u)[:, :8]
-    jacobian = torch.cat([motion * direct.free[:8, None].to(motion), _basis(template.brightness, fields)], dim=1)
-    problem = LitProblem(direct, fields, jacobian, jacobian.new_empty(len(jacobian), 0, 0))
+    lit = _lit(template, start.weights, fields)
+    problem = LitProblem(direct, lit, fields, fields.new_empty(len(fields), 0, 0))
     residual, seen = problem.evaluate(start)
     _, weight = cauchy(residual, loss_width * robust_scale(residual, seen, problem.scale_floor))
-    JtJ = ((jacobian * weight.mul_(seen)[:, None]) @ jacobian.mT).double()
-    JtJ[:, :8, :8] += direct.fixed[:8, :8]
+    JtJ = _curvature(lit.every(STRIDE), template.every(STRIDE), weight.mul_(seen)[:, ::STRIDE], direct)
     solution = solve(
         replace(problem, JtJ=JtJ),
         start,
@@ -152,6 +158,15 @@ def solve_jointly(
     one = torch.ones_like(state.gain)
     found = Alignment(solution.state.dst_homo_src, one, torch.zeros_like(one))
     return _lit(template, solution.state.weights, fields), found
+
+
+def _curvature(lit: Template, template: Template, weight: Tensor, direct: DirectProblem) -> Tensor:
+    """Return (B, P, P) float64 of some of the points, weighted by `weight` (B, n), as of all."""
+    motion = jacobian_of(lit.slope, lit.value, lit.u)[:, :8] * direct.free[:8, None].to(weight)
+    jacobian = torch.cat([motion, _basis(template.brightness, _fields(lit.u))], dim=1)
+    JtJ = STRIDE * ((jacobian * weight[:, None]) @ jacobian.mT).double()
+    JtJ[:, :8, :8] += direct.fixed[:8, :8]
+    return JtJ
 
 
 def light_up(weights: Tensor, intensity: Tensor, fields: Tensor) -> tuple[Tensor, Tensor]:
