@@ -14,7 +14,7 @@ from torch import Tensor
 
 from homoalign import homography, metrics, verdict
 from homoalign.arguments import Pairs
-from homoalign.coarse_to_fine import solve_gauss_newton
+from homoalign.coarse_to_fine import solve_beside_cover, solve_gauss_newton
 from homoalign.confidence import confidence as predict_confidence
 from homoalign.config import AlignConfig
 from homoalign.evidence import UNDETERMINED_480, Evidence
@@ -144,6 +144,8 @@ def _attempt_matched(
         solved = solve_gauss_newton(track)
         if batch.config.signal == "auto":
             solved = solve_unexplained(track, solved)
+    if batch.config.solver != "adam" and batch.config.signal == "auto":
+        solved = solve_beside_cover(track, solved)
     return _measure(batch, track, solved, matched, initialisation)
 
 

@@ -12,9 +12,12 @@ from torch import Tensor
 
 from homoalign import homography, kernels, metrics
 from homoalign.config import AlignConfig
+from homoalign.cover import explains_more, is_hindered, uncover
 from homoalign.earned import WEAK_480, give_up_freedom
 from homoalign.homography import image_size
+from homoalign.joint import solve_jointly
 from homoalign.kernels.solver import solve_direct
+from homoalign.leftover import is_noise
 from homoalign.metrics import corner_std
 from homoalign.noise import UNEXPLAINED, residual_noise
 from homoalign.photometry import Light, apply_light, fit_light, normalise_locally, sample, to_plain
@@ -25,6 +28,8 @@ from homoalign.residual import Alignment, DirectProblem, build_problem
 from homoalign.result import LevelTrace
 from homoalign.schedule import MOTION_PARAMETERS, Run, plan_runs
 from homoalign.solver import REASONS, Slack, Solution, solve
+from homoalign.status import StopReason
+from homoalign.template import Template
 from homoalign.track import Solved, Track, append_trace
 
 SMALLEST_PROBLEM = 20
@@ -44,6 +49,18 @@ CLEARLY_BETTER = 0.02
 
 LARGEST_NOISE = 0.3
 """Share of src's variance above which light is a gain and a bias."""
+
+CLEARINGS = 2
+"""Times a pair is solved anew without what lies in the way, which is told the better the nearer it is."""
+
+LEAST_CLEAR = 0.3
+"""Where less of the frame would be left, something else is wrong than what lies in the way."""
+
+NEARLY = 1.5
+"""Before it is solved again, a pair may have so many times the residual that is explained in the end."""
+
+FURTHEST = 0.04
+"""Of the shorter side: so far from structure's answer what lies beside a cover may be."""
 
 REFINED_SLACK = Slack(step_px=1.0, cost=0.01)
 """What remains is a fraction of a pixel, and of flat, noisy pairs the cost does not tell where it ends."""
@@ -139,8 +156,14 @@ def _look_again(track: Track, descent: Descent) -> Descent:
     return descent.put(doubtful[better], chosen)
 
 
-def _finish(track: Track, descent: Descent) -> Solved:
-    """Solve the full size: dst's light is fitted where it takes more than a gain and a bias, noise is taken away."""
+def _finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solved:
+    """Solve the full size: dst's light is fitted where it takes more than a gain and a bias, noise is taken away.
+
+    Args:
+        track: the pairs.
+        descent: where they are.
+        is_beside: whether something is known to be in the way, so that it is left out from the first run on.
+    """
     config, state = track.config, descent.state
     src, dst = track.src[0], track.dst[0]
     fit = config.photometric != "none"
@@ -149,11 +172,15 @@ def _finish(track: Track, descent: Descent) -> Solved:
         state = Alignment(state.dst_homo_src, *raw.matched_moments(state.dst_homo_src))
     taken = torch.zeros_like(descent.num_iterations)
     light = Light.plain(state.gain)
-    template = refine_template(raw.template, src)
+    template = lit = refine_template(raw.template, src)
     # Of noise as strong as the contrast a tone curve says more than of src.
     is_clear = src.noise.square() < LARGEST_NOISE * src.contrast.square()
+    usable = raw.template.usable
+    if is_beside:
+        raw, light, state, taken = _clear_away(raw, template, template, light, state, is_clear, track)
+        lit = apply_light(template, light)
     for run in plan_runs(0, len(track.src), raw.template.u.shape[-1], config, is_near=track.is_near):
-        state, _ = to_plain(light, raw, state)
+        state, _ = to_plain(light.is_rich, lit.value, raw, state)
         light = Light.plain(state.gain)
         if run.is_refined:
             raw = replace(raw, dst=spline_level(dst), interpolation="spline")
@@ -161,18 +188,55 @@ def _finish(track: Track, descent: Descent) -> Solved:
         index = torch.nonzero((descent.is_normalised | run.is_refined) & is_clear)[:, 0]
         if config.photometric == "auto" and len(index):
             part = sample(replace(raw, template=template)).select(index)
-            some, lit = fit_light(part, state.select(index), loss_width=config.loss_width)
-            light, state = light.put(index, some), state.put(index, lit)
-        problem = replace(raw, template=apply_light(template, light))
+            some, under = fit_light(part, state.select(index), loss_width=config.loss_width)
+            light, state = light.put(index, some), state.put(index, under)
+        lit = apply_light(replace(template, usable=raw.template.usable), light)
+        problem = replace(raw, template=lit)
         if run.is_refined:
+            raw, lit = replace(raw, template=replace(raw.template, usable=usable)), replace(lit, usable=usable)
+            raw, light, state, more = _clear_away(raw, template, lit, light, state, is_clear, track)
+            taken += more
+            if bool((more > 0).any()):
+                lit = apply_light(replace(template, usable=raw.template.usable), light)
+            problem = replace(raw, template=lit)
             template = refine_template_at(raw.template, problem, src, dst, state, loss_width=config.loss_width)
-            problem = replace(raw, template=apply_light(template, light))
+            lit = apply_light(template, light)
+            problem = replace(raw, template=lit)
             if fit:
                 state = undo_attenuation(problem, src, state)
         solution = _solve_run(problem, state, run, config)
         state = solution.state
         taken += solution.num_iterations
+    lit, state = _polish(replace(raw, template=template), lit, light, state, config)
     stop = [REASONS[reason] for reason in solution.stop.tolist()]
+    of_level = Descent(state, descent.num_iterations + taken, descent.is_normalised, descent.levels)
+    solved = _conclude(track, of_level, replace(raw, template=lit), stop)
+    state, plain_scale = to_plain(light.is_rich, lit.value, raw, solved.alignment)
+    append_trace(solved.levels, track, 0, state, taken)
+    return replace(solved, alignment=state, scale=torch.where(light.is_rich, plain_scale, solved.fitted_scale))
+
+
+def _polish(
+    raw: DirectProblem, lit: Template, light: Light, state: Alignment, config: AlignConfig
+) -> tuple[Template, Alignment]:
+    """Solve motion and light together where the light is rich: return the lit template and the state."""
+    rich = torch.nonzero(light.is_rich)[:, 0]
+    if len(rich) == 0:
+        return lit, state
+    lit_part, found = solve_jointly(
+        raw.restrict(1, MOTION_PARAMETERS[config.model]).select(rich),
+        light.select(rich),
+        state.select(rich),
+        loss_width=config.loss_width,
+        step_tol_px=config.step_tol_px,
+        slack=REFINED_SLACK,
+    )
+    return lit.put(rich, lit_part), state.put(rich, found)
+
+
+def _conclude(track: Track, descent: Descent, problem: DirectProblem, stop: list[StopReason]) -> Solved:
+    """Say how precise the solution of the full size is, and give up the freedom that is not earned."""
+    config, state, src, dst = track.config, descent.state, track.src[0], track.dst[0]
     fitted_scale, covariance = measure_precision(
         problem.restrict(1, MOTION_PARAMETERS[config.model]), state, config.loss_width
     )
@@ -191,11 +255,121 @@ def _finish(track: Track, descent: Descent) -> Solved:
             loss_width=config.loss_width,
             step_tol_px=config.step_tol_px,
         )
-    state, plain_scale = to_plain(light, raw, state)
-    scale = torch.where(light.is_rich, plain_scale, fitted_scale)
-    levels = descent.levels
-    append_trace(levels, track, 0, state, taken)
-    return Solved(state, stop, descent.num_iterations + taken, scale, fitted_scale, covariance, levels)
+    noisy = torch.zeros_like(is_explained)
+    open_ = torch.nonzero(~is_explained)[:, 0]
+    if len(open_):
+        found = is_noise(problem.select(open_), state.select(open_), dst.contrast[open_], config.loss_width)
+        noisy = noisy.index_copy(0, open_, found)
+    return Solved(state, stop, descent.num_iterations, fitted_scale, fitted_scale, covariance, descent.levels, noisy)
+
+
+def solve_beside_cover(track: Track, solved: Solved) -> Solved:
+    """Solve on intensities again what they did not explain, but do beside something in the way.
+
+    Args:
+        track: the pairs.
+        solved: on structure, which what covers a part of the frame misleads less.
+    """
+    before = solved.alignment
+    noise = residual_noise(track.src[0].noise, track.dst[0].noise, before.gain)
+    index = torch.nonzero(~(solved.fitted_scale <= UNEXPLAINED * noise) & ~solved.is_noise)[:, 0]
+    index = index[before.dst_homo_src[index].isfinite().flatten(1).all(-1)]
+    if len(index) == 0:
+        return solved
+    part = replace(track.select(index), start=before.select(index), first_level=0)
+    hopeful = torch.nonzero(_is_explained_beside(part))[:, 0]
+    if len(hopeful) == 0:
+        return solved
+    part, index = part.select(hopeful), index[hopeful]
+    none = torch.zeros(len(index), dtype=torch.int32, device=index.device)
+    again = _finish(part, Descent(part.start, none, none > 0, [[] for _ in index]), is_beside=True)
+    src, dst, found = part.src[0], part.dst[0], again.alignment
+    noise = residual_noise(src.noise, dst.noise, found.gain)
+    moved = homography.corner_errors(found.dst_homo_src, part.start.dst_homo_src, *image_size(src.image)).mean(-1)
+    is_right = (moved < FURTHEST * min(image_size(dst.image))) & (again.fitted_scale < UNEXPLAINED * noise)
+    chosen = torch.nonzero(is_right & ~_is_unsupported(again.covariance, found.dst_homo_src, src, dst))[:, 0]
+    index, again = index[chosen], again.select(chosen)
+    return replace(
+        solved.put(index, again),
+        scale=solved.scale.index_copy(0, index, again.scale),
+        fitted_scale=solved.fitted_scale.index_copy(0, index, again.fitted_scale),
+    )
+
+
+def _is_explained_beside(track: Track) -> Tensor:
+    """Return (B,) bool, whether noise and light explain most of what nothing covers, near enough to try."""
+    src, dst, config = track.src[0], track.dst[0], track.config
+    fit = config.photometric != "none"
+    problem = build_problem(src, dst, level=0, max_points=config.points_per_level, fit_photometric=fit)
+    clear = uncover(problem, track.start)
+    noise = residual_noise(src.noise, dst.noise, clear.state.gain)
+    return clear.is_cover & (clear.scale < NEARLY * UNEXPLAINED * noise) & (clear.share > LEAST_CLEAR)
+
+
+def _clear_away(
+    raw: DirectProblem,
+    template: Template,
+    lit: Template,
+    light: Light,
+    state: Alignment,
+    is_clear: Tensor,
+    track: Track,
+) -> tuple[DirectProblem, Light, Alignment, Tensor]:
+    """Leave out what lies in the way of either image, where something does, and solve again without it.
+
+    Args:
+        raw: of the full-size images.
+        template: of the same points, with the slopes to go by.
+        lit: the same as it looks in `light`.
+        light: that was fitted to all of the frame.
+        state: alignments, gain and bias on top of `light`.
+        is_clear: (B,) bool, whether src's contrast is above its noise.
+        track: the pairs.
+
+    Returns:
+        raw: without the points that are covered.
+        light, state: of the others.
+        num_iterations: (B,) int32.
+    """
+    config, taken = track.config, torch.zeros(len(is_clear), dtype=torch.int32, device=is_clear.device)
+    whole = replace(raw, template=lit)
+    noise = residual_noise(track.src[0].noise, track.dst[0].noise, state.gain)
+    index = torch.nonzero(is_hindered(whole, state, noise))[:, 0]
+    # Where light is not modelled, light that falls unlike would pass for a cover.
+    if len(index) == 0 or config.photometric != "auto":
+        return raw, light, state, taken
+    # One light for all of the frame and something in the way look alike: what leaves more of the frame clear it is.
+    all_light, under = light.select(index), state.select(index)
+    plain, _ = to_plain(all_light.is_rich, lit.value[index], raw.select(index), under)
+    part = replace(raw, template=template).select(index)
+    is_lit = all_light.is_rich & explains_more(whole.select(index), under, part, plain)
+    kept = replace(all_light, is_rich=is_lit)
+    found = under.where(is_lit, plain)
+    problem = replace(part, template=apply_light(part.template, kept))
+    sure = torch.nonzero(uncover(problem, found).is_cover)[:, 0]
+    if len(sure) == 0:
+        return raw, light, state, taken
+    index, is_lit = index[sure], is_lit[sure]
+    part, problem, found = part.select(sure), problem.select(sure), found.select(sure)
+    rough = plan_runs(0, len(track.src), part.template.u.shape[-1], config)[0]
+    for _ in range(CLEARINGS):
+        clear = uncover(problem, found)
+        solution = _solve_run(clear.problem, clear.state, rough, config)
+        found = solution.state
+        taken = taken.index_add(0, index, solution.num_iterations)
+    clear = uncover(problem, found)
+    usable = torch.where((clear.share > LEAST_CLEAR)[:, None], clear.problem.template.usable, part.template.usable)
+    found, _ = to_plain(is_lit, problem.template.value, part, clear.state)
+    part = replace(part, template=replace(part.template, usable=usable))
+    some = Light.plain(found.gain)
+    fitted = torch.nonzero(is_clear[index])[:, 0]
+    if config.photometric == "auto" and len(fitted):
+        some_of_it = sample(part).select(fitted)
+        of_clear, lit_state = fit_light(some_of_it, found.select(fitted), loss_width=config.loss_width)
+        some, found = some.put(fitted, of_clear), found.put(fitted, lit_state)
+    usable = raw.template.usable.index_copy(0, index, usable)
+    raw = replace(raw, template=replace(raw.template, usable=usable))
+    return raw, light.put(index, some), state.put(index, found), taken
 
 
 def _is_unsupported(covariance: Tensor, dst_homo_src: Tensor, src: Level, dst: Level) -> Tensor:

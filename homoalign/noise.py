@@ -19,7 +19,7 @@ from homoalign import kernels
 BAND_NOISE = (0.7961, 0.0405, 0.00714)
 """Variance of each band of white noise of variance one, finest first."""
 
-CERTAIN = 1.5
+CERTAIN = 2.0
 """Local energy counts as signal beyond this many times that of the noise: flat parts must come out flat."""
 
 QUANTISATION = 0.29 / 255
@@ -88,7 +88,7 @@ def denoise(image: Tensor, guide: Tensor, guide_sigma: Tensor) -> Tensor:
         coarser = smooth(image, hole)
         coarser_guide = coarser if guide is image else smooth(guide, hole)
         energy = smooth(smooth(_squared(guide, coarser_guide), hole), 2 * hole)
-        _keep_band(image, coarser, energy, CERTAIN * gain * variance, kept)
+        _keep_band(image, coarser, energy, gain * variance, kept)
         image, guide = coarser, coarser_guide
     return kept.add_(image)
 
@@ -101,12 +101,22 @@ def _squared(fine: Tensor, coarse: Tensor) -> Tensor:
 
 
 def _keep_band(image: Tensor, coarser: Tensor, energy: Tensor, noise_energy: Tensor, kept: Tensor) -> None:
-    """Add to `kept` what of image - coarser is not noise, of which (B,) `noise_energy` is expected in `energy`."""
+    """Add to `kept` what of image - coarser is signal, by how precisely it tells the motion: signal over both.
+
+    Args:
+        image: (B, 1, H, W).
+        coarser: likewise.
+        energy: likewise, local mean square of the band.
+        noise_energy: (B,) of noise, that is to be expected in it.
+        kept: (B, 1, H, W).
+    """
+    noise = noise_energy.clamp_min(1e-20)
     if kernels.serves(image):
-        kernels.keep_band(image[:, 0], coarser[:, 0], energy[:, 0], noise_energy, kept[:, 0])
+        kernels.keep_band(image[:, 0], coarser[:, 0], energy[:, 0], noise, CERTAIN, kept[:, 0])
         return
-    noise = noise_energy[:, None, None, None]
-    kept.addcmul_(image - coarser, (1 - noise / energy.clamp_min(1e-20)).clamp_min_(0))
+    noise = noise[:, None, None, None]
+    signal = torch.sub(energy, noise, alpha=CERTAIN).clamp_min_(0)
+    kept.addcmul_(image - coarser, signal.div_(signal + noise))
 
 
 def smooth(image: Tensor, hole: int) -> Tensor:

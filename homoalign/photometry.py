@@ -57,6 +57,10 @@ class Light:
         weights = torch.zeros(len(like), NUM_FUNCTIONS, dtype=torch.float32, device=like.device)
         return Light(weights, torch.zeros(len(like), dtype=torch.bool, device=like.device))
 
+    def select(self, index: Tensor) -> Light:
+        """Return the pairs that `index` (int64) names."""
+        return Light(self.weights[index], self.is_rich[index])
+
     def put(self, index: Tensor, part: Light) -> Light:
         """Return this with the pairs that `index` (int64) names replaced by `part`."""
         return Light(self.weights.index_copy(0, index, part.weights), self.is_rich.index_copy(0, index, part.is_rich))
@@ -94,9 +98,12 @@ def fit_light(problem: DirectProblem, state: Alignment, *, loss_width: float) ->
 
 def sample(problem: DirectProblem) -> DirectProblem:
     """Return the problem on as many of its points as light is told from."""
-    # An odd stride does not fall in step with the rows of an image.
-    stride = max(1, problem.template.u.shape[-1] // FIT_POINTS) | 1
-    return replace(problem, template=problem.template.every(stride))
+    return replace(problem, template=problem.template.every(sample_stride(problem)))
+
+
+def sample_stride(problem: DirectProblem) -> int:
+    """Return which points a `sample` has; an odd stride does not fall in step with the rows of an image."""
+    return max(1, problem.template.u.shape[-1] // FIT_POINTS) | 1
 
 
 def apply_light(template: Template, light: Light) -> Template:
@@ -114,35 +121,30 @@ def apply_light(template: Template, light: Light) -> Template:
     value, slope = predict(weights, part.value, part.u)
     is_recorded = part.brightness is part.value
     brightness = value if is_recorded else predict(weights, part.brightness, part.u)[0]
-    return replace(
-        template,
-        value=template.value.index_copy(0, rich, value),
-        slope=template.slope.index_copy(0, rich, part.slope * slope[:, None]),
-        brightness=template.brightness.index_copy(0, rich, brightness),
-    )
+    return template.put(rich, replace(part, value=value, slope=part.slope * slope[:, None], brightness=brightness))
 
 
-def to_plain(light: Light, problem: DirectProblem, state: Alignment) -> tuple[Alignment, Tensor]:
+def to_plain(is_rich: Tensor, lit: Tensor, problem: DirectProblem, state: Alignment) -> tuple[Alignment, Tensor]:
     """Say what light and state come to as one gain and one bias, over what is seen.
 
     Args:
-        light: what the problem's template was made with.
+        is_rich: (B,) bool, where there is light to speak of.
+        lit: (B, N), src's intensities as they should look in dst.
         problem: with src's own intensities as its template.
-        state: an alignment, its gain and bias on top of `light`.
+        state: an alignment, its gain and bias on top of `lit`.
 
     Returns:
         state: with the gain and bias of dst ~ gain * src + bias.
         scale: (B,) robust standard deviation of what this leaves where the light is rich, NaN elsewhere.
     """
     scale = torch.full_like(state.gain, torch.nan)
-    rich = torch.nonzero(light.is_rich)[:, 0]
+    rich = torch.nonzero(is_rich)[:, 0]
     if len(rich) == 0:
         return state, scale
-    part = sample(problem).select(rich)
-    weights, start = light.weights[rich], state.select(rich)
+    part, start = sample(problem).select(rich), state.select(rich)
+    lit = lit[rich, :: sample_stride(problem)]
     _, seen = part.read_dst(start.dst_homo_src)
     raw = part.template.value
-    lit, _ = predict(weights, raw, part.template.u)
     count = seen.sum(-1).clamp_min(1)
 
     def mean(values: Tensor) -> Tensor:

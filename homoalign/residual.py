@@ -216,7 +216,7 @@ class DirectProblem:
         The residual's Jacobian is minus the template's, its first eight columns times the gain. The rows of parameters
         that are not free are those of an identity matrix.
         """
-        JtJ, Jtr = _products(self.template, residual, weight)
+        JtJ, Jtr = products(self.template, residual, weight)
         size = self._size(state)
         return JtJ * (size[:, :, None] * size[:, None, :]) + self.fixed, -Jtr * size
 
@@ -301,7 +301,7 @@ class DirectProblem:
         return gain, dst_mean - gain * src_mean
 
 
-def _products(template: Template, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def products(template: Template, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return J W J^T (B, 10, 10) and J W r (B, 10), float64, of the template's J, r (B, N) and the diagonal of W."""
     if kernels.serves(residual):
         return kernels.normal_equations(template.slope, template.brightness, template.u, residual, weight)

@@ -60,6 +60,15 @@ class Template:
             usable=self.usable[index],
         )
 
+    def put(self, index: Tensor, part: Template) -> Template:
+        """Return this template with what the pairs that `index` (int64) names look like replaced by `part`."""
+        return replace(
+            self,
+            value=self.value.index_copy(0, index, part.value),
+            slope=self.slope.index_copy(0, index, part.slope),
+            brightness=self.brightness.index_copy(0, index, part.brightness),
+        )
+
     def every(self, stride: int) -> Template:
         """Return every `stride`-th point."""
         return replace(

@@ -87,6 +87,7 @@ class Solved:
         fitted_scale: (B,) the same with all of dst's light fitted; NaN likewise.
         covariance: (B, P, P) of the parameters, the first eight those of sl(3); NaN where not estimated.
         levels: the traces, coarse to fine; empty unless asked for.
+        is_noise: (B,) bool, whether the residual is known to have nothing of the image in it.
     """
 
     alignment: Alignment
@@ -96,6 +97,7 @@ class Solved:
     fitted_scale: Tensor
     covariance: Tensor
     levels: list[list[LevelTrace]]
+    is_noise: Tensor
 
     def select(self, index: Tensor) -> Solved:
         """Return the pairs that `index` (int64) names."""
@@ -108,6 +110,7 @@ class Solved:
             self.fitted_scale[index],
             self.covariance[index],
             [self.levels[i] for i in rows],
+            self.is_noise[index],
         )
 
     def put(self, index: Tensor, part: Solved) -> Solved:
@@ -126,6 +129,7 @@ class Solved:
             self.fitted_scale,
             covariance,
             levels,
+            self.is_noise.index_copy(0, index, part.is_noise),
         )
 
 

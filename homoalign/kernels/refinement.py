@@ -69,29 +69,34 @@ def _merge(
             residual[k] = image[b, k] + share * residual[k] / (one + in_widths * in_widths)
 
 
-def keep_band(image: Tensor, coarser: Tensor, energy: Tensor, noise_energy: Tensor, kept: Tensor) -> None:
-    """Add to `kept` what stands out of the noise of image - coarser, (B, H, W) float32 each.
+def keep_band(
+    image: Tensor, coarser: Tensor, energy: Tensor, noise_energy: Tensor, certain: float, kept: Tensor
+) -> None:
+    """Add to `kept` what of image - coarser is signal, (B, H, W) float32 each, as `noise.denoise` asks for it.
 
     Args:
         image: one scale.
         coarser: the next one.
         energy: local mean square of the band.
-        noise_energy: (B,) float32, what of it is taken for noise.
+        noise_energy: (B,) float32, above zero, of noise.
+        certain: energies up to so many times that are no signal.
         kept: added to.
     """
-    _keep_band(*arrays(image, coarser, energy, noise_energy, kept))
+    _keep_band(np.float32(certain), *arrays(image, coarser, energy, noise_energy, kept))
 
 
 @compiled
-def _keep_band(image: Floats, coarser: Floats, energy: Floats, noise_energy: Floats, kept: Floats) -> None:
-    one, zero, least = np.float32(1), np.float32(0), np.float32(1e-20)
+def _keep_band(
+    certain: np.float32, image: Floats, coarser: Floats, energy: Floats, noise_energy: Floats, kept: Floats
+) -> None:
+    zero = np.float32(0)
     for b in range(len(image)):
-        of_noise = noise_energy[b]
+        noise = noise_energy[b]
         for i in range(image.shape[1]):
             fine, coarse, local, result = image[b, i], coarser[b, i], energy[b, i], kept[b, i]
             for k in range(fine.size):
-                share = max(one - of_noise / max(local[k], least), zero)
-                result[k] += share * (fine[k] - coarse[k])
+                signal = max(local[k] - certain * noise, zero)
+                result[k] += signal / (signal + noise) * (fine[k] - coarse[k])
 
 
 def squared_difference(a: Tensor, b: Tensor) -> Tensor:
