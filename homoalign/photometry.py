@@ -142,7 +142,7 @@ def to_plain(is_rich: Tensor, lit: Tensor, problem: DirectProblem, state: Alignm
     if len(rich) == 0:
         return state, scale
     part, start = sample(problem).select(rich), state.select(rich)
-    lit = lit[rich, :: sample_stride(problem)]
+    lit = lit[rich, :: sample_stride(problem)].contiguous()
     _, seen = part.read_dst(start.dst_homo_src)
     raw = part.template.value
     count = seen.sum(-1).clamp_min(1)

@@ -91,7 +91,9 @@ class Frame:
     def move(self, dst_homo_src: Tensor, step: Tensor) -> Tensor:
         """Return (B, 3, 3) after an inverse compositional step (B, 8) on src's side, [2, 2] = 1."""
         motion = homography.motion_of_step(-step)
-        return homography.normalise(dst_homo_src @ (motion.flatten(1) @ self.src_motion).view(-1, 3, 3))
+        # Not as a product of matrices, which rounds otherwise for one pair than for many.
+        in_src = (motion.flatten(1)[:, :, None] * self.src_motion).sum(1)
+        return homography.normalise(dst_homo_src @ in_src.view(-1, 3, 3))
 
     def length_px(self, step: Tensor) -> Tensor:
         """Return (...) how far `step` (..., 8) moves src's furthest corner, to first order, pixels of the level."""
