@@ -31,6 +31,7 @@ from homoalign.status import Initialisation
 from homoalign.structure_solver import solve_structure, solve_unexplained
 from homoalign.track import Solved, Track
 from homoalign.tutorial import solve_tutorial
+from homoalign.witnesses import ask_witnesses
 from homoalign.zoom import MatchedLevels, match_levels, zoom_octave
 
 SCORE_SIDE_PX = 256
@@ -210,6 +211,7 @@ def _measure(
     bias = (parts.drift_480 / at_480).square()[:, None, None, None] / 2 * torch.eye(2, device=matrix.device)
     covariance = covariance + no_noise * (PARTS_SHARE**2 * by_parts + bias)
     corner_std_px = metrics.corner_std(covariance)
+    asked_parts = ask_witnesses(track.src[level:], track.dst[level:], level_matrix, parts, unexplained)
     evidence = Evidence(
         local_correlation=whole.cpu(),
         weak_correlation=weak.cpu(),
@@ -219,9 +221,9 @@ def _measure(
         unexplained=unexplained.cpu(),
         corner_std_480=corner_std_480,
         structure=torch.full((len(matrix),), torch.nan, dtype=torch.float64),
-        parts_here=parts.here.cpu(),
-        drift_480=parts.drift_480.cpu(),
-        drift_std_480=parts.drift_std_480.cpu(),
+        parts_here=asked_parts.here.cpu(),
+        drift_480=asked_parts.drift_480.cpu(),
+        drift_std_480=asked_parts.drift_std_480.cpu(),
         is_finite=finite.cpu(),
     )
     asked = torch.nonzero(needs_structure(evidence))[:, 0]
