@@ -17,7 +17,7 @@ from homoalign.homography import image_size
 from homoalign.kernels.solver import solve_direct
 from homoalign.metrics import corner_std
 from homoalign.noise import UNEXPLAINED, residual_noise
-from homoalign.photometry import Light, apply_light, fit_light, normalise_locally, to_plain
+from homoalign.photometry import Light, apply_light, fit_light, normalise_locally, sample, to_plain
 from homoalign.precision import measure_precision
 from homoalign.pyramid import Level
 from homoalign.refinement import refine_template, refine_template_at, spline_level, undo_attenuation
@@ -160,7 +160,7 @@ def _finish(track: Track, descent: Descent) -> Solved:
         # Before the last run only the light of those that were solved on normalised images is needed.
         index = torch.nonzero((descent.is_normalised | run.is_refined) & is_clear)[:, 0]
         if config.photometric == "auto" and len(index):
-            part = replace(raw, template=template).select(index)
+            part = sample(replace(raw, template=template)).select(index)
             some, lit = fit_light(part, state.select(index), loss_width=config.loss_width)
             light, state = light.put(index, some), state.put(index, lit)
         problem = replace(raw, template=apply_light(template, light))

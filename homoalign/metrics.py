@@ -22,6 +22,9 @@ SHIFT_STRIDE = 61
 WINDOW = 9
 """Side of the windows of `local_correlation`, pixels of the level it is measured on."""
 
+ENERGY_FLOOR = 0.05
+"""Share of the mean energy that is added to a window's: flat windows must not echo noise."""
+
 BLOCKS = 6
 """The frame has this many blocks a side where `local_correlation` looks for parts that disagree."""
 
@@ -176,6 +179,8 @@ def local_patterns(src: Level, dst: Level, dst_homo_src: Tensor) -> Patterns:
         dst_homo_src: (B, 3, 3), of that level's pixels.
     """
     warped, covered = warp_level(src, dst, dst_homo_src)
+    if kernels.serves(warped):
+        return Patterns(*kernels.local_patterns(warped, covered, dst.image[:, 0], WINDOW, ENERGY_FLOOR))
     value = torch.where(covered, dst.image[:, 0], 0.0)
     share = _window_mean(covered.to(value))
     counted = covered & (share > 0.5)
@@ -184,9 +189,8 @@ def local_patterns(src: Level, dst: Level, dst_homo_src: Tensor) -> Patterns:
         return torch.where(counted, values - _window_mean(values) / share.clamp_min(1e-6), 0.0)
 
     a, b = high_pass(warped), high_pass(value)
-    # The floor keeps flat windows from echoing noise.
     energy_a, energy_b = _window_mean(a * a), _window_mean(b * b)
-    floor_a, floor_b = 0.05 * _mean(energy_a, counted), 0.05 * _mean(energy_b, counted)
+    floor_a, floor_b = ENERGY_FLOOR * _mean(energy_a, counted), ENERGY_FLOOR * _mean(energy_b, counted)
     weight = 1 / ((energy_a + floor_a).sqrt() * (energy_b + floor_b).sqrt())
     return Patterns(a, b, torch.where(counted, weight, 0.0), counted)
 
@@ -206,18 +210,18 @@ def local_correlation(patterns: Patterns, noise: tuple[Tensor, Tensor] | None = 
         weak: (B,) the value that `WEAK_SHARE` of the textured blocks stay below; NaN where there is none. A
             strong edge that both images share, such as a frame or a horizon, carries `whole` but not this.
     """
-    a, b, weight = patterns.src, patterns.dst, patterns.weight
-    zero = torch.zeros(len(a), dtype=torch.float64, device=a.device)
+    sums, per_block = _pattern_sums(patterns)
+    of_weight, of_aa, of_bb, of_ab = sums.unbind(1)
+    zero = torch.zeros_like(of_weight)
     noise_a, noise_b = (zero, zero) if noise is None else noise
     noise_a = INTERPOLATED_NOISE * noise_a
     energies = [
-        (energy - variance * total(weight)).clamp_min(LEAST_SIGNAL * energy)
-        for energy, variance in ((total(weight * a * a), noise_a), (total(weight * b * b), noise_b))
+        (energy - variance * of_weight).clamp_min(LEAST_SIGNAL * energy)
+        for energy, variance in ((of_aa, noise_a), (of_bb, noise_b))
     ]
-    whole = (total(weight * a * b) / (energies[0] * energies[1]).sqrt()).clamp(-1, 1)
+    whole = (of_ab / (energies[0] * energies[1]).sqrt()).clamp(-1, 1)
 
-    per_block = torch.stack([patterns.counted.to(a), a * a, b * b, a * b], dim=1)
-    filled, aa, bb, ab = adaptive_avg_pool2d(per_block, BLOCKS).flatten(2).unbind(1)  # (B, BLOCKS^2) each
+    filled, aa, bb, ab = per_block.unbind(1)
     textured = (filled > 0.3) & (torch.fmin(aa, bb) > LEAST_TEXTURE**2 * filled)
     signal_a, signal_b = aa - filled * noise_a[:, None].to(aa), bb - filled * noise_b[:, None].to(bb)
     clear = textured & (signal_a > LEAST_SIGNAL * aa) & (signal_b > LEAST_SIGNAL * bb)
@@ -225,6 +229,16 @@ def local_correlation(patterns: Patterns, noise: tuple[Tensor, Tensor] | None = 
     weak = torch.nanquantile(of_block.double().clamp(-1, 1), WEAK_SHARE, dim=-1)
     # Where noise hides what every block shows, the whole must do.
     return whole, torch.where(weak.isnan() & textured.any(-1), whole, weak)
+
+
+def _pattern_sums(patterns: Patterns) -> tuple[Tensor, Tensor]:
+    """Return (B, 4) float64 sums of w, w a a, w b b, w a b, and (B, 4, BLOCKS^2) means of counted, a a, b b, a b."""
+    a, b, weight = patterns.src, patterns.dst, patterns.weight
+    if kernels.serves(a):
+        return kernels.pattern_sums(a, b, weight, patterns.counted, BLOCKS)
+    whole = torch.stack([total(weight * values) for values in (torch.ones_like(a), a * a, b * b, a * b)], dim=1)
+    per_block = torch.stack([patterns.counted.to(a), a * a, b * b, a * b], dim=1)
+    return whole, adaptive_avg_pool2d(per_block, BLOCKS).flatten(2)
 
 
 def rival_correlation(patterns: Patterns) -> Tensor:
@@ -236,14 +250,18 @@ def rival_correlation(patterns: Patterns) -> Tensor:
     Returns:
         (B,) float64, at least 0; above 1 where another shift is better. NaN where there is nothing to compare.
     """
-    root = patterns.weight.sqrt()
-    height, width = root.shape[-2:]
-    size = [3 * side // 2 for side in (height, width)]  # shifts by up to half a side, either way
-    a, b = root * patterns.src, root * patterns.dst
-    inside = patterns.counted.to(a)
-    spectra = torch.fft.rfft2(torch.stack([a, a * a, b, b * b, inside], dim=1), s=size)
-    of_a, of_aa, of_b, of_bb, of_inside = spectra.unbind(1)
-    products = torch.stack([of_a.conj() * of_b, of_aa.conj() * of_inside, of_inside.conj() * of_bb], dim=1)
+    height, width = image_size(patterns.src)
+    size = (3 * height // 2, 3 * width // 2)  # shifts by up to half a side, either way
+    if kernels.serves(patterns.src):
+        parts = (patterns.src, patterns.dst, patterns.weight, patterns.counted)
+        products = kernels.products_of_spectra(torch.fft.rfft2(kernels.weighted_patterns(*parts, size)))
+    else:
+        root = patterns.weight.sqrt()
+        a, b = root * patterns.src, root * patterns.dst
+        inside = patterns.counted.to(a)
+        spectra = torch.fft.rfft2(torch.stack([a, a * a, b, b * b, inside], dim=1), s=size)
+        of_a, of_aa, of_b, of_bb, of_inside = spectra.unbind(1)
+        products = torch.stack([of_a.conj() * of_b, of_aa.conj() * of_inside, of_inside.conj() * of_bb], dim=1)
     both, energy_a, energy_b = torch.fft.irfft2(products, s=size).unbind(1)
     best, here = _second_best(both, energy_a, energy_b, (height // 2, width // 2))
     rival = best / here.clamp_min(LEAST_OWN)
@@ -293,6 +311,8 @@ def _mean(values: Tensor, counted: Tensor) -> Tensor:
 def share_of_src_seen(src: Level, dst: Level, dst_homo_src: Tensor) -> Tensor:
     """Return (B,) share of src's pixels that land on dst; masks do not count."""
     height, width = src.image.shape[-2:]
+    if kernels.serves(src.image):
+        return kernels.count_inside(dst_homo_src, (height, width), image_size(dst.image)) / (height * width)
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     xy = torch.stack([x, y], dim=-1).reshape(1, -1, 2).to(dst_homo_src)
     warped = homography.warp_points(dst_homo_src, xy.expand(len(dst_homo_src), -1, -1))

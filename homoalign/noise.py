@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from homoalign import kernels
 
-BAND_NOISE = (0.7961, 0.0405, 0.00714, 0.00162, 0.00040)
+BAND_NOISE = (0.7961, 0.0405, 0.00714)
 """Variance of each band of white noise of variance one, finest first."""
 
 CERTAIN = 1.5
@@ -51,7 +51,10 @@ def noise_level(image: Tensor) -> Tensor:
     across = above + below - 2 * here
     second = across[..., :-2] + across[..., 2:] - 2 * across[..., 1:-1]
     # Six is the norm of the kernel [1, -2, 1] x [1, -2, 1].
-    return second.abs().flatten(1).median(-1).values.double() * (1.4826 / 6)
+    magnitude = second.abs().flatten(1)
+    if kernels.serves(magnitude):
+        return kernels.median(magnitude) * (1.4826 / 6)
+    return magnitude.median(-1).values.double() * (1.4826 / 6)
 
 
 def residual_noise(src: Tensor, dst: Tensor, gain: Tensor) -> Tensor:
@@ -76,7 +79,7 @@ def denoise(image: Tensor, guide: Tensor, guide_sigma: Tensor) -> Tensor:
     Returns:
         (B, 1, H, W).
     """
-    variance = guide_sigma.square().to(image)[:, None, None, None]
+    variance = guide_sigma.square().to(image)
     kept = torch.zeros_like(image)
     for scale, gain in enumerate(BAND_NOISE):
         hole = 2**scale
@@ -84,11 +87,26 @@ def denoise(image: Tensor, guide: Tensor, guide_sigma: Tensor) -> Tensor:
             break
         coarser = smooth(image, hole)
         coarser_guide = coarser if guide is image else smooth(guide, hole)
-        energy = smooth(smooth((guide - coarser_guide).square(), hole), 2 * hole).clamp_min_(1e-20)
-        share = torch.addcdiv(torch.ones_like(energy), variance, energy, value=-CERTAIN * gain).clamp_min_(0)
-        kept.addcmul_(image - coarser, share)
+        energy = smooth(smooth(_squared(guide, coarser_guide), hole), 2 * hole)
+        _keep_band(image, coarser, energy, CERTAIN * gain * variance, kept)
         image, guide = coarser, coarser_guide
     return kept.add_(image)
+
+
+def _squared(fine: Tensor, coarse: Tensor) -> Tensor:
+    """Return (fine - coarse)^2."""
+    if kernels.serves(fine):
+        return kernels.squared_difference(fine[:, 0], coarse[:, 0])[:, None]
+    return (fine - coarse).square()
+
+
+def _keep_band(image: Tensor, coarser: Tensor, energy: Tensor, noise_energy: Tensor, kept: Tensor) -> None:
+    """Add to `kept` what of image - coarser is not noise, of which (B,) `noise_energy` is expected in `energy`."""
+    if kernels.serves(image):
+        kernels.keep_band(image[:, 0], coarser[:, 0], energy[:, 0], noise_energy, kept[:, 0])
+        return
+    noise = noise_energy[:, None, None, None]
+    kept.addcmul_(image - coarser, (1 - noise / energy.clamp_min(1e-20)).clamp_min_(0))
 
 
 def smooth(image: Tensor, hole: int) -> Tensor:

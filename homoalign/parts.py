@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from homoalign import homography
+from homoalign import homography, kernels
 from homoalign.homography import image_size
 from homoalign.metrics import warp_level
 from homoalign.pyramid import Level
@@ -120,12 +120,42 @@ def seek_blocks(from_src: Structure, in_dst: Structure, dst_homo_src: Tensor, sr
     size = image_size(in_dst.channels)
     side = max(LEAST_BLOCK_PX, min(size) // BLOCKS)
     reach = max(LEAST_REACH_PX, round(REACH * min(size)))
+    seek = _seek_compiled if kernels.serves(in_dst.channels) else _seek
+    counts, place = seek(from_src, in_dst, side, reach)
+    shift = place - reach
+    return _drift(_centres(size, side, shift.device), shift, counts, dst_homo_src, src_size, size)
+
+
+def _seek(from_src: Structure, in_dst: Structure, side: int, reach: int) -> tuple[Tensor, Tensor]:
+    """Seek blocks of this side up to `reach` pixels about their places.
+
+    Returns:
+        counts: (B, K) bool, whether a block says anything.
+        place: (B, K, 2) float64, x and y of the best shift, from the one by -reach on.
+    """
     template = _blocks(torch.cat([from_src.channels, from_src.usable], dim=1), side, 0)
     energy, filled = template[:, :-1].square().sum(1), template[:, -1]
     counts = (filled.mean((-2, -1)) > LEAST_FILLED) & (energy.mean((-2, -1)) > LEAST_STRUCTURE)
     found = _correlate(template[:, :-1], filled, _blocks(in_dst.channels, side, reach), 2 * reach + 1)
-    shift = _peak(found) - reach
-    return _drift(_centres(size, side, shift.device), shift, counts, dst_homo_src, src_size, size)
+    return counts, _peak(found)
+
+
+def _seek_compiled(from_src: Structure, in_dst: Structure, side: int, reach: int) -> tuple[Tensor, Tensor]:
+    """Do what `_seek` does, on the processor."""
+    (top, rows), (left, columns) = (_cuts(length, side) for length in image_size(in_dst.usable))
+    grid = kernels.Grid(top, left, rows, columns, side)
+    own, known, under = kernels.block_energies(from_src.channels, from_src.usable[:, 0], in_dst.channels, grid, reach)
+    counts = (known > LEAST_FILLED * side**2) & (own > LEAST_STRUCTURE * side**2)
+    length = _fast_length(side + 2 * reach)
+    of_template = torch.fft.fft2(kernels.cut(from_src.channels, grid, 0, length))
+    of_search = torch.fft.fft2(kernels.cut(in_dst.channels, grid, reach, length))
+    both = torch.fft.ifft2(kernels.cross_spectrum(of_template, of_search))
+    return counts, kernels.peaks(both, own, under, _faint(own))
+
+
+def _faint(own: Tensor) -> Tensor:
+    """Return (B, K), the least energy that dst is taken to have under a block, of the blocks' energies."""
+    return (FAINT * own.mean(-1, keepdim=True) + 1e-6).expand_as(own)
 
 
 def _blocks(values: Tensor, side: int, margin: int) -> Tensor:
@@ -171,7 +201,7 @@ def _correlate(template: Tensor, filled: Tensor, search: Tensor, count: int) -> 
     of_filled, of_energy = (torch.fft.rfft2(values, s=size) for values in (filled, search.square().sum(1)))
     energy = torch.fft.irfft2(of_filled.conj() * of_energy, s=size)[..., :count, :count]
     own = template.square().sum((1, -2, -1))
-    floor = (FAINT * own.mean(-1) + 1e-6)[:, None, None, None]
+    floor = _faint(own)[..., None, None]
     found: Tensor = both / ((own[..., None, None] + 1e-6) * energy.maximum(floor)).sqrt()
     return found
 

@@ -66,7 +66,7 @@ def fit_light(problem: DirectProblem, state: Alignment, *, loss_width: float) ->
     """Regress dst on src at an alignment.
 
     Args:
-        problem: of the full-size images, with src's own intensities as its template.
+        problem: of the full-size images, or a `sample` of it, with src's own intensities as its template.
         state: an alignment that is good to a fraction of a pixel or so.
         loss_width: of the robust loss, in standard deviations of the residual.
 
@@ -74,17 +74,13 @@ def fit_light(problem: DirectProblem, state: Alignment, *, loss_width: float) ->
         light: dst as a function of src.
         state: the alignment with the gain and bias to go on with: those on top of `light` where it is rich.
     """
-    stride = max(1, problem.template.u.shape[-1] // FIT_POINTS) | 1
-    part = replace(problem, template=problem.template.every(stride))
-    value, seen = part.read_dst(state.dst_homo_src)
+    value, seen = problem.read_dst(state.dst_homo_src)
     seen = seen & (value > SATURATED) & (value < 1 - SATURATED)
     # Noise in what is regressed on would flatten the tone curve: where it is strong the template is without.
-    basis = _basis(part.template.brightness, part.template.u)
-    rich, rich_scale = regress(part, NUM_FUNCTIONS, value, seen, loss_width)
-    plain, _ = regress(part, LINEAR, value, seen, loss_width)
+    rich, rich_scale = regress(problem, NUM_FUNCTIONS, value, seen, loss_width)
+    plain, _ = regress(problem, LINEAR, value, seen, loss_width)
     width = loss_width * rich_scale
-    rich_cost = _cost(basis, rich, value, seen, width)
-    plain_cost = _cost(basis[:, :LINEAR], plain, value, seen, width)
+    rich_cost, plain_cost = (_cost(problem.template, weights, value, seen, width) for weights in (rich, plain))
     # A falling tone curve is a negative, or a wrong alignment.
     enough = seen.double().mean(-1) > LEAST_SHARE
     usable = (rich[:, 1] > 0.02) & rich.isfinite().all(-1) & enough
@@ -96,8 +92,21 @@ def fit_light(problem: DirectProblem, state: Alignment, *, loss_width: float) ->
     return light, Alignment(state.dst_homo_src, gain, bias)
 
 
+def sample(problem: DirectProblem) -> DirectProblem:
+    """Return the problem on as many of its points as light is told from."""
+    # An odd stride does not fall in step with the rows of an image.
+    stride = max(1, problem.template.u.shape[-1] // FIT_POINTS) | 1
+    return replace(problem, template=problem.template.every(stride))
+
+
 def apply_light(template: Template, light: Light) -> Template:
     """Return the template as it should look in dst: intensities, and slopes that follow the tone curve's."""
+    if kernels.serves(template.value):
+        if not bool(light.is_rich.any()):
+            return template
+        parts = (template.value, template.slope, template.brightness, template.u)
+        value, slope, brightness = kernels.light_template(light.weights, light.is_rich, *parts)
+        return replace(template, value=value, slope=slope, brightness=brightness)
     rich = torch.nonzero(light.is_rich)[:, 0]
     if len(rich) == 0:
         return template
@@ -129,7 +138,8 @@ def to_plain(light: Light, problem: DirectProblem, state: Alignment) -> tuple[Al
     rich = torch.nonzero(light.is_rich)[:, 0]
     if len(rich) == 0:
         return state, scale
-    part, weights, start = problem.select(rich), light.weights[rich], state.select(rich)
+    part = sample(problem).select(rich)
+    weights, start = light.weights[rich], state.select(rich)
     _, seen = part.read_dst(start.dst_homo_src)
     raw = part.template.value
     lit, _ = predict(weights, raw, part.template.u)
@@ -227,6 +237,10 @@ def _sum(basis: Tensor, weights: Tensor) -> Tensor:
     return result
 
 
-def _cost(basis: Tensor, weights: Tensor, value: Tensor, seen: Tensor, width: Tensor) -> Tensor:
+def _cost(template: Template, weights: Tensor, value: Tensor, seen: Tensor, width: Tensor) -> Tensor:
+    """Return (B,) float64, the Cauchy loss that is left by `weights` (B, K) of the first basis functions."""
+    if kernels.serves(value):
+        return kernels.light_cost(weights, template.brightness, template.u, value, seen, width)
+    basis = _basis(template.brightness, template.u)[:, : weights.shape[1]]
     residual = torch.where(seen, value - _sum(basis, weights), 0.0)
     return cauchy(residual, width)[0].sum(-1, dtype=torch.float64)

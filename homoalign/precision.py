@@ -20,6 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from homoalign.kernels import PrecisionSums
 from homoalign.solver import Problem, StateT, cauchy, robust_scale
 
 BLOCKS = 12
@@ -35,11 +36,45 @@ LEAST_CURVATURE = 0.1
 class Measurable(Problem[StateT], Protocol[StateT]):
     """A problem whose residuals have a place in the frame."""
 
+    def precision_sums(self, state: StateT, loss_width: float, blocks: int) -> PrecisionSums:
+        """Return what the covariance is made of: of P parameters, in square blocks of the frame; see `sum_scores`."""
+
+
+class Summable(Problem[StateT], Protocol[StateT]):
+    """A problem that tells the parts of its sums."""
+
     def block_scores(self, state: StateT, weighted: Tensor, blocks: int) -> Tensor:
         """Return (B, P, K) float64, J^T times `weighted` (B, N), summed over each of some square blocks."""
 
     def sensitivity(self, state: StateT, weight: Tensor) -> Tensor:
         """Return (B, P, P) float64, the derivative of the scores, weighted by `weight` (B, N)."""
+
+
+def sum_scores(
+    problem: Summable[StateT], state: StateT, loss_width: float, blocks: int, share: Tensor | None = None
+) -> PrecisionSums:
+    """Weigh the residuals and sum, one sum after another.
+
+    Args:
+        problem: the pairs.
+        state: their solutions.
+        loss_width: as for `solve`.
+        blocks: along the longer side of the frame.
+        share: (N,) weights of the residuals in the sums of products, which need not be taken over all; None: one each.
+    """
+    residual, seen = problem.evaluate(state)
+    scale = robust_scale(residual, seen, problem.scale_floor)
+    _, weight = cauchy(residual, loss_width * scale)
+    weight = weight * seen
+    part = weight if share is None else weight * share
+    return PrecisionSums(
+        scale=scale,
+        weight=weight.sum(-1, dtype=torch.float64),
+        curvature=(weight * (2 * weight - 1)).sum(-1, dtype=torch.float64),
+        information=problem.normal_equations(state, residual, part)[0],
+        sensitivity=problem.sensitivity(state, part),
+        scores=problem.block_scores(state, weight * residual, blocks),
+    )
 
 
 def measure_precision(problem: Measurable[StateT], state: StateT, loss_width: float) -> tuple[Tensor, Tensor]:
@@ -54,24 +89,19 @@ def measure_precision(problem: Measurable[StateT], state: StateT, loss_width: fl
         scale: (B,) robust standard deviation of the residual.
         covariance: (B, P, P) of the parameters; NaN where they are not determined.
     """
-    residual, seen = problem.evaluate(state)
-    scale = robust_scale(residual, seen, problem.scale_floor)
-    _, weight = cauchy(residual, loss_width * scale)
-    weight = weight * seen
+    sums = problem.precision_sums(state, loss_width, BLOCKS)
     # The Cauchy loss has psi = w r and psi' = w (2 w - 1).
-    total = weight.sum(-1, dtype=torch.float64)
-    curvature = (weight * (2 * weight - 1)).sum(-1, dtype=torch.float64) / total
-    slope = problem.sensitivity(state, weight) * curvature.clamp_min(LEAST_CURVATURE)[:, None, None]
-    scores = problem.block_scores(state, weight * residual, BLOCKS)
+    curvature = (sums.curvature / sums.weight).clamp_min(LEAST_CURVATURE)
+    slope = sums.sensitivity * curvature[:, None, None]
     inverse, info = torch.linalg.inv_ex(slope)
-    half = inverse @ scores
+    half = inverse @ sums.scores
     # Errors of interpolation go with the slopes, so that residuals do not tell them.
-    floor = inverse @ problem.normal_equations(state, residual, weight)[0] @ inverse.mT
-    size = (half * scores).sum(1).abs()
+    floor = inverse @ sums.information @ inverse.mT
+    size = (half * sums.scores).sum(1).abs()
     count = size.sum(-1).square() / size.square().sum(-1)
     # As many blocks as parameters fit any scores.
     share = count / (count - slope.shape[-1]).clamp_min(1)
     covariance = (
         share[:, None, None] * (half @ half.mT) + (INTERPOLATED * problem.scale_floor).square()[:, None, None] * floor
     )
-    return scale, torch.where((info == 0)[:, None, None], covariance, torch.nan)
+    return sums.scale, torch.where((info == 0)[:, None, None], covariance, torch.nan)

@@ -34,6 +34,8 @@ class Level:
     @cached_property
     def slope(self) -> Tensor:
         """(B, 2, H, W) d/dx and d/dy per pixel, by Sobel's kernels: across the slope they average noise away."""
+        if kernels.serves(self.image):
+            return kernels.sobel(self.image[:, 0])
         padded = pad(self.image, (1, 1, 1, 1), mode="reflect")[:, 0]
         above, here, below = padded[:, :-2], padded[:, 1:-1], padded[:, 2:]
         down = (above + below).add_(here, alpha=2)
@@ -58,7 +60,13 @@ class Level:
 
     def select(self, index: Tensor) -> Level:
         """Return the pairs that `index` (int64) names."""
-        return Level(self.image[index], None if self.mask is None else self.mask[index])
+        return Level(take(self.image, index), None if self.mask is None else take(self.mask, index))
+
+
+def take(values: Tensor, index: Tensor) -> Tensor:
+    """Return the rows of `values` that `index` (int64) names; all in their order, not a copy of them."""
+    everything = torch.arange(len(values), device=index.device)
+    return values if torch.equal(index, everything) else values[index]
 
 
 @lru_cache

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
+from homoalign import kernels
 from homoalign.homography import image_size
 from homoalign.noise import denoise, smooth
-from homoalign.pyramid import Level
+from homoalign.pyramid import Level, take
 from homoalign.residual import Alignment, DirectProblem
-from homoalign.solver import cauchy, robust_scale
+from homoalign.solver import SCALE_SAMPLES, cauchy, robust_scale
 from homoalign.spline import spline_coefficients
 from homoalign.template import Template
 
@@ -33,6 +34,9 @@ DROWNED = 0.3
 
 LEAST_TOLD = 0.02
 """Least covariance of pixels and their neighbours, as a share of the variance, that tells a gain."""
+
+ENERGY_POINTS = 8192
+"""Points, about, that the slopes' energy is read from."""
 
 SUPPORT_PX = 2
 """A spline is read from pixels this far away."""
@@ -49,7 +53,7 @@ def refine_template(template: Template, src: Level) -> Template:
     index = _noisy(sigma, template, WORTH_DENOISING_EARLY)
     if len(index) == 0:
         return template
-    image = src.image[index]
+    image = take(src.image, index)
     return template.with_slopes_of(denoise(image, image, sigma[index]), index)
 
 
@@ -73,16 +77,16 @@ def refine_template_at(
     index = _noisy(src_noise, template, WORTH_DENOISING)
     if len(index) == 0:
         return template
-    image = guide = src.image[index]
+    image = guide = take(src.image, index)
     sigma = src_noise[index]
     if template.is_whole:
         dst_noise = dst.noise / state.gain.abs().clamp_min(1e-3)
-        everyone = len(index) == len(src_noise)
-        part, start = (problem, state) if everyone else (problem.select(index), state.select(index))
-        guide, sigma = _merge(part, image, start, sigma, dst_noise[index], loss_width)
+        guide, sigma = _merge(problem, src.image, state, src_noise, dst_noise, loss_width)
+        guide, sigma = take(guide, index), sigma[index]
     clean = denoise(image, guide, sigma)
-    drowned = torch.isin(index, _noisy(src_noise, template, DROWNED))[:, None, None, None]
-    return template.with_slopes_of(clean, index, torch.where(drowned, _neighbours(image), clean))
+    drowned = torch.nonzero(torch.isin(index, _noisy(src_noise, template, DROWNED)))[:, 0]
+    told = clean.index_copy(0, drowned, _neighbours(image[drowned])) if len(drowned) else clean
+    return template.with_slopes_of(clean, index, told)
 
 
 def _neighbours(image: Tensor) -> Tensor:
@@ -129,7 +133,8 @@ def undo_attenuation(problem: DirectProblem, src: Level, state: Alignment) -> Al
 
 def _noisy(sigma: Tensor, template: Template, least_share: float) -> Tensor:
     """Return the int64 indices of the pairs whose slopes hold at least this share of noise."""
-    energy = 2 * template.slope.flatten(1).square().mean(-1).double() / template.half_side**2
+    slope = template.slope[..., :: max(1, template.slope.shape[-1] // ENERGY_POINTS) | 1]
+    energy = 2 * slope.flatten(1).square().mean(-1).double() / template.half_side**2
     return torch.nonzero(sigma.square() > least_share * energy)[:, 0]
 
 
@@ -142,17 +147,25 @@ def _merge(
         image: (B, 1, H, W).
         sigma: (B,) its noise.
     """
-    residual, seen = problem.evaluate(state)
-    scale = robust_scale(residual, seen, problem.scale_floor)
-    _, weight = cauchy(residual, loss_width * scale)
     # Half the squared step of 8-bit rounding keeps noise-free images finite.
     src_variance, dst_variance = src_noise.square() + 1e-6, dst_noise.square() + 1e-6
     share = src_variance / (src_variance + dst_variance)
-    correction = weight.mul_(residual) * (share / state.gain)[:, None].to(residual)
+    if kernels.serves(image):
+        value, seen = problem.read_dst(state.dst_homo_src)
+        light = torch.stack([state.gain, state.bias, share, problem.scale_floor], dim=-1)
+        merged, scale = kernels.merge(
+            image.flatten(1), problem.template.value, value, seen, light, loss_width=loss_width, samples=SCALE_SAMPLES
+        )
+    else:
+        residual, seen = problem.evaluate(state)
+        scale = robust_scale(residual, seen, problem.scale_floor)
+        _, weight = cauchy(residual, loss_width * scale)
+        correction = weight.mul_(residual) * (share / state.gain)[:, None].to(residual)
+        merged = image.flatten(1) + correction
     # A texture that looks like noise to `noise_level` is the same in both images.
     seen_noise = (scale / state.gain).square() * share * (1 - share)
     sigma = torch.fmin(share * dst_variance, seen_noise).sqrt()
-    return image + correction.view_as(image), sigma
+    return merged.view_as(image), sigma
 
 
 def spline_level(dst: Level) -> Level:

@@ -16,8 +16,11 @@ from torch import Tensor
 
 from homoalign import homography, kernels, sampling
 from homoalign.homography import image_size
+from homoalign.kernels import PrecisionSums
+from homoalign.precision import sum_scores
 from homoalign.pyramid import Level
 from homoalign.sampling import Interpolation
+from homoalign.solver import SCALE_SAMPLES
 from homoalign.template import Template, build_template, jacobian_of, side_of_blocks
 
 BORDER_PX = 1.0
@@ -200,8 +203,12 @@ class DirectProblem:
     def evaluate(self, state: Alignment) -> tuple[Tensor, Tensor]:
         """Return residual (B, N), and seen (B, N): 1 where both images have that pixel, else 0."""
         value, seen = self.read_dst(state.dst_homo_src)
-        model = torch.addcmul(state.bias[:, None].to(value), state.gain[:, None].to(value), self.template.value)
-        return torch.where(seen, value - model, 0.0), seen.to(value.dtype)
+        return torch.where(seen, value - self.model(state), 0.0), seen.to(value.dtype)
+
+    def model(self, state: Alignment) -> Tensor:
+        """Return (B, N), what dst should read at the points: gain * src + bias."""
+        value = self.template.value
+        return torch.addcmul(state.bias[:, None].to(value), state.gain[:, None].to(value), value)
 
     def normal_equations(self, state: Alignment, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return JtJ (B, 10, 10) and Jtr (B, 10), float64.
@@ -213,16 +220,40 @@ class DirectProblem:
         size = self._size(state)
         return JtJ * (size[:, :, None] * size[:, None, :]) + self.fixed, -Jtr * size
 
+    def precision_sums(self, state: Alignment, loss_width: float, blocks: int) -> PrecisionSums:
+        """Do what `precision.sum_scores` does, on the processor in one pass."""
+        template = self.template
+        if template.grid is None:
+            raise ValueError("a part of the points makes no grid")
+        if not kernels.serves(template.u):
+            height, width = template.grid
+            share = kernels.share_of_rows(height).to(template.u.device).repeat_interleave(width)
+            return sum_scores(self, state, loss_width, blocks, share)
+        value, seen = self.read_dst(state.dst_homo_src)
+        gain = state.gain.abs().clamp_min(LEAST_GAIN)
+        sums = kernels.precision_sums(
+            (template.slope, template.brightness, template.value, template.u),
+            torch.where(seen, value - self.model(state), 0.0),
+            seen,
+            value if template.is_whole else value[:, :0],
+            (template.half_side / gain).to(value),
+            self.scale_floor,
+            grid=template.grid,
+            side=side_of_blocks(template.grid, blocks),
+            loss_width=loss_width,
+            samples=SCALE_SAMPLES,
+        )
+        size = self._size(state)
+        both = size[:, :, None] * size[:, None, :]
+        return sums._replace(
+            information=sums.information * both + self.fixed,
+            sensitivity=sums.sensitivity * both + self.fixed,
+            scores=sums.scores * size[..., None],
+        )
+
     def block_scores(self, state: Alignment, weighted: Tensor, blocks: int) -> Tensor:
         """Return (B, 10, K) float64, Jacobian times `weighted` (B, N), summed over each of some square blocks."""
-        template = self.template
-        if kernels.serves(weighted) and template.grid is not None:
-            side = side_of_blocks(template.grid, blocks)
-            scores = kernels.block_scores(
-                template.slope, template.brightness, template.u, weighted, template.grid, side
-            )
-        else:
-            scores = template.block_sums(template.jacobian() * weighted[:, None], blocks).double()
+        scores = self.template.block_sums(self.template.jacobian() * weighted[:, None], blocks).double()
         return scores * self._size(state)[..., None]
 
     def sensitivity(self, state: Alignment, weight: Tensor) -> Tensor:
@@ -237,13 +268,8 @@ class DirectProblem:
             return self.normal_equations(state, weight, weight)[0]
         value, _ = self.read_dst(state.dst_homo_src)
         slope = template.slope_of(value) / state.gain.abs().clamp_min(LEAST_GAIN)[:, None, None].to(value)
-        if kernels.serves(value):
-            product = kernels.cross_products(
-                template.slope, template.brightness, slope, template.value, template.u, weight
-            )
-        else:
-            observed = jacobian_of(slope, template.value, template.u)
-            product = ((template.jacobian() * weight[:, None]) @ observed.mT).double()
+        observed = jacobian_of(slope, template.value, template.u)
+        product = ((template.jacobian() * weight[:, None]) @ observed.mT).double()
         size = self._size(state)
         return product * (size[:, :, None] * size[:, None, :]) + self.fixed
 

@@ -23,6 +23,7 @@ INITIAL_DAMPING = 1e-4
 LARGEST_DAMPING = 1e6
 LONGEST_EXTRAPOLATION = 10.0
 SHORT_PX = 0.05  # steps this short end a level where they raise the cost by more than the slack
+KEEP_PX = 0.1  # after steps this short the curvature is what it was
 SCALE_SAMPLES = 8192  # residuals that the robust scale is read from; its own error is then about 1 %
 
 RUNNING = -1
@@ -104,15 +105,25 @@ class Memory:
         plain_step: (B, P) what the normal equations said.
         step: (B, P) what was taken.
         accepted: (B,) bool, whether it was kept.
+        JtJ: (B, P, P) that it was found with.
+        length_px: (B,) of the step.
     """
 
     plain_step: Tensor
     step: Tensor
     accepted: Tensor
+    JtJ: Tensor
+    length_px: Tensor
 
     def select(self, index: Tensor) -> Memory:
         """Return the pairs that `index` (int64) names."""
-        return Memory(self.plain_step[index], self.step[index], self.accepted[index])
+        return Memory(
+            self.plain_step[index], self.step[index], self.accepted[index], self.JtJ[index], self.length_px[index]
+        )
+
+    def curvature(self, JtJ: Tensor) -> Tensor:
+        """Return (B, P, P) `JtJ`, or the one before where the state hardly moved since: the steps end alike."""
+        return torch.where((self.length_px <= KEEP_PX)[:, None, None], self.JtJ, JtJ)
 
     def extrapolate(self, plain_step: Tensor, JtJ: Tensor) -> Tensor:
         """Return (B, P) the step to take instead of `plain_step`; itself where the step before was thrown away."""
@@ -170,6 +181,12 @@ def damped_step(JtJ: Tensor, Jtr: Tensor, damping: Tensor) -> tuple[Tensor, Tens
     return torch.where(solved[:, None], step, 0.0), solved
 
 
+def _rise(cost: Tensor, new_cost: Tensor, both: Tensor) -> Tensor:
+    """Return (B,) by which share the cost rises, over what both states see; infinite where nothing can fall."""
+    old, new = ((values * both).sum(-1).double() for values in (cost, new_cost))
+    return ((new - old) / old).nan_to_num(torch.inf)
+
+
 def solve(
     problem: Problem[StateT],
     start: StateT,
@@ -189,16 +206,14 @@ def solve(
         problem: the pairs.
         start: their states.
         max_iterations: most steps tried.
-        step_tol_px: a pair has converged when a step moves no corner further than this.
+        step_tol_px: a pair has converged when a step moves no corner further than this; that step is still taken.
         loss_width: width of the loss in robust standard deviations of the residual.
         min_seen: (B,) least number of residuals a state must see; below it the overlap is lost.
         slack: how far the cost may rise.
     """
     everyone = torch.arange(len(min_seen), device=min_seen.device)
-    stop = torch.full_like(everyone, MAX_ITERATIONS)
-    num_iterations = torch.zeros_like(everyone, dtype=torch.int32)
-    state, pairs, part = start, everyone, problem
-    whole = start
+    stop, num_iterations = torch.full_like(everyone, MAX_ITERATIONS), torch.zeros_like(everyone, dtype=torch.int32)
+    state, whole, pairs, part = start, start, everyone, problem
 
     residual, seen = part.evaluate(state)
     reason = torch.where(seen.sum(-1) >= min_seen, RUNNING, OVERLAP_LOST)
@@ -218,21 +233,25 @@ def solve(
         width = loss_width * robust_scale(residual, seen, part.scale_floor)
         cost, weight = cauchy(residual, width)
         JtJ, Jtr = part.normal_equations(state, residual, weight.mul_(seen))
+        JtJ = memory.curvature(JtJ) if memory else JtJ
         plain_step, solved = damped_step(JtJ, Jtr, damping)
         step = memory.extrapolate(plain_step, JtJ) if memory else plain_step
         extrapolated = (step != plain_step).any(-1)
         candidate = part.step(state, step)
-        new_residual, new_seen = part.evaluate(candidate)
         num_iterations[pairs] += 1
-
-        both = seen * new_seen
-        old_cost = (cost * both).sum(-1).double()
-        new_cost = (cauchy(new_residual, width)[0] * both).sum(-1).double()
-        enough = new_seen.sum(-1) >= min_seen[pairs]
         length_px = part.length_px(torch.stack([step, plain_step])).amin(0)
-        bound = torch.where(length_px <= slack.step_px, 1 + slack.cost, 1.0) * old_cost
-        accepted = solved & enough & (new_cost < bound)
-        memory = Memory(plain_step, step, accepted)
+        # Of a step this short the cost says nothing: it is taken as it is.
+        arrived = solved & (length_px <= step_tol_px)
+        if arrived.all():
+            state, reason = candidate, torch.full_like(reason, CONVERGED)
+            continue
+        new_residual, new_seen = part.evaluate(candidate)
+
+        rise = _rise(cost, cauchy(new_residual, width)[0], seen * new_seen)
+        enough = new_seen.sum(-1) >= min_seen[pairs]
+        falls = rise < torch.where(length_px <= slack.step_px, slack.cost, 0.0)
+        accepted = arrived | (solved & enough & falls)
+        memory = Memory(plain_step, step, accepted, JtJ, length_px)
         if accepted.all():  # most often; saves a pass over the residuals
             state, residual, seen = candidate, new_residual, new_seen
         else:
@@ -241,7 +260,7 @@ def solve(
             seen = torch.where(accepted[:, None], new_seen, seen)
 
         stalled = ~accepted & enough & ~extrapolated & (length_px <= SHORT_PX)
-        reason = torch.where(solved & ((length_px <= step_tol_px) | stalled), CONVERGED, reason)
+        reason = torch.where(arrived | (solved & stalled), CONVERGED, reason)
         # A rejected extrapolation says nothing against the plain step.
         more_damping = torch.where(extrapolated, damping, (damping * 10).clamp_min(1e-3))
         damping = torch.where(accepted, (damping / 10).clamp_min(1e-9), more_damping)

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, max_pool2d, pad
+from torch.nn.functional import avg_pool2d, pad
 
 from homoalign import kernels
 from homoalign.pyramid import Level
+from homoalign.template import usable_pixels
 
 HARMONICS = (2, 4)
 """Multiples of the gradient's angle; even ones do not tell a gradient from its opposite."""
@@ -57,10 +58,7 @@ class Structure:
 
 def describe(level: Level) -> Structure:
     """Return the structure channels of a level's (B, 1, H, W) images."""
-    usable = torch.ones_like(level.image)
-    if level.mask is not None:
-        usable = (-max_pool2d(-level.mask, 3, stride=1, padding=1) > 0.5).to(level.image)
-    usable[..., :1, :], usable[..., -1:, :], usable[..., :1], usable[..., -1:] = 0, 0, 0, 0  # gradients are mirrored
+    usable = usable_pixels(level.image, level.mask).to(level.image)  # gradients are mirrored on the border
     if kernels.serves(level.image):
         settings = (len(HARMONICS), 2 * WINDOW_RADIUS + 1, ENERGY_FLOOR, ROUNDING)
         return Structure(kernels.describe(level.image[:, 0], usable[:, 0], settings), usable)

@@ -18,6 +18,8 @@ from torch import Tensor
 from homoalign import homography, sampling
 from homoalign.config import AlignConfig
 from homoalign.homography import image_size
+from homoalign.kernels import PrecisionSums
+from homoalign.precision import sum_scores
 from homoalign.pyramid import Level
 from homoalign.residual import Alignment, Frame, build_frame
 from homoalign.sampling import warp_with_coverage
@@ -99,6 +101,10 @@ class StructureProblem:
         # Two columns, as in `residual.DirectProblem`: the answer must not depend on the batch.
         Jtr = -(weighted @ torch.stack([residual, residual], dim=-1))[..., 0].double()
         return JtJ * (self.free[:, None] * self.free) + (1 - self.free).diag(), Jtr * self.free
+
+    def precision_sums(self, state: Alignment, loss_width: float, blocks: int) -> PrecisionSums:
+        """Do what `precision.sum_scores` does."""
+        return sum_scores(self, state, loss_width, blocks)
 
     def block_scores(self, state: Alignment, weighted: Tensor, blocks: int) -> Tensor:  # noqa: ARG002
         """Return (K, 8, number of blocks) float64, Jacobian times `weighted` (K, C * N), summed over square blocks."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, max_pool2d, pad
 
 from homoalign import homography, kernels
-from homoalign.pyramid import Level
+from homoalign.pyramid import Level, take
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +83,12 @@ class Template:
             brightness: (b, 1, H, W), what the gain is told from; None: `image`.
         """
         everyone = len(index) == len(self.u)
-        part = self if everyone else self.select(index)
-        slope = part.scaled(central_differences(image))
-        level = _at((image if brightness is None else brightness), part)[:, 0]
+        chosen = take(self.chosen, index)
+        if kernels.serves(image):
+            slope = kernels.slopes_at(image[:, 0], chosen, self.half_side)
+        else:
+            slope = self.half_side * _at(central_differences(image), chosen)
+        level = _at((image if brightness is None else brightness), chosen)[:, 0]
         if everyone:
             return replace(self, slope=slope, brightness=level)
         return replace(
@@ -96,11 +99,7 @@ class Template:
         """Return (B, 2, N) slopes, as `slope`, of other intensities (B, N) of all pixels."""
         if not self.is_whole or self.grid is None:
             raise ValueError("differences need all pixels")
-        return self.scaled(central_differences(value.view(len(value), 1, *self.grid)))
-
-    def scaled(self, slope: Tensor) -> Tensor:
-        """Return (B, 2, N) the slopes (B, 2, H, W), per pixel, at the points, per centred unit."""
-        return self.half_side * _at(slope, self)
+        return self.half_side * _at(central_differences(value.view(len(value), 1, *self.grid)), self.chosen)
 
     def jacobian(self) -> Tensor:
         """Return (B, 10, N) d(gain * src + bias) / d parameters at gain = 1."""
@@ -132,25 +131,28 @@ def build_template(src: Level, max_points: int) -> Template:
     """
     height, width = src.image.shape[-2:]
     cell_side = side_of_cells(height, width, max_points)
-    chosen, usable, slope = _choose(src, cell_side)
+    chosen, usable, slope, u = _choose(src, cell_side)
     whole = cell_side == 1
-    u = _grid(height, width, chosen.device).expand(len(chosen), -1, -1) if whole else centred(chosen, height, width)
     grid = height // cell_side, width // cell_side
     half_side = max(height, width) / 2
     empty = Template(chosen, u, u[:, 0], u, u[:, 0], usable, half_side, whole, grid)
-    value = _at(src.image, empty)[:, 0]
+    value = _at(src.image, chosen)[:, 0]
     return replace(empty, value=value, slope=half_side * slope, brightness=value)
 
 
-def _choose(src: Level, cell_side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the points of a level, whether they are usable, and their slopes per pixel."""
+def _choose(src: Level, cell_side: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the points of a level, whether they are usable, their slopes per pixel, and centred coordinates."""
     if kernels.serves(src.image) and cell_side > 1:
         usable = usable_pixels(src.image, src.mask)
-        chosen, slope = kernels.steepest_slopes(src.image[:, 0], usable[:, 0], cell_side)
-        return chosen, usable.flatten(1).gather(1, chosen), slope
+        chosen, slope, u = kernels.steepest_slopes(src.image[:, 0], usable[:, 0], cell_side)
+        return chosen, usable.flatten(1).gather(1, chosen), slope, u
     chosen, usable = steepest_of_cells(src.slope, src.mask, cell_side=cell_side)
-    slope = src.slope.flatten(2)
-    return chosen, usable, slope if cell_side == 1 else slope.gather(2, chosen[:, None].expand(-1, 2, -1))
+    size = src.image.shape[-2:]
+    if cell_side > 1:
+        return chosen, usable, _at(src.slope, chosen), centred(chosen, *size)
+    u = _grid(*size, chosen.device).expand(len(chosen), -1, -1)
+    # Kernels would copy what is expanded at every call.
+    return chosen, usable, src.slope.flatten(2), u.contiguous() if kernels.serves(u) else u
 
 
 def central_differences(image: Tensor) -> Tensor:
@@ -177,12 +179,12 @@ def jacobian_of(slope: Tensor, brightness: Tensor, u: Tensor) -> Tensor:
     return jacobian
 
 
-def _at(values: Tensor, template: Template) -> Tensor:
-    """Return (B, C, N) of (B, C, H, W) at the points."""
+def _at(values: Tensor, chosen: Tensor) -> Tensor:
+    """Return (B, C, N) of (B, C, H, W) at pixels; of all of them, in their order, what is there already."""
     values = values.flatten(2)
-    if template.is_whole:
+    if chosen.shape[-1] == values.shape[-1]:
         return values
-    return values.gather(2, template.chosen[:, None].expand(-1, values.shape[1], -1))
+    return values.gather(2, chosen[:, None].expand(-1, values.shape[1], -1))
 
 
 def centred(chosen: Tensor, height: int, width: int) -> Tensor:
@@ -234,5 +236,7 @@ def usable_pixels(image: Tensor, mask: Tensor | None) -> Tensor:
     usable[..., 1:-1, 1:-1] = True
     if mask is not None:
         # A pixel's gradient reads its neighbours.
+        if kernels.serves(mask):
+            return kernels.usable_pixels(mask[:, 0])[:, None]
         usable &= -max_pool2d(-mask, 3, stride=1, padding=1) > 0.5
     return usable

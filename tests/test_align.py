@@ -135,7 +135,8 @@ def test_alone_together_and_in_another_order_a_pair_ends_alike(make_pair, rng):
         other = homoalign.homography.corner_errors(shuffled.dst_homo_src[back[i] : back[i] + 1], truth, 120, 160)
         assert other.max().item() < 1e-3
         for name in FLOATS:
-            assert getattr(alone, name)[0].item() == pytest.approx(getattr(together, name)[i].item(), abs=1e-3), name
+            expected = pytest.approx(getattr(together, name)[i].item(), abs=1e-3, nan_ok=True)  # where nothing overlaps
+            assert getattr(alone, name)[0].item() == expected, name
 
 
 @pytest.mark.parametrize(

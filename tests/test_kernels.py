@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import avg_pool2d
 
-from homoalign import AlignConfig, align, aligner, kernels, metrics, photometry, pyramid
+from homoalign import AlignConfig, align, aligner, kernels, metrics, parts, photometry, pyramid
 from homoalign.homography import corner_errors, motion_of_step, normalise, pixels_from_centred
 from homoalign.intensity import to_gray
 from homoalign.kernels import compiler
@@ -22,7 +22,7 @@ from homoalign.residual import Alignment, build_problem
 from homoalign.sampling import sample_unit, unit_from_pixels
 from homoalign.solver import Slack, robust_scale, solve
 from homoalign.spline import spline_coefficients
-from homoalign.structure import describe
+from homoalign.structure import Structure, describe
 from homoalign.template import build_template, jacobian_of
 from jobs import child
 from jobs.synthetic import load_scene, render_pair
@@ -90,27 +90,45 @@ def test_a_wreck_of_a_matrix_sees_nothing_and_reads_no_foreign_memory():
 
 
 def test_sums_over_points_are_those_of_the_jacobian(rng):
-    height, width, side = 37, 700, 60  # a row is longer than a block of points
-    u = points(height, width).contiguous()
-    n = height * width
-    slope, other_slope = torch.randn(2, 2, n, generator=rng), torch.randn(2, 2, n, generator=rng)
-    brightness, other, residual = (torch.randn(2, n, generator=rng) for _ in range(3))
-    weight = torch.rand(2, n, generator=rng)
-    J, K = jacobian_of(slope, brightness, u).double(), jacobian_of(other_slope, other, u).double()
+    u = points(37, 50).contiguous()
+    slope, brightness = torch.randn(2, 2, u.shape[-1], generator=rng), torch.randn(2, u.shape[-1], generator=rng)
+    residual, weight = torch.randn(2, u.shape[-1], generator=rng), torch.rand(2, u.shape[-1], generator=rng)
+    J = jacobian_of(slope, brightness, u).double()
     product, score = kernels.normal_equations(slope, brightness, u, residual, weight)
     torch.testing.assert_close(product, (J * weight[:, None]) @ J.mT, atol=0.02, rtol=1e-4)
     torch.testing.assert_close(score, (J * (weight * residual)[:, None]).sum(-1), atol=0.02, rtol=1e-4)
-    cross = kernels.cross_products(slope, brightness, other_slope, other, u, weight)
-    torch.testing.assert_close(cross, (J * weight[:, None]) @ K.mT, atol=0.02, rtol=1e-4)
-    scores = kernels.block_scores(slope, brightness, u, residual, (height, width), side)
-    expected = avg_pool2d((J * residual[:, None]).view(2, 10, height, width), side, ceil_mode=True, divisor_override=1)
-    torch.testing.assert_close(scores, expected.flatten(2), atol=0.01, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(700, 37), (60, 1300), (9, 9000), (300, 400)])
+@pytest.mark.parametrize("max_points", [10**6, 2**14])
+def test_precision_is_summed_as_torch_sums_it(rng, by_torch, size, max_points):
+    # Some rows are longer than what is summed at a time, and some blocks too.
+    height, width = size
+    texture = torch.rand(2, 1, height, width, generator=rng)
+    src, dst = Level(smooth(texture, 1), None), Level(smooth(texture.roll(1, -1), 1), None)
+    problem = build_problem(src, dst, level=0, max_points=max_points, fit_photometric=True)
+    assert problem.template.is_whole == (max_points > height * width)
+    matrix = torch.eye(3, dtype=torch.float64).repeat(2, 1, 1)
+    matrix[:, :2, 2] = torch.tensor([[1.3, 0.2], [0.7, -0.4]])  # no pixel comes to lie on the border
+    state = Alignment(matrix, torch.tensor([1.0, 0.8]).double(), torch.tensor([0.0, 0.1]).double())
+    ours = problem.precision_sums(state, 2.385, 12)
+    expected = by_torch(lambda: problem.precision_sums(state, 2.385, 12))
+    for name, mine, theirs in zip(ours._fields, ours, expected, strict=True):
+        size_of_all = float(theirs.abs().max())
+        torch.testing.assert_close(mine, theirs, atol=3e-3 * size_of_all, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("size", [(40, 57), (5, 8), (3, 3), (33, 1030)])
 def test_levels_are_halved_as_torch_halves_them(rng, by_torch, size):
     image = torch.rand(2, 1, *size, generator=rng)
     torch.testing.assert_close(pyramid.halve(image), by_torch(lambda: pyramid.halve(image)), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(40, 57), (5, 8), (3, 3), (2, 9)])
+def test_slopes_are_those_of_torch(rng, by_torch, size):
+    image = torch.rand(2, 1, *size, generator=rng)
+    expected = by_torch(lambda: Level(image, None).slope)
+    torch.testing.assert_close(Level(image, None).slope, expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("size", [(40, 57), (5, 8), (1, 30), (2, 2)])
@@ -381,3 +399,19 @@ def test_a_worker_compiles_before_its_rows_are_timed(monkeypatch, device):
     monkeypatch.setattr(aligner, "warm_up", lambda: calls.append("warm"))
     child.prepare_process(1, device)
     assert calls == (["warm"] if device == "cpu" else [])
+
+
+@pytest.mark.parametrize("size", [(96, 128), (40, 50), (17, 90)])
+def test_blocks_are_found_where_torch_finds_them(rng, size):
+    channels, filled = torch.randn(3, 4, *size, generator=rng), (torch.rand(3, 1, *size, generator=rng) > 0.1).float()
+    filled[0] = 1
+    filled[1, :, :, : size[1] // 2] = 0
+    src = Structure(channels * filled, filled)
+    other = channels.roll((2, -1), (-2, -1)) + 0.3 * torch.randn(3, 4, *size, generator=rng)
+    side, reach = max(8, min(size) // 6), max(4, min(size) // 18)
+    dst = Structure(other, torch.ones_like(filled))
+    (counts, place), (ours, our_place) = parts._seek(src, dst, side, reach), parts._seek_compiled(src, dst, side, reach)
+    assert torch.equal(ours, counts)
+    assert counts[1].any()
+    assert not counts[1].all()
+    torch.testing.assert_close(our_place[counts], place[counts], atol=1e-4, rtol=0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from homoalign import align
-from homoalign.precision import BLOCKS, measure_precision
+from homoalign.precision import BLOCKS, measure_precision, sum_scores
 from jobs.synthetic import corner_points, load_scene, random_homography, render_pair, warp_points
 
 N = 40 * BLOCKS
@@ -31,6 +31,9 @@ class Lines:
 
     def normal_equations(self, state, residual, weight):  # noqa: ARG002
         return self.A.mT @ (weight[..., None] * self.A), None
+
+    def precision_sums(self, state, loss_width, blocks):
+        return sum_scores(self, state, loss_width, blocks)
 
     def block_scores(self, state, weighted, blocks):  # noqa: ARG002
         return (self.A * weighted[..., None]).unflatten(1, (blocks, -1)).sum(2).mT

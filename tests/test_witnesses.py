@@ -100,3 +100,13 @@ def test_what_is_masked_is_not_asked(view, numpy_rng):
     matrix, from_src = torch.from_numpy(truth)[None], pyramid(src)[0]
     clean, masked = (witnesses.measure_parts_by_intensity(from_src, level, matrix) for level in levels)
     torch.testing.assert_close(clean.drift_480, masked.drift_480, rtol=1e-3, atol=1e-3)
+
+
+def test_intensities_say_the_same_with_and_without_compiled_passes(view, monkeypatch):
+    src, dst, truth = view(sigma_8bit=10, contrast=0.5)
+    levels, matrix = (pyramid(src)[0], pyramid(dst)[0]), torch.from_numpy(shifted(1, -1) @ truth)[None]
+    compiled = witnesses.measure_parts_by_intensity(*levels, matrix)
+    monkeypatch.setattr("homoalign.kernels.serves", lambda *_: False)
+    plain = witnesses.measure_parts_by_intensity(*levels, matrix)
+    for name in ("here", "drift_480", "drift_std_480", "corner_covariance_480"):
+        torch.testing.assert_close(getattr(compiled, name), getattr(plain, name), rtol=1e-3, atol=1e-3)

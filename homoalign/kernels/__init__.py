@@ -10,44 +10,70 @@ B pairs, H W rows and columns, N points.
 import torch
 from torch import Tensor
 
-from homoalign.kernels.fit import FitSums, fit_sums
-from homoalign.kernels.light import REWEIGHTINGS, RIDGE, predict_light, regress_light
+from homoalign.kernels.fit import FitSums, count_inside, fit_sums
+from homoalign.kernels.light import REWEIGHTINGS, RIDGE, light_cost, light_template, predict_light, regress_light
+from homoalign.kernels.parts import Grid, block_energies, cross_spectrum, cut, peaks
+from homoalign.kernels.patterns import local_patterns, pattern_sums, products_of_spectra, weighted_patterns
 from homoalign.kernels.pixels import (
     convolve,
     gray_of_bytes,
     halve,
     second_best,
     smooth,
+    sobel,
     spread,
     steepest_slopes,
+    usable_pixels,
     window_mean,
 )
+from homoalign.kernels.precision import PrecisionSums, precision_sums, share_of_rows
 from homoalign.kernels.reading import read
-from homoalign.kernels.robust import robust_scale
+from homoalign.kernels.refinement import keep_band, merge, slopes_at, squared_difference
+from homoalign.kernels.robust import median, robust_scale
 from homoalign.kernels.structure import describe
-from homoalign.kernels.sums import block_scores, cross_products, normal_equations
+from homoalign.kernels.sums import normal_equations
 
 __all__ = [
     "REWEIGHTINGS",
     "RIDGE",
     "FitSums",
-    "block_scores",
+    "Grid",
+    "PrecisionSums",
+    "block_energies",
     "convolve",
-    "cross_products",
+    "count_inside",
+    "cross_spectrum",
+    "cut",
     "describe",
     "fit_sums",
     "gray_of_bytes",
     "halve",
+    "keep_band",
+    "light_cost",
+    "light_template",
+    "local_patterns",
+    "median",
+    "merge",
     "normal_equations",
+    "pattern_sums",
+    "peaks",
+    "precision_sums",
     "predict_light",
+    "products_of_spectra",
     "read",
     "regress_light",
     "robust_scale",
     "second_best",
     "serves",
+    "share_of_rows",
+    "slopes_at",
     "smooth",
+    "sobel",
     "spread",
+    "squared_difference",
     "steepest_slopes",
+    "usable_pixels",
+    "weighted_patterns",
     "window_mean",
 ]
 

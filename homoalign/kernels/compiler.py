@@ -15,6 +15,7 @@ Function = TypeVar("Function", bound=Callable[..., object])
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+Complexes = NDArray[np.complex64]
 
 BLOCK = 512
 """Points at a time."""

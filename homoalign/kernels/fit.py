@@ -67,6 +67,35 @@ def fit_sums(
     return FitSums(*sums.unbind(-1))
 
 
+def count_inside(dst_homo_src: Tensor, src_size: tuple[int, int], dst_size: tuple[int, int]) -> Tensor:
+    """Return (B,) float64, how many pixels of src land on dst.
+
+    Args:
+        dst_homo_src: (B, 3, 3); where it is NaN none does.
+        src_size: (height, width), pixels.
+        dst_size: likewise.
+    """
+    count = torch.zeros(len(dst_homo_src), dtype=torch.float64)
+    _count_inside(src_size, dst_size, *arrays(dst_homo_src.double(), count))
+    return count
+
+
+@compiled
+def _count_inside(src_size: tuple[int, int], dst_size: tuple[int, int], matrix: Doubles, count: Doubles) -> None:
+    right, bottom = dst_size[1] - 1.0, dst_size[0] - 1.0
+    for b in range(len(matrix)):
+        m = matrix[b]
+        for y in range(src_size[0]):
+            of_x, of_y, of_w = m[0, 1] * y + m[0, 2], m[1, 1] * y + m[1, 2], m[2, 1] * y + m[2, 2]
+            of_row = 0.0
+            for x in range(src_size[1]):
+                w = m[2, 0] * x + of_w
+                dst_x, dst_y = m[0, 0] * x + of_x, m[1, 0] * x + of_y
+                inside = (w > 0) & (dst_x >= 0) & (dst_x <= right * w) & (dst_y >= 0) & (dst_y <= bottom * w)
+                of_row += 1.0 if inside else 0.0
+            count[b] += of_row
+
+
 @compiled
 def _fit_sums(
     src: Floats, src_mask: Floats, dst: Floats, dst_mask: Floats, src_homo_dst: Doubles, light: Doubles, sums: Doubles

@@ -5,6 +5,8 @@ B pairs, N points, K basis functions.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -32,6 +34,50 @@ def predict_light(weights: Tensor, intensity: Tensor, u: Tensor) -> tuple[Tensor
     value, slope = torch.empty(intensity.shape), torch.empty(intensity.shape)
     _predict_light(*arrays(weights, intensity, u, value, slope))
     return value, slope
+
+
+def light_template(
+    weights: Tensor, is_rich: Tensor, value: Tensor, slope: Tensor, brightness: Tensor, u: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `value`, `slope` and `brightness` of a template in another light, as `photometry.apply_light` does.
+
+    Args:
+        weights: (B, K) float32.
+        is_rich: (B,) bool, False for pairs that stay as they are.
+        value: (B, N) float32.
+        slope: (B, 2, N) float32.
+        brightness: (B, N) float32.
+        u: (B, 2, N) float32.
+    """
+    lit, steepness = torch.empty(value.shape), torch.empty(value.shape)
+    lit_slope, lit_brightness = torch.empty(slope.shape), torch.empty(value.shape)
+    given = arrays(weights, is_rich, value, slope, brightness, u)
+    _light_template(*given, *arrays(lit, lit_slope, lit_brightness, steepness))
+    return lit, lit_slope, lit_brightness
+
+
+@compiled
+def _light_template(
+    weights: Floats,
+    is_rich: Bools,
+    value: Floats,
+    slope: Floats,
+    brightness: Floats,
+    u: Floats,
+    lit: Floats,
+    lit_slope: Floats,
+    lit_brightness: Floats,
+    steepness: Floats,
+) -> None:
+    for b in range(len(weights)):
+        if not is_rich[b]:
+            lit[b], lit_slope[b], lit_brightness[b] = value[b], slope[b], brightness[b]
+            continue
+        one = slice(b, b + 1)
+        _predict_light(weights[one], brightness[one], u[one], lit_brightness[one], steepness[one])
+        _predict_light(weights[one], value[one], u[one], lit[one], steepness[one])
+        for axis in range(2):
+            multiply(slope[b, axis], steepness[b], lit_slope[b, axis])
 
 
 @compiled
@@ -73,6 +119,42 @@ def regress_light(
     scale = torch.zeros(len(u), dtype=torch.float64)
     _regress_light(settings, *arrays(brightness, u, value, seen, floor, weights, scale))
     return weights, scale
+
+
+def light_cost(weights: Tensor, brightness: Tensor, u: Tensor, value: Tensor, seen: Tensor, width: Tensor) -> Tensor:
+    """Return (B,) float64, the Cauchy loss of what the light that `weights` (B, K) say leaves of `value`.
+
+    Args:
+        weights: float64, of the first K basis functions.
+        brightness: (B, N) float32.
+        u: (B, 2, N) float32.
+        value: (B, N) float32.
+        seen: (B, N) bool.
+        width: (B,) float64, of the loss.
+    """
+    cost = torch.zeros(len(u), dtype=torch.float64)
+    _light_cost(*arrays(weights, brightness, u, value, seen, width, cost))
+    return cost
+
+
+@compiled
+def _light_cost(
+    weights: Doubles, brightness: Floats, u: Floats, value: Floats, seen: Bools, width: Doubles, cost: Doubles
+) -> None:
+    basis = np.empty((weights.shape[1], BLOCK), np.float32)
+    rest = np.empty(BLOCK, np.float32)
+    for b in range(len(u)):
+        over_width = 1 / width[b]
+        for first in range(0, value.shape[1], BLOCK):
+            last = min(value.shape[1], first + BLOCK)
+            n = last - first
+            _write_basis(brightness[b, first:last], u[b, 0, first:last], u[b, 1, first:last], basis[:, :n])
+            rest[:n] = value[b, first:last]
+            for i in range(len(basis)):
+                _subtract(np.float32(weights[b, i]), basis[i, :n], rest[:n])
+            for k in range(n):
+                in_widths = rest[k] * over_width if seen[b, first + k] else 0.0
+                cost[b] += math.log1p(in_widths * in_widths)
 
 
 @compiled

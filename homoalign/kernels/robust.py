@@ -23,6 +23,19 @@ def robust_scale(residual: Tensor, seen: Tensor, samples: int) -> Tensor:
     return scale
 
 
+def median(magnitude: Tensor) -> Tensor:
+    """Return (B,) float64, the lower median of (B, N) float32, none of them negative or NaN."""
+    found = torch.empty(len(magnitude), dtype=torch.float64)
+    _median(*arrays(magnitude, found))
+    return found
+
+
+@compiled
+def _median(magnitude: Floats, found: Doubles) -> None:
+    for b in range(len(found)):
+        found[b] = float(magnitude[b, _median_index(magnitude[b].view(np.uint32))])
+
+
 @compiled
 def _robust_scale(samples: int, residual: Floats, seen: Bools, scale: Doubles) -> None:
     for b in range(len(scale)):

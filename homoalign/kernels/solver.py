@@ -18,11 +18,12 @@ from homoalign.homography import SL3_BASIS
 from homoalign.kernels.compiler import BLOCK, Bools, Doubles, Floats, compiled, factorise, solve_factorised
 from homoalign.kernels.reading import read_pair
 from homoalign.kernels.robust import robust_scale_of
-from homoalign.kernels.sums import accumulate, mirror
+from homoalign.kernels.sums import accumulate, accumulate_score, mirror
 from homoalign.residual import BORDER_PX, LEAST_DEPTH_RATIO, Alignment, DirectProblem
 from homoalign.solver import (
     CONVERGED,
     INITIAL_DAMPING,
+    KEEP_PX,
     LARGEST_DAMPING,
     LONGEST_EXTRAPOLATION,
     MAX_ITERATIONS,
@@ -124,14 +125,15 @@ def _solve(
             seen,
         )  # fmt: skip
         reason = RUNNING if count >= min_seen[b] else OVERLAP_LOST
-        damping, has_memory, accepted = INITIAL_DAMPING, False, False
+        damping, has_memory, accepted, length_px = INITIAL_DAMPING, False, False, np.inf
         iteration = 0
         while iteration < max_iterations and reason == RUNNING:
             iteration += 1
             width = loss_width * max(robust_scale_of(residual, seen, SCALE_SAMPLES), scale_floor[b])
             _normal_equations(
-                slope[b], brightness[b], u[b], residual, seen, np.float32(1 / width), state[9], free, JtJ, Jtr
-            )
+                slope[b], brightness[b], u[b], residual, seen, np.float32(1 / width), state[9], free,
+                not length_px <= KEEP_PX, JtJ, Jtr,
+            )  # fmt: skip
             solved = _damped_step(JtJ, Jtr, damping, plain_step)
             mixing = _mixing(JtJ, plain_step, last_plain) if has_memory and accepted else 0.0
             for i in range(10):
@@ -139,28 +141,31 @@ def _solve(
                 if mixing != 0:
                     step[i] -= mixing * (last_step[i] + plain_step[i] - last_plain[i])
             _move(state, step, src_motion, candidate)
+            length_px = min(_length_px(step, corner_motion), _length_px(plain_step, corner_motion))
+            if solved and length_px <= step_tol_px:  # of a step this short the cost says nothing
+                state[:] = candidate
+                reason = CONVERGED
+                break
             new_count = _evaluate(
                 image[b], mask[b], is_spline, u[b], usable[b], value[b], dst_homo_centred, src_corners, candidate,
                 new_residual, new_seen,
             )  # fmt: skip
             old_cost, new_cost = _costs(residual, seen, new_residual, new_seen, 1 / width)
             enough = new_count >= min_seen[b]
-            length_px = min(_length_px(step, corner_motion), _length_px(plain_step, corner_motion))
             bound = old_cost * (1 + slack_cost) if length_px <= slack_px else old_cost
             accepted = solved and enough and new_cost < bound
             has_memory = True
-            for i in range(10):
-                last_plain[i], last_step[i] = plain_step[i], step[i]
+            last_plain[:] = plain_step
+            last_step[:] = step
             if accepted:
-                for k in range(11):
-                    state[k] = candidate[k]
+                state[:] = candidate
                 residual, new_residual = new_residual, residual
                 seen, new_seen = new_seen, seen
                 damping = max(damping / 10, 1e-9)
             elif mixing == 0:  # a rejected extrapolation says nothing against the plain step
                 damping = max(damping * 10, 1e-3)
             stalled = not accepted and enough and mixing == 0 and length_px <= SHORT_PX
-            if solved and (length_px <= step_tol_px or stalled):
+            if solved and stalled:
                 reason = CONVERGED
             elif damping > LARGEST_DAMPING:
                 reason = NO_DESCENT
@@ -221,16 +226,19 @@ def _normal_equations(
     over_width: np.float32,
     gain: float,
     free: Doubles,
+    is_curvature_new: bool,
     JtJ: Doubles,
     Jtr: Doubles,
 ) -> None:
-    """Write the normal equations under Cauchy weights; the rows of parameters that are not free are the identity's."""
+    """Write the normal equations under Cauchy weights; the rows of parameters that are not free are the identity's.
+
+    JtJ stays as it is unless `is_curvature_new`.
+    """
     weight = np.empty(BLOCK, np.float32)
     rows = np.empty((20, BLOCK), np.float32)
-    for i in range(10):
-        Jtr[i] = 0
-        for j in range(10):
-            JtJ[i, j] = 0
+    Jtr[:] = 0
+    if is_curvature_new:
+        JtJ[:] = 0
     one, zero = np.float32(1), np.float32(0)
     for first in range(0, residual.size, BLOCK):
         last = min(residual.size, first + BLOCK)
@@ -238,13 +246,23 @@ def _normal_equations(
         for k in range(last - first):
             in_widths = of_block[k] * over_width
             weight[k] = one / (one + in_widths * in_widths) if seen_of_block[k] else zero
-        accumulate(slope, brightness, u, of_block, weight[: last - first], first, rows, JtJ, Jtr)
+        if is_curvature_new:
+            accumulate(slope, brightness, u, of_block, weight[: last - first], first, rows, JtJ, Jtr)
+        else:
+            accumulate_score(slope, brightness, u, of_block, weight[: last - first], first, rows, Jtr)
+    for i in range(10):
+        Jtr[i] *= -free[i] * (gain if i < 8 else 1.0)
+    if is_curvature_new:
+        _finish_curvature(free, gain, JtJ)
+
+
+@compiled
+def _finish_curvature(free: Doubles, gain: float, JtJ: Doubles) -> None:
+    """Turn the template's sums into those of the residual."""
     mirror(JtJ)
     for i in range(10):
-        size_i = free[i] * (gain if i < 8 else 1.0)
-        Jtr[i] *= -size_i
         for j in range(10):
-            JtJ[i, j] *= size_i * free[j] * (gain if j < 8 else 1.0)
+            JtJ[i, j] *= free[i] * (gain if i < 8 else 1.0) * free[j] * (gain if j < 8 else 1.0)
         if free[i] == 0:
             JtJ[i, i] = 1.0
 

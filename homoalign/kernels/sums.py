@@ -33,34 +33,6 @@ def normal_equations(
     return product, score
 
 
-def cross_products(
-    slope: Tensor, brightness: Tensor, other_slope: Tensor, other_brightness: Tensor, u: Tensor, weight: Tensor
-) -> Tensor:
-    """Return (B, 10, 10) float64 J W K^T of the Jacobians J and K of two templates; the arguments are as above."""
-    product = torch.zeros(len(u), 10, 10, dtype=torch.float64)
-    _cross_products(*arrays(slope, brightness, other_slope, other_brightness, u, weight, product))
-    return product
-
-
-def block_scores(
-    slope: Tensor, brightness: Tensor, u: Tensor, weighted: Tensor, grid: tuple[int, int], side: int
-) -> Tensor:
-    """Return (B, 10, K) float64, J r summed over square blocks of a grid of points.
-
-    Args:
-        slope: (B, 2, N) float32.
-        brightness: (B, N) float32.
-        u: (B, 2, N) float32.
-        weighted: (B, N) float32, r.
-        grid: rows and columns of the points.
-        side: of a block, points.
-    """
-    height, width = grid
-    scores = torch.zeros(len(u), 10, -(-height // side), -(-width // side), dtype=torch.float64)
-    _block_scores(width, side, *arrays(slope, brightness, u, weighted, scores))
-    return scores.flatten(2)
-
-
 @compiled
 def _normal_equations(
     slope: Floats,
@@ -109,7 +81,7 @@ def accumulate(
     """
     n = residual.size
     last = first + n
-    _write_rows(
+    write_rows(
         slope[0, first:last], slope[1, first:last], brightness[first:last], u[0, first:last], u[1, first:last], rows
     )
     for i in range(10):
@@ -125,6 +97,31 @@ def accumulate(
 
 
 @compiled
+def accumulate_score(
+    slope: Floats,
+    brightness: Floats,
+    u: Floats,
+    residual: Floats,
+    weight: Floats,
+    first: int,
+    rows: Floats,
+    score: Doubles,
+) -> None:
+    """Add a block's part of J W r alone; the arguments are as for `accumulate`."""
+    n = residual.size
+    last = first + n
+    write_rows(
+        slope[0, first:last], slope[1, first:last], brightness[first:last], u[0, first:last], u[1, first:last], rows
+    )
+    weighted = rows[10, :n]
+    multiply(residual, weight, weighted)
+    for i in range(0, 10, 2):
+        two = dot_two(weighted, rows[i, :n], rows[i + 1, :n])
+        score[i] += two[0]
+        score[i + 1] += two[1]
+
+
+@compiled
 def mirror(product: Doubles) -> None:
     """Copy the lower half of a symmetric matrix to the upper one."""
     for i in range(len(product)):
@@ -133,7 +130,7 @@ def mirror(product: Doubles) -> None:
 
 
 @compiled
-def _write_rows(slope_x: Floats, slope_y: Floats, brightness: Floats, u: Floats, v: Floats, rows: Floats) -> None:
+def write_rows(slope_x: Floats, slope_y: Floats, brightness: Floats, u: Floats, v: Floats, rows: Floats) -> None:
     """Write the ten rows of a block's Jacobian, see `homography.velocities`."""
     three = np.float32(3)
     for k in range(u.size):
@@ -148,65 +145,3 @@ def _write_rows(slope_x: Floats, slope_y: Floats, brightness: Floats, u: Floats,
         rows[7, k] = -v[k] * outward
         rows[8, k] = brightness[k]
         rows[9, k] = np.float32(1)
-
-
-@compiled
-def _cross_products(
-    slope: Floats,
-    brightness: Floats,
-    other_slope: Floats,
-    other_brightness: Floats,
-    u: Floats,
-    weight: Floats,
-    product: Doubles,
-) -> None:
-    rows, other = np.empty((10, BLOCK), np.float32), np.empty((10, BLOCK), np.float32)
-    for b in range(len(u)):
-        for first in range(0, u.shape[2], BLOCK):
-            last = min(u.shape[2], first + BLOCK)
-            n = last - first
-            x, y = u[b, 0, first:last], u[b, 1, first:last]
-            _write_rows(slope[b, 0, first:last], slope[b, 1, first:last], brightness[b, first:last], x, y, rows)
-            _write_rows(
-                other_slope[b, 0, first:last], other_slope[b, 1, first:last], other_brightness[b, first:last], x, y,
-                other,
-            )  # fmt: skip
-            for i in range(10):
-                multiply(rows[i, :n], weight[b, first:last], rows[i, :n])
-                for j in range(0, 10, 2):
-                    two = dot_two(rows[i, :n], other[j, :n], other[j + 1, :n])
-                    product[b, i, j] += two[0]
-                    product[b, i, j + 1] += two[1]
-
-
-@compiled
-def _block_scores(
-    width: int,
-    side: int,
-    slope: Floats,
-    brightness: Floats,
-    u: Floats,
-    weighted: Floats,
-    scores: Doubles,
-) -> None:
-    rows = np.empty((10, BLOCK), np.float32)
-    # Whole blocks of the grid at a time, where they fit.
-    run = BLOCK // side * side if side <= BLOCK else BLOCK
-    for b in range(len(u)):
-        for start in range(0, u.shape[2], width):  # a row of the grid
-            for column in range(0, width, run):
-                first, last = start + column, start + min(column + run, width)
-                _write_rows(
-                    slope[b, 0, first:last],
-                    slope[b, 1, first:last],
-                    brightness[b, first:last],
-                    u[b, 0, first:last],
-                    u[b, 1, first:last],
-                    rows,
-                )
-                for left in range(first, last, side):
-                    right = min(left + side, last)
-                    of_block = (left - start) // side
-                    for i in range(10):
-                        total = dot(rows[i, left - first : right - first], weighted[b, left:right])
-                        scores[b, i, start // width // side, of_block] += total
