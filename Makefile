@@ -26,11 +26,11 @@ chaos: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/homoalign bench $(NAME)
 
-# What `confidence` is made of, fitted anew: about a quarter of an hour.
+# What `confidence` is made of, fitted anew: about twenty minutes.
 confidence: $(STAMP)
 	mkdir -p build
-	$(BIN)/homoalign bench trust --split fit --seed 1 --size 240 --pairs 180 --unrelated 60 --near-duplicates 36 \
-		--misled 330 --no-peers --num-workers 2 --json build/trust_fit.json
+	$(BIN)/homoalign bench trust --split fit --seed 1 --size 240 --pairs 240 --unrelated 60 --near-duplicates 60 \
+		--misled 440 --no-peers --num-workers 2 --json build/trust_fit.json
 	$(BIN)/python -m jobs.bench.fit_confidence build/trust_fit.json
 
 # Mutated files through decoders and job, then manifests with anything in their cells: about twenty minutes.

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from homoalign.evidence import Evidence
-from homoalign.parts import MOST_480
 
 COEFFICIENTS = "confidence.json"
 
@@ -36,7 +35,8 @@ LEAST_SHARE = 0.03
 """Shares nearer to 0 or 1 than about this say no more."""
 
 LEAST_480 = 0.5
-"""Errors below about this say no more."""
+MOST_ERROR_480 = 40.0
+"""Errors below about the one, or above the other, say no more: few blocks leave the corners open, right or wrong."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +72,8 @@ def confidence(evidence: Evidence, calibration: Calibration | None = None) -> Te
         calibration: the package's own where None.
     """
     model = load_calibration() if calibration is None else calibration
-    error_480 = torch.hypot(evidence.drift_480, evidence.drift_std_480).nan_to_num(MOST_480)
+    error_480 = torch.hypot(evidence.drift_480, evidence.drift_std_480).nan_to_num(MOST_ERROR_480)
+    error_480 = error_480.clamp_max(MOST_ERROR_480)
     holds = (
         model.base
         + model.parts_here * _log_odds(evidence.parts_here)

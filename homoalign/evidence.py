@@ -44,7 +44,7 @@ class Evidence:
         corner_std_480: precision that the solver predicts, pixels of a dst whose shorter side is 480; NaN where it
             predicts none, `UNDETERMINED_480` where the data do not determine the motion.
         structure: `attempt.structure_score`; NaN where it was not asked for.
-        parts_here: `here` of `parts.measure_parts`.
+        parts_here: `here` of `parts.measure_parts`, or of whom `witnesses.ask_witnesses` believes.
         drift_480: likewise.
         drift_std_480: likewise.
         is_finite: (B,) bool, whether there is a matrix at all.

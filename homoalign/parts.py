@@ -13,7 +13,7 @@ B pairs, C channels, K blocks, H W rows and columns.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -85,6 +85,15 @@ class Parts:
     drift_std_480: Tensor
     corner_covariance_480: Tensor
 
+    def select(self, index: Tensor) -> Parts:
+        """Return the pairs that `index` (int64) names."""
+        return Parts(*(getattr(self, field.name)[index] for field in fields(self)))
+
+    def put(self, index: Tensor, parts: Parts) -> Parts:
+        """Return these with the pairs that `index` (int64) names replaced by `parts`."""
+        names = [field.name for field in fields(self)]
+        return Parts(*(getattr(self, name).index_copy(0, index, getattr(parts, name)) for name in names))
+
 
 def measure_parts(src: Level, dst: Level, dst_homo_src: Tensor) -> Parts:
     """Seek every block of the warped source about its place.
@@ -95,14 +104,26 @@ def measure_parts(src: Level, dst: Level, dst_homo_src: Tensor) -> Parts:
         dst_homo_src: (B, 3, 3), of that level's pixels.
     """
     warped, covered = warp_level(src, dst, dst_homo_src)
-    from_src, in_dst = describe(Level(warped[:, None], covered[:, None].to(warped))), describe(dst)
-    size = image_size(dst.image)
+    from_src = describe(Level(warped[:, None], covered[:, None].to(warped)))
+    return seek_blocks(from_src, describe(dst), dst_homo_src, image_size(src.image))
+
+
+def seek_blocks(from_src: Structure, in_dst: Structure, dst_homo_src: Tensor, src_size: tuple[int, int]) -> Parts:
+    """Seek every block of what is known of the warped source in what is known of dst.
+
+    Args:
+        from_src: of the warped source, an even number of channels whose mean square, all together, is about 1.
+        in_dst: of dst, likewise.
+        dst_homo_src: (B, 3, 3), of that level's pixels.
+        src_size: (height, width) of src, pixels.
+    """
+    size = image_size(in_dst.channels)
     side = max(LEAST_BLOCK_PX, min(size) // BLOCKS)
     reach = max(LEAST_REACH_PX, round(REACH * min(size)))
-    seek = _seek_compiled if kernels.serves(warped) else _seek
+    seek = _seek_compiled if kernels.serves(in_dst.channels) else _seek
     counts, place = seek(from_src, in_dst, side, reach)
     shift = place - reach
-    return _drift(_centres(size, side, shift.device), shift, counts, dst_homo_src, image_size(src.image), size)
+    return _drift(_centres(size, side, shift.device), shift, counts, dst_homo_src, src_size, size)
 
 
 def _seek(from_src: Structure, in_dst: Structure, side: int, reach: int) -> tuple[Tensor, Tensor]:

@@ -1,15 +1,17 @@
 """The library's door: truth recovered, pairs independent, nothing degenerate raises."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 import homoalign
-from homoalign import AlignConfig, Status, align
+from homoalign import AlignConfig, Status, align, attempt
 from homoalign.evidence import EVIDENCE
-from jobs.degrade import add_relief
+from homoalign.parts import measure_parts
+from jobs.degrade import add_blur, add_relief
 
 FLOATS = ("confidence", "corner_std_px", "photometric_l1", "zncc", "overlap", "inlier_ratio", "gain", "bias")
 
@@ -267,6 +269,20 @@ def test_what_is_more_than_noise_widens_the_prediction_by_what_the_blocks_leave_
         shares.append(result.corner_std_px.item() / solver_px)
     assert shares[0] < 1.1
     assert shares[1] > 1.5
+
+
+def test_where_the_blocks_would_have_the_corners_counts_as_a_bias_of_what_is_more_than_noise(
+    make_pair, numpy_rng, monkeypatch
+):
+    src, dst, _ = make_pair("astronaut")
+    noisy = [image + 0.03 * numpy_rng.standard_normal(image.shape).astype(np.float32) for image in (src, dst)]
+    pairs, drift_px = {"noise": noisy, "blur": (src, add_blur(dst, sigma_px=2.5))}, 2.0
+    before = {name: align(*pair).corner_std_px.item() for name, pair in pairs.items()}
+    drift_480 = torch.full((1,), drift_px * 480 / min(dst.shape), dtype=torch.float64)
+    monkeypatch.setattr(attempt, "measure_parts", lambda *levels: replace(measure_parts(*levels), drift_480=drift_480))
+    after = {name: align(*pair).corner_std_px.item() for name, pair in pairs.items()}
+    assert after["noise"] < 1.1 * before["noise"] + 0.1 * drift_px
+    assert 0.9 * drift_px < after["blur"] < 1.1 * math.hypot(drift_px, before["blur"])
 
 
 def test_an_empty_batch_has_no_results():

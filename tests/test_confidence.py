@@ -58,6 +58,10 @@ def test_each_doubt_alone_is_enough(change):
     assert told(**(GOOD | change)) < 0.5
 
 
+def test_corners_that_the_blocks_leave_open_are_open_and_no_more():
+    assert told(**(GOOD | {"drift_std_480": 45.0})) == told(**(GOOD | {"drift_std_480": 200.0})) > 0
+
+
 def test_what_looks_unlike_is_trusted_where_the_blocks_hold():
     unlike = GOOD | {"local_correlation": 0.05, "weak_correlation": -0.1}
     assert told(**unlike) > 0.8

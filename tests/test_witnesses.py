@@ -1,0 +1,112 @@
+"""Whom else to ask where the structure of the blocks leaves a doubt."""
+
+import numpy as np
+import pytest
+import torch
+
+from homoalign import witnesses
+from homoalign.parts import measure_parts
+from homoalign.pyramid import Level, build_pyramid
+from homoalign.witnesses import ask_witnesses, error_480
+from jobs.degrade import add_noise, see_by_other_sensor
+from jobs.synthetic import load_scene, random_homography, render_pair
+
+SIZE = (120, 160)
+NOISE = torch.ones(1, dtype=torch.float64)
+MORE_THAN_NOISE = 3 * NOISE
+
+
+@pytest.fixture
+def view(numpy_rng):
+    """Render a pair of a photograph: (src, dst, dst_homo_src)."""
+
+    def render(*, sigma_8bit=0.0, contrast=1.0, other_sensor=False):
+        truth = random_homography(numpy_rng, SIZE, 6.0)
+        pair = render_pair(load_scene("astronaut", gray=True), truth, SIZE, rng=numpy_rng)
+        src, dst = (0.5 + contrast * (image.clip(0, 1) - 0.5) for image in (pair.src, pair.dst))
+        if other_sensor:
+            dst = see_by_other_sensor(dst, bends=2, rng=numpy_rng)
+        src, dst = (add_noise(image.astype(np.float32), sigma_8bit=sigma_8bit, rng=numpy_rng) for image in (src, dst))
+        return src, dst, pair.dst_homo_src
+
+    return render
+
+
+def pyramid(*images, levels=2, mask=None):
+    return build_pyramid(Level(torch.from_numpy(np.stack(images))[:, None], mask), levels)
+
+
+def asked(src, dst, dst_homo_src, unexplained):
+    """Return what structure alone says of one pair, and what all witnesses do."""
+    levels, matrix = (pyramid(src), pyramid(dst)), torch.from_numpy(dst_homo_src)[None]
+    parts = measure_parts(levels[0][0], levels[1][0], matrix)
+    return parts, ask_witnesses(*levels, matrix, parts, unexplained)
+
+
+def shifted(x, y):
+    return np.array([[1, 0, x], [0, 1, y], [0, 0, 1.0]])
+
+
+def test_what_noise_hides_from_structure_intensities_tell(view):
+    alone, together = asked(*view(sigma_8bit=20, contrast=0.3), NOISE)
+    assert error_480(alone).item() > 8
+    assert error_480(together).item() < 4
+    assert together.here.item() > alone.here.item() + 0.2
+
+
+@pytest.mark.parametrize("shift_px", [3, 6])
+def test_a_wrong_answer_stays_one(view, shift_px):
+    src, dst, truth = view(sigma_8bit=20, contrast=0.5)
+    _, together = asked(src, dst, shifted(shift_px, 0) @ truth, NOISE)
+    assert error_480(together).item() > 0.7 * shift_px * 480 / SIZE[0]
+    assert together.here.item() < 0.3
+
+
+def test_where_residuals_are_more_than_noise_structure_is_asked_alone(view):
+    src, dst, truth = view(sigma_8bit=20, other_sensor=True)
+    alone, together = asked(src, dst, truth, MORE_THAN_NOISE)
+    assert error_480(together).item() == error_480(alone).item()
+    _, together = asked(src, dst, truth, torch.full_like(NOISE, torch.nan))
+    assert error_480(together).item() == error_480(alone).item()
+
+
+def test_a_clear_pair_costs_nothing(view, monkeypatch):
+    monkeypatch.setattr(witnesses, "seek_blocks", lambda *_: 1 / 0)
+    alone, together = asked(*view(), NOISE)
+    assert together is alone
+    with pytest.raises(ZeroDivisionError):
+        asked(*view(sigma_8bit=20, contrast=0.3), NOISE)
+
+
+def test_a_pair_is_asked_about_alone_as_among_others(view):
+    pairs = [view(sigma_8bit=20, contrast=0.5), view(), view(sigma_8bit=20, contrast=0.3)]
+    src, dst = (pyramid(*(pair[k] for pair in pairs)) for k in (0, 1))
+    matrix = torch.from_numpy(np.stack([*(pair[2] for pair in pairs[:2]), np.full((3, 3), np.nan)]))
+    parts = measure_parts(src[0], dst[0], matrix)
+    together = ask_witnesses(src, dst, matrix, parts, NOISE.expand(3))
+    for k, pair in enumerate(pairs[:2]):
+        _, alone = asked(*pair, NOISE)
+        torch.testing.assert_close(error_480(together)[k], error_480(alone)[0], rtol=1e-4, atol=1e-4)
+    assert together.drift_480[2] == parts.drift_480[2]  # there is no matrix to ask about
+
+
+def test_what_is_masked_is_not_asked(view, numpy_rng):
+    src, dst, truth = view(sigma_8bit=10, contrast=0.5)
+    mask = torch.ones(1, 1, *SIZE)
+    mask[..., : SIZE[1] // 2] = 0
+    spoilt = dst.copy()
+    spoilt[:, : SIZE[1] // 2] = numpy_rng.random((SIZE[0], SIZE[1] // 2), dtype=np.float32)
+    levels = [Level(torch.from_numpy(image)[None, None], mask) for image in (dst, spoilt)]
+    matrix, from_src = torch.from_numpy(truth)[None], pyramid(src)[0]
+    clean, masked = (witnesses.measure_parts_by_intensity(from_src, level, matrix) for level in levels)
+    torch.testing.assert_close(clean.drift_480, masked.drift_480, rtol=1e-3, atol=1e-3)
+
+
+def test_intensities_say_the_same_with_and_without_compiled_passes(view, monkeypatch):
+    src, dst, truth = view(sigma_8bit=10, contrast=0.5)
+    levels, matrix = (pyramid(src)[0], pyramid(dst)[0]), torch.from_numpy(shifted(1, -1) @ truth)[None]
+    compiled = witnesses.measure_parts_by_intensity(*levels, matrix)
+    monkeypatch.setattr("homoalign.kernels.serves", lambda *_: False)
+    plain = witnesses.measure_parts_by_intensity(*levels, matrix)
+    for name in ("here", "drift_480", "drift_std_480", "corner_covariance_480"):
+        torch.testing.assert_close(getattr(compiled, name), getattr(plain, name), rtol=1e-3, atol=1e-3)
