@@ -128,7 +128,8 @@ class Memory:
     def extrapolate(self, plain_step: Tensor, JtJ: Tensor) -> Tensor:
         """Return (B, P) the step to take instead of `plain_step`; itself where the step before was thrown away."""
         change = plain_step - self.plain_step
-        metric_change = (JtJ @ change[..., None])[..., 0]
+        # Not as a product of matrices, which rounds otherwise for one pair than for many.
+        metric_change = (JtJ * change[:, None]).sum(-1)
         mixing = (plain_step * metric_change).sum(-1) / (change * metric_change).sum(-1)
         mixing = mixing.nan_to_num(0.0, 0.0, 0.0).clamp(-LONGEST_EXTRAPOLATION, LONGEST_EXTRAPOLATION)
         mixing = torch.where(self.accepted, mixing, 0.0)
