@@ -23,7 +23,7 @@ from homoalign.homography import image_size
 from homoalign.hypotheses import Hypotheses, agreement
 from homoalign.intensity import to_unit_range
 from homoalign.noise import residual_noise
-from homoalign.parts import measure_parts
+from homoalign.parts import Parts, measure_parts
 from homoalign.pyramid import Level, noise_gain
 from homoalign.residual import Alignment
 from homoalign.result import AlignResult
@@ -31,7 +31,7 @@ from homoalign.status import Initialisation
 from homoalign.structure_solver import solve_structure, solve_unexplained
 from homoalign.track import Solved, Track
 from homoalign.tutorial import solve_tutorial
-from homoalign.witnesses import ask_witnesses
+from homoalign.witnesses import ask_witnesses, is_plain
 from homoalign.zoom import MatchedLevels, match_levels, zoom_octave
 
 SCORE_SIDE_PX = 256
@@ -166,6 +166,14 @@ def structure_score(batch: Batch, dst_homo_src: Tensor) -> Tensor:
     return agreement(batch.src, batch.dst, found, side_px=SCORE_SIDE_PX, config=batch.config)
 
 
+def _widen(covariance: Tensor, parts: Parts, unexplained: Tensor, at_480: float) -> Tensor:
+    """Add to (B, 4, 2, 2) corner covariances what residuals that are more than noise leave open."""
+    no_noise = (1 - unexplained.square().reciprocal()).nan_to_num(0.0).clamp_min(0)[:, None, None, None]
+    by_parts = parts.corner_covariance_480.nan_to_num(0.0) / at_480**2
+    bias = (parts.drift_480 / at_480).square()[:, None, None, None] / 2 * torch.eye(2, device=covariance.device)
+    return covariance + no_noise * (PARTS_SHARE**2 * by_parts + bias)
+
+
 def _measure(
     batch: Batch,
     track: Track,
@@ -196,38 +204,41 @@ def _measure(
         loss_width=config.loss_width * scale,
     )
     level = verdict.evidence_level([image_size(track.src[0].image), image_size(track.dst[0].image)], len(track.src))
-    src, dst = track.src[level], track.dst[level]
+    src_level, dst_level = track.src[level], track.dst[level]
     level_matrix = homography.rescale(matched_matrix, level)
     noise_src, noise_dst = (noise_gain(level) * pyramid[0].noise.square() for pyramid in (track.src, track.dst))
-    patterns = metrics.local_patterns(src, dst, level_matrix)
+    patterns = metrics.local_patterns(src_level, dst_level, level_matrix)
     whole, weak = metrics.local_correlation(patterns, (noise_src, noise_dst))
-    parts = measure_parts(src, dst, level_matrix)
     covariance = metrics.corner_covariance(solved.covariance, matrix, *src_size)
     at_480 = 480 / min(dst_size)
     corner_std_480 = at_480 * metrics.corner_std(covariance).cpu()
     if config.solver != "adam":  # which predicts none
         corner_std_480 = corner_std_480.nan_to_num(UNDETERMINED_480)
     unexplained = fitted_scale / explained
-    no_noise = (1 - unexplained.square().reciprocal()).nan_to_num(0.0).clamp_min(0)[:, None, None, None]
-    by_parts = parts.corner_covariance_480.nan_to_num(0.0) / at_480**2
-    bias = (parts.drift_480 / at_480).square()[:, None, None, None] / 2 * torch.eye(2, device=matrix.device)
-    covariance = covariance + no_noise * (PARTS_SHARE**2 * by_parts + bias)
-    corner_std_px = metrics.corner_std(covariance)
-    asked_parts = ask_witnesses(track.src[level:], track.dst[level:], level_matrix, parts, unexplained)
+    unknown = torch.full((len(matrix),), torch.nan, dtype=torch.float64)
     evidence = Evidence(
         local_correlation=whole.cpu(),
         weak_correlation=weak.cpu(),
         overlap=fit.overlap.cpu(),
-        src_overlap=metrics.share_of_src_seen(src, dst, level_matrix).cpu(),
+        src_overlap=metrics.share_of_src_seen(src_level, dst_level, level_matrix).cpu(),
         rival=metrics.rival_correlation(patterns).cpu(),
         unexplained=unexplained.cpu(),
         corner_std_480=corner_std_480,
-        structure=torch.full((len(matrix),), torch.nan, dtype=torch.float64),
-        parts_here=asked_parts.here.cpu(),
-        drift_480=asked_parts.drift_480.cpu(),
-        drift_std_480=asked_parts.drift_std_480.cpu(),
+        structure=unknown,
+        parts_here=unknown,
+        drift_480=unknown,
+        drift_std_480=unknown,
         is_finite=finite.cpu(),
     )
+    asked = torch.nonzero(~is_plain(evidence) & evidence.is_finite)[:, 0]
+    if len(asked) > 0:
+        here = asked.to(matrix.device)
+        src, dst = ([of_level.select(here) for of_level in pyramid[level:]] for pyramid in (track.src, track.dst))
+        parts = measure_parts(src[0], dst[0], level_matrix[here])
+        widened = _widen(covariance[here], parts, unexplained[here], at_480)
+        covariance = covariance.index_copy(0, here, widened)
+        evidence = evidence.with_parts(asked, ask_witnesses(src, dst, level_matrix[here], parts, unexplained[here]))
+    corner_std_px = metrics.corner_std(covariance)
     asked = torch.nonzero(needs_structure(evidence))[:, 0]
     if len(asked) > 0:
         score = structure_score(batch.select(asked), matrix[asked.to(matrix.device)])

@@ -188,7 +188,8 @@ def _finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solve
         index = torch.nonzero((descent.is_normalised | run.is_refined) & is_clear)[:, 0]
         if config.photometric == "auto" and len(index):
             part = sample(replace(raw, template=template)).select(index)
-            some, under = fit_light(part, state.select(index), loss_width=config.loss_width)
+            noise = residual_noise(src.noise, dst.noise, state.gain)
+            some, under = fit_light(part, state.select(index), noise=noise[index], loss_width=config.loss_width)
             light, state = light.put(index, some), state.put(index, under)
         lit = apply_light(replace(template, usable=raw.template.usable), light)
         problem = replace(raw, template=lit)
@@ -219,8 +220,8 @@ def _finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solve
 def _polish(
     raw: DirectProblem, lit: Template, light: Light, state: Alignment, config: AlignConfig
 ) -> tuple[Template, Alignment]:
-    """Solve motion and light together where the light is rich: return the lit template and the state."""
-    rich = torch.nonzero(light.is_rich)[:, 0]
+    """Solve motion and light together where the light is rich for certain: return the lit template and the state."""
+    rich = torch.nonzero(light.is_certain)[:, 0]
     if len(rich) == 0:
         return lit, state
     lit_part, found = solve_jointly(
@@ -365,7 +366,9 @@ def _clear_away(
     fitted = torch.nonzero(is_clear[index])[:, 0]
     if config.photometric == "auto" and len(fitted):
         some_of_it = sample(part).select(fitted)
-        of_clear, lit_state = fit_light(some_of_it, found.select(fitted), loss_width=config.loss_width)
+        of_clear, lit_state = fit_light(
+            some_of_it, found.select(fitted), noise=noise[index][fitted], loss_width=config.loss_width
+        )
         some, found = some.put(fitted, of_clear), found.put(fitted, lit_state)
     usable = raw.template.usable.index_copy(0, index, usable)
     raw = replace(raw, template=replace(raw.template, usable=usable))

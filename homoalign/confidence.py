@@ -72,11 +72,13 @@ def confidence(evidence: Evidence, calibration: Calibration | None = None) -> Te
         calibration: the package's own where None.
     """
     model = load_calibration() if calibration is None else calibration
-    error_480 = torch.hypot(evidence.drift_480, evidence.drift_std_480).nan_to_num(MOST_ERROR_480)
+    # Nobody asks the blocks where they would all say the same: that they lie where they are.
+    here = evidence.parts_here.nan_to_num(1.0)
+    error_480 = torch.hypot(evidence.drift_480, evidence.drift_std_480).nan_to_num(0.0)
     error_480 = error_480.clamp_max(MOST_ERROR_480)
     holds = (
         model.base
-        + model.parts_here * _log_odds(evidence.parts_here)
+        + model.parts_here * _log_odds(here)
         + model.correlation * _log_odds(evidence.correlation)
         - model.error * ((error_480 + LEAST_480) / (RIGHT_480 + LEAST_480)).log()
     )

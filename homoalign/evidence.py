@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from homoalign.parts import Parts
+
 EVIDENCE = (
     "local_correlation",
     "weak_correlation",
@@ -44,7 +46,8 @@ class Evidence:
         corner_std_480: precision that the solver predicts, pixels of a dst whose shorter side is 480; NaN where it
             predicts none, `UNDETERMINED_480` where the data do not determine the motion.
         structure: `attempt.structure_score`; NaN where it was not asked for.
-        parts_here: `here` of `parts.measure_parts`, or of whom `witnesses.ask_witnesses` believes.
+        parts_here: `here` of `parts.measure_parts`, or of whom `witnesses.ask_witnesses` believes; NaN where nobody was
+            asked, see `witnesses.is_plain`.
         drift_480: likewise.
         drift_std_480: likewise.
         is_finite: (B,) bool, whether there is a matrix at all.
@@ -78,6 +81,15 @@ class Evidence:
     def with_structure(self, index: Tensor, structure: Tensor) -> Evidence:
         """Return this evidence with the structure's of the pairs that `index` (int64) names."""
         return replace(self, structure=self.structure.index_copy(0, index, structure))
+
+    def with_parts(self, index: Tensor, parts: Parts) -> Evidence:
+        """Return this evidence with what the blocks say of the pairs that `index` (int64) names."""
+        return replace(
+            self,
+            parts_here=self.parts_here.index_copy(0, index, parts.here.cpu()),
+            drift_480=self.drift_480.index_copy(0, index, parts.drift_480.cpu()),
+            drift_std_480=self.drift_std_480.index_copy(0, index, parts.drift_std_480.cpu()),
+        )
 
     def table(self) -> Tensor:
         """Return (B, 11) float64, columns as `EVIDENCE` names them."""

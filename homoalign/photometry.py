@@ -34,6 +34,9 @@ LEAST_GAIN = 0.05
 LEAST_SHARE = 0.1
 """Share of the points that must be seen and unsaturated for the richer model to be tried."""
 
+MORE_THAN_NOISE = 1.1
+"""Residuals of so many times the noise are no longer noise alone."""
+
 FIT_POINTS = 8192
 SATURATED = 0.5 / 255
 """Intensities this close to 0 or 1 say nothing about how bright it was."""
@@ -46,32 +49,41 @@ class Light:
     Attributes:
         weights: (B, K) of the basis functions, float32.
         is_rich: (B,) bool, False where a gain and a bias are enough and `weights` is not to be used.
+        is_certain: (B,) bool, whether what a gain and a bias leave is more than noise; noise in src alone bends the
+            line that dst follows a little.
     """
 
     weights: Tensor
     is_rich: Tensor
+    is_certain: Tensor
 
     @staticmethod
     def plain(like: Tensor) -> Light:
         """Return light that a gain and a bias explain, for as many pairs as `like` (B,) has."""
         weights = torch.zeros(len(like), NUM_FUNCTIONS, dtype=torch.float32, device=like.device)
-        return Light(weights, torch.zeros(len(like), dtype=torch.bool, device=like.device))
+        no = torch.zeros(len(like), dtype=torch.bool, device=like.device)
+        return Light(weights, no, no)
 
     def select(self, index: Tensor) -> Light:
         """Return the pairs that `index` (int64) names."""
-        return Light(self.weights[index], self.is_rich[index])
+        return Light(self.weights[index], self.is_rich[index], self.is_certain[index])
 
     def put(self, index: Tensor, part: Light) -> Light:
         """Return this with the pairs that `index` (int64) names replaced by `part`."""
-        return Light(self.weights.index_copy(0, index, part.weights), self.is_rich.index_copy(0, index, part.is_rich))
+        return Light(
+            self.weights.index_copy(0, index, part.weights),
+            self.is_rich.index_copy(0, index, part.is_rich),
+            self.is_certain.index_copy(0, index, part.is_certain),
+        )
 
 
-def fit_light(problem: DirectProblem, state: Alignment, *, loss_width: float) -> tuple[Light, Alignment]:
+def fit_light(problem: DirectProblem, state: Alignment, *, noise: Tensor, loss_width: float) -> tuple[Light, Alignment]:
     """Regress dst on src at an alignment.
 
     Args:
         problem: of the full-size images, or a `sample` of it, with src's own intensities as its template.
         state: an alignment that is good to a fraction of a pixel or so.
+        noise: (B,) of the residual, see `noise.residual_noise`.
         loss_width: of the robust loss, in standard deviations of the residual.
 
     Returns:
@@ -82,13 +94,14 @@ def fit_light(problem: DirectProblem, state: Alignment, *, loss_width: float) ->
     seen = seen & (value > SATURATED) & (value < 1 - SATURATED)
     # Noise in what is regressed on would flatten the tone curve: where it is strong the template is without.
     rich, rich_scale = regress(problem, NUM_FUNCTIONS, value, seen, loss_width)
-    plain, _ = regress(problem, LINEAR, value, seen, loss_width)
+    plain, plain_scale = regress(problem, LINEAR, value, seen, loss_width)
     width = loss_width * rich_scale
     rich_cost, plain_cost = (_cost(problem.template, weights, value, seen, width) for weights in (rich, plain))
     # A falling tone curve is a negative, or a wrong alignment.
     enough = seen.double().mean(-1) > LEAST_SHARE
     usable = (rich[:, 1] > 0.02) & rich.isfinite().all(-1) & enough
-    light = Light(rich.to(value), usable & (rich_cost < (1 - LEAST_GAIN) * plain_cost))
+    is_rich = usable & (rich_cost < (1 - LEAST_GAIN) * plain_cost)
+    light = Light(rich.to(value), is_rich, is_rich & (plain_scale > MORE_THAN_NOISE * noise))
     gain, bias = 2 * plain[:, 1], plain[:, 0] - plain[:, 1]
     known = enough & (gain > 0.01) & bias.isfinite()
     gain, bias = torch.where(known, gain, state.gain), torch.where(known, bias, state.bias)

@@ -65,10 +65,13 @@ def _judge_pair(
     )
     doubt = (
         f"confidence={confidence:.3f} is below {config.confidence_threshold}: "
-        f"local correlation {correlation:.3f}, {weak_correlation:.3f} in its weaker blocks; "
-        f"{100 * here:.0f} % of the blocks lie best where they are, and all would move the corners by {drift:.2g} px "
-        f"at 480, give or take {drift_std:.2g}"
+        f"local correlation {correlation:.3f}, {weak_correlation:.3f} in its weaker blocks"
     )
+    if here >= 0:  # not NaN: the blocks were asked
+        doubt += (
+            f"; {100 * here:.0f} % of the blocks lie best where they are, and all would move the corners by "
+            f"{drift:.2g} px at 480, give or take {drift_std:.2g}"
+        )
     if rival > REPEATED and correlation > LEAST_REPEATED:
         doubt += f"; repeated texture: shifted, src lies {100 * rival:.0f} % as well"
     unsettled = (StopReason.MAX_ITERATIONS, StopReason.NO_DESCENT, StopReason.OVERLAP_LOST)

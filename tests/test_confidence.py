@@ -58,6 +58,12 @@ def test_each_doubt_alone_is_enough(change):
     assert told(**(GOOD | change)) < 0.5
 
 
+def test_blocks_that_nobody_asked_are_taken_to_lie_where_they_are():
+    unasked = {"parts_here": np.nan, "drift_480": np.nan, "drift_std_480": np.nan}
+    clear = {"parts_here": 1.0, "drift_480": 0.0, "drift_std_480": 0.0}
+    assert told(**(GOOD | unasked)) == told(**(GOOD | clear)) > 0.97
+
+
 def test_corners_that_the_blocks_leave_open_are_open_and_no_more():
     assert told(**(GOOD | {"drift_std_480": 45.0})) == told(**(GOOD | {"drift_std_480": 200.0})) > 0
 

@@ -1,13 +1,14 @@
-"""Whom else to ask where the structure of the blocks leaves a doubt."""
+"""Whom to ask where a doubt is left: the blocks, and whom else where their structure leaves one."""
 
 import numpy as np
 import pytest
 import torch
 
-from homoalign import witnesses
+from homoalign import Status, align, witnesses
+from homoalign.evidence import EVIDENCE, Evidence
 from homoalign.parts import measure_parts
 from homoalign.pyramid import Level, build_pyramid
-from homoalign.witnesses import ask_witnesses, error_480
+from homoalign.witnesses import ask_witnesses, error_480, is_plain
 from jobs.degrade import add_noise, see_by_other_sensor
 from jobs.synthetic import load_scene, random_homography, render_pair
 
@@ -110,3 +111,49 @@ def test_intensities_say_the_same_with_and_without_compiled_passes(view, monkeyp
     plain = witnesses.measure_parts_by_intensity(*levels, matrix)
     for name in ("here", "drift_480", "drift_std_480", "corner_covariance_480"):
         torch.testing.assert_close(getattr(compiled, name), getattr(plain, name), rtol=1e-3, atol=1e-3)
+
+
+def test_the_blocks_of_a_plain_pair_are_not_asked(view, monkeypatch):
+    src, dst, _ = view(sigma_8bit=2)
+    result = align(src, dst)
+    assert result.status == [Status.OK]
+    plain = Evidence.of_table(result.evidence)
+    assert is_plain(plain).all()
+    assert plain.parts_here.isnan().all()
+    monkeypatch.setattr("homoalign.attempt.measure_parts", lambda *_: 1 / 0)
+    again = align(src, dst)
+    assert torch.equal(again.dst_homo_src, result.dst_homo_src)
+    darker = see_by_other_sensor(dst, bends=2, rng=np.random.default_rng(0)).astype(np.float32)
+    with pytest.raises(ZeroDivisionError):
+        align(src, darker)
+
+
+@pytest.mark.parametrize(
+    "doubt",
+    [
+        {"unexplained": 1.3},
+        {"local_correlation": 0.8},
+        {"weak_correlation": np.nan, "local_correlation": -0.95},
+        {"rival": 0.9},
+        {"rival": np.nan},
+        {"corner_std_480": 2.0},
+        {"corner_std_480": np.nan},
+        {"overlap": 0.3, "src_overlap": 0.2},
+    ],
+)
+def test_any_doubt_asks_the_blocks(doubt):
+    plain = dict.fromkeys(EVIDENCE, np.nan) | {
+        "local_correlation": 0.97,
+        "weak_correlation": 0.95,
+        "overlap": 0.9,
+        "src_overlap": 0.9,
+        "rival": 0.3,
+        "unexplained": 1.0,
+        "corner_std_480": 0.05,
+    }
+
+    def table(values):
+        return Evidence.of_table(torch.tensor([[values[name] for name in EVIDENCE]], dtype=torch.float64))
+
+    assert is_plain(table(plain)).all()
+    assert not is_plain(table(plain | doubt)).any()
