@@ -208,7 +208,8 @@ def _finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solve
         solution = _solve_run(problem, state, run, config)
         state = solution.state
         taken += solution.num_iterations
-    lit, state = _polish(replace(raw, template=template), lit, light, state, config)
+    lit, state, more = _polish(replace(raw, template=template), lit, light, state, config)
+    taken += more
     stop = [REASONS[reason] for reason in solution.stop.tolist()]
     of_level = Descent(state, descent.num_iterations + taken, descent.is_normalised, descent.levels)
     solved = _conclude(track, of_level, replace(raw, template=lit), stop)
@@ -219,20 +220,27 @@ def _finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solve
 
 def _polish(
     raw: DirectProblem, lit: Template, light: Light, state: Alignment, config: AlignConfig
-) -> tuple[Template, Alignment]:
-    """Solve motion and light together where the light is rich for certain: return the lit template and the state."""
-    rich = torch.nonzero(light.is_certain)[:, 0]
+) -> tuple[Template, Alignment, Tensor]:
+    """Solve motion and light together where the light is rich for certain.
+
+    Returns:
+        lit: the template as it should look in dst.
+        state: on top of that.
+        num_iterations: (B,) int32.
+    """
+    rich, taken = torch.nonzero(light.is_certain)[:, 0], torch.zeros_like(light.is_certain, dtype=torch.int32)
     if len(rich) == 0:
-        return lit, state
-    lit_part, found = solve_jointly(
+        return lit, state, taken
+    lit_part, found, steps = solve_jointly(
         raw.restrict(1, MOTION_PARAMETERS[config.model]).select(rich),
         light.select(rich),
         state.select(rich),
+        max_iterations=config.max_iterations,
         loss_width=config.loss_width,
         step_tol_px=config.step_tol_px,
         slack=REFINED_SLACK,
     )
-    return lit.put(rich, lit_part), state.put(rich, found)
+    return lit.put(rich, lit_part), state.put(rich, found), taken.index_copy(0, rich, steps)
 
 
 def _conclude(track: Track, descent: Descent, problem: DirectProblem, stop: list[StopReason]) -> Solved:

@@ -122,14 +122,22 @@ class LitProblem:
 
 
 def solve_jointly(
-    direct: DirectProblem, light: Light, state: Alignment, *, loss_width: float, step_tol_px: float, slack: Slack
-) -> tuple[Template, Alignment]:
+    direct: DirectProblem,
+    light: Light,
+    state: Alignment,
+    *,
+    max_iterations: int,
+    loss_width: float,
+    step_tol_px: float,
+    slack: Slack,
+) -> tuple[Template, Alignment, Tensor]:
     """Solve motion and light together.
 
     Args:
         direct: of the full-size images, with src's own intensities and the slopes to go by as its template.
         light: how dst follows from src, rich.
         state: alignments, gain and bias on top of `light`.
+        max_iterations: most steps tried, up to `MAX_ITERATIONS`.
         loss_width: of the robust loss, in standard deviations of the residual.
         step_tol_px: a pair has converged when a step moves no corner further than this.
         slack: how far the cost may rise.
@@ -137,6 +145,7 @@ def solve_jointly(
     Returns:
         template: as it should look in dst.
         state: with a gain of one and a bias of zero on top.
+        num_iterations: (B,) int32.
     """
     template = direct.template
     fields = _fields(template.u)
@@ -149,7 +158,7 @@ def solve_jointly(
     solution = solve(
         replace(problem, JtJ=JtJ),
         start,
-        max_iterations=MAX_ITERATIONS,
+        max_iterations=min(max_iterations, MAX_ITERATIONS),
         step_tol_px=step_tol_px,
         loss_width=loss_width,
         min_seen=0.5 * template.usable.sum(-1),
@@ -157,7 +166,7 @@ def solve_jointly(
     )
     one = torch.ones_like(state.gain)
     found = Alignment(solution.state.dst_homo_src, one, torch.zeros_like(one))
-    return _lit(template, solution.state.weights, fields), found
+    return _lit(template, solution.state.weights, fields), found, solution.num_iterations
 
 
 def _curvature(lit: Template, template: Template, weight: Tensor, direct: DirectProblem) -> Tensor:
