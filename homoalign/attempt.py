@@ -14,10 +14,11 @@ from torch import Tensor
 
 from homoalign import homography, metrics, verdict
 from homoalign.arguments import Pairs
-from homoalign.coarse_to_fine import solve_beside_cover, solve_gauss_newton
+from homoalign.coarse_to_fine import solve_gauss_newton
 from homoalign.confidence import confidence as predict_confidence
 from homoalign.config import AlignConfig
 from homoalign.evidence import UNDETERMINED_480, Evidence
+from homoalign.full_size import solve_beside_cover
 from homoalign.goodness import needs_structure
 from homoalign.homography import image_size
 from homoalign.hypotheses import Hypotheses, agreement

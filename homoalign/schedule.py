@@ -1,15 +1,28 @@
-"""Which runs of the solver make up a level."""
+"""Which runs of the solver make up a level, and how one is run.
+
+B pairs.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from homoalign import kernels
 from homoalign.config import AlignConfig
+from homoalign.kernels.solver import solve_direct
+from homoalign.residual import Alignment, DirectProblem
+from homoalign.solver import Slack, Solution, solve
 
 MOTION_PARAMETERS = {"translation": 2, "euclidean": 3, "similarity": 4, "affine": 6, "homography": 8}
 """How many of `homography.SL3_BASIS` each model of motion is made of, from the first on."""
 
 SIMILARITY, AFFINE, HOMOGRAPHY = (MOTION_PARAMETERS[name] for name in ("similarity", "affine", "homography"))
+
+SMALLEST_PROBLEM = 20
+"""Twice the unknowns: with fewer residuals a robust fit says nothing."""
+
+REFINED_SLACK = Slack(step_px=1.0, cost=0.01)
+"""What remains is a fraction of a pixel, and of flat, noisy pairs the cost does not tell where it ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +65,19 @@ def plan_runs(level: int, count: int, num_points: int, config: AlignConfig, *, i
         stride = max(1, num_points // config.points_per_level) // 2 * 2 + 1
         runs = [*runs[:-1], Run(stride, full, rough), Run(1, full, config.step_tol_px, is_refined=True)]
     return runs
+
+
+def solve_run(problem: DirectProblem, state: Alignment, run: Run, config: AlignConfig) -> Solution[Alignment]:
+    """Do a run of a level, from `state`."""
+    part = problem.restrict(run.stride, run.motion_parameters)
+    solver = solve_direct if kernels.serves(part.template.u) else solve
+    return solver(
+        part,
+        state,
+        max_iterations=config.max_iterations,
+        step_tol_px=run.step_tol_px,
+        loss_width=config.loss_width,
+        # A tenth of what `min_overlap` asks for in the end: on the way a pair may see less.
+        min_seen=(0.1 * config.min_overlap * part.template.usable.sum(-1)).clamp_min(SMALLEST_PROBLEM),
+        slack=REFINED_SLACK if run.is_refined else Slack(),
+    )

@@ -76,6 +76,35 @@ class Track:
 
 
 @dataclass(frozen=True, slots=True)
+class Descent:
+    """Where pairs are after some levels.
+
+    Attributes:
+        state: so far.
+        num_iterations: (B,) int32.
+        is_normalised: (B,) bool, whether that was on locally normalised images.
+        levels: traces of the levels so far.
+    """
+
+    state: Alignment
+    num_iterations: Tensor
+    is_normalised: Tensor
+    levels: list[list[LevelTrace]]
+
+    def put(self, index: Tensor, part: Descent) -> Descent:
+        """Return this with the pairs that `index` (int64) names replaced by `part`."""
+        levels = list(self.levels)
+        for i, pair in zip(index.tolist(), part.levels, strict=True):
+            levels[i] = pair
+        return Descent(
+            self.state.put(index, part.state),
+            self.num_iterations.index_copy(0, index, part.num_iterations),
+            self.is_normalised.index_copy(0, index, part.is_normalised),
+            levels,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Solved:
     """What a solver hands to the metrics.
 

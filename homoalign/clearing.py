@@ -1,0 +1,106 @@
+"""The full size without what lies in the way of either image, where something does (`cover.py` tells).
+
+B pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from homoalign.cover import explains_more, is_hindered, uncover
+from homoalign.noise import UNEXPLAINED, residual_noise
+from homoalign.photometry import Light, apply_light, fit_light, sample, to_plain
+from homoalign.residual import Alignment, DirectProblem, build_problem
+from homoalign.schedule import plan_runs, solve_run
+from homoalign.template import Template
+from homoalign.track import Track
+
+CLEARINGS = 2
+"""Times a pair is solved anew without what lies in the way, which is told the better the nearer it is."""
+
+LEAST_CLEAR = 0.3
+"""Where less of the frame would be left, something else is wrong than what lies in the way."""
+
+NEARLY = 1.5
+"""Before it is solved again, a pair may have so many times the residual that is explained in the end."""
+
+
+def is_explained_beside(track: Track) -> Tensor:
+    """Return (B,) bool, whether noise and light explain most of what nothing covers, near enough to try."""
+    src, dst, config = track.src[0], track.dst[0], track.config
+    fit = config.photometric != "none"
+    problem = build_problem(src, dst, level=0, max_points=config.points_per_level, fit_photometric=fit)
+    clear = uncover(problem, track.start)
+    noise = residual_noise(src.noise, dst.noise, clear.state.gain)
+    return clear.is_cover & (clear.scale < NEARLY * UNEXPLAINED * noise) & (clear.share > LEAST_CLEAR)
+
+
+def clear_away(
+    raw: DirectProblem,
+    template: Template,
+    lit: Template,
+    light: Light,
+    state: Alignment,
+    is_clear: Tensor,
+    track: Track,
+) -> tuple[DirectProblem, Light, Alignment, Tensor]:
+    """Leave out what lies in the way of either image, where something does, and solve again without it.
+
+    Args:
+        raw: of the full-size images.
+        template: of the same points, with the slopes to go by.
+        lit: the same as it looks in `light`.
+        light: that was fitted to all of the frame.
+        state: alignments, gain and bias on top of `light`.
+        is_clear: (B,) bool, whether src's contrast is above its noise.
+        track: the pairs.
+
+    Returns:
+        raw: without the points that are covered.
+        light, state: of the others.
+        num_iterations: (B,) int32.
+    """
+    config, taken = track.config, torch.zeros(len(is_clear), dtype=torch.int32, device=is_clear.device)
+    whole = replace(raw, template=lit)
+    noise = residual_noise(track.src[0].noise, track.dst[0].noise, state.gain)
+    index = torch.nonzero(is_hindered(whole, state, noise))[:, 0]
+    # Where light is not modelled, light that falls unlike would pass for a cover.
+    if len(index) == 0 or config.photometric != "auto":
+        return raw, light, state, taken
+    # One light for all of the frame and something in the way look alike: what leaves more of the frame clear it is.
+    all_light, under = light.select(index), state.select(index)
+    plain, _ = to_plain(all_light.is_rich, lit.value[index], raw.select(index), under)
+    part = replace(raw, template=template).select(index)
+    is_lit = all_light.is_rich & explains_more(whole.select(index), under, part, plain)
+    kept = replace(all_light, is_rich=is_lit)
+    found = under.where(is_lit, plain)
+    problem = replace(part, template=apply_light(part.template, kept))
+    sure = torch.nonzero(uncover(problem, found).is_cover)[:, 0]
+    if len(sure) == 0:
+        return raw, light, state, taken
+    index, is_lit = index[sure], is_lit[sure]
+    part, problem, found = part.select(sure), problem.select(sure), found.select(sure)
+    rough = plan_runs(0, len(track.src), part.template.u.shape[-1], config)[0]
+    for _ in range(CLEARINGS):
+        clear = uncover(problem, found)
+        solution = solve_run(clear.problem, clear.state, rough, config)
+        found = solution.state
+        taken = taken.index_add(0, index, solution.num_iterations)
+    clear = uncover(problem, found)
+    usable = torch.where((clear.share > LEAST_CLEAR)[:, None], clear.problem.template.usable, part.template.usable)
+    found, _ = to_plain(is_lit, problem.template.value, part, clear.state)
+    part = replace(part, template=replace(part.template, usable=usable))
+    some = Light.plain(found.gain)
+    fitted = torch.nonzero(is_clear[index])[:, 0]
+    if config.photometric == "auto" and len(fitted):
+        some_of_it = sample(part).select(fitted)
+        of_clear, lit_state = fit_light(
+            some_of_it, found.select(fitted), noise=noise[index][fitted], loss_width=config.loss_width
+        )
+        some, found = some.put(fitted, of_clear), found.put(fitted, lit_state)
+    usable = raw.template.usable.index_copy(0, index, usable)
+    raw = replace(raw, template=replace(raw.template, usable=usable))
+    return raw, light.put(index, some), state.put(index, found), taken
