@@ -74,7 +74,11 @@ def clear_away(
     all_light, under = light.select(index), state.select(index)
     plain, _ = to_plain(all_light.is_rich, lit.value[index], raw.select(index), under)
     part = replace(raw, template=template).select(index)
-    is_lit = all_light.is_rich & explains_more(whole.select(index), under, part, plain)
+    is_lit, rich = all_light.is_rich, torch.nonzero(all_light.is_rich)[:, 0]
+    if len(rich):
+        lit_part = whole.select(index[rich])
+        better = explains_more(lit_part, under.select(rich), part.select(rich), plain.select(rich))
+        is_lit = is_lit.index_copy(0, rich, better)
     kept = replace(all_light, is_rich=is_lit)
     found = under.where(is_lit, plain)
     problem = replace(part, template=apply_light(part.template, kept))
