@@ -64,11 +64,12 @@ def clear_away(
         num_iterations: (B,) int32.
     """
     config, taken = track.config, torch.zeros(len(is_clear), dtype=torch.int32, device=is_clear.device)
+    if config.photometric != "auto":  # light that is not modelled would pass for a cover
+        return raw, light, state, taken
     whole = replace(raw, template=lit)
     noise = residual_noise(track.src[0].noise, track.dst[0].noise, state.gain)
     index = torch.nonzero(is_hindered(whole, state, noise))[:, 0]
-    # Where light is not modelled, light that falls unlike would pass for a cover.
-    if len(index) == 0 or config.photometric != "auto":
+    if len(index) == 0:
         return raw, light, state, taken
     # One light for all of the frame and something in the way look alike: what leaves more of the frame clear it is.
     all_light, under = light.select(index), state.select(index)
@@ -99,7 +100,7 @@ def clear_away(
     part = replace(part, template=replace(part.template, usable=usable))
     some = Light.plain(found.gain)
     fitted = torch.nonzero(is_clear[index])[:, 0]
-    if config.photometric == "auto" and len(fitted):
+    if len(fitted):
         some_of_it = sample(part).select(fitted)
         of_clear, lit_state = fit_light(
             some_of_it, found.select(fitted), noise=noise[index][fitted], loss_width=config.loss_width

@@ -208,8 +208,6 @@ def _basis(intensity: Tensor, u: Tensor) -> Tensor:
 
 def predict(weights: Tensor, intensity: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """Return intensities in dst, (B, N), and their slope over src's; flat where they saturate."""
-    if kernels.serves(intensity):
-        return kernels.predict_light(weights, intensity, u)
     z = 2 * intensity - 1
     x, y = u[:, 0], u[:, 1]
     w = weights[..., None].unbind(1)  # K of (B, 1)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from homoalign import kernels
 from jobs.synthetic import load_scene, random_homography, render_pair
 
 
@@ -37,3 +38,15 @@ def make_pair(numpy_rng):
         return pair.src.clip(0, 1), pair.dst.clip(0, 1), pair.dst_homo_src
 
     return render
+
+
+@pytest.fixture
+def by_torch(monkeypatch):
+    """Call with torch in place of the kernels."""
+
+    def call(function):
+        with monkeypatch.context() as patch:
+            patch.setattr(kernels, "serves", lambda *_: False)
+            return function()
+
+    return call

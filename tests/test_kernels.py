@@ -1,44 +1,25 @@
-"""What is compiled for the processor says what torch says, which serves GPUs."""
+"""Each compiled pass says what torch says, which serves GPUs."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import avg_pool2d
 
-from homoalign import AlignConfig, align, aligner, kernels, metrics, parts, photometry, pyramid
-from homoalign.homography import corner_errors, motion_of_step, normalise, pixels_from_centred
+from homoalign import kernels, metrics, photometry, pyramid
 from homoalign.intensity import to_gray
-from homoalign.kernels import compiler
-from homoalign.kernels.solver import solve_direct
-from homoalign.metrics import local_correlation, local_patterns
-from homoalign.noise import smooth
-from homoalign.parts import measure_parts
+from homoalign.kernels.pixels import means_of_windows
+from homoalign.noise import denoise, noise_level, smooth
 from homoalign.pyramid import Level
 from homoalign.residual import Alignment, build_problem
 from homoalign.sampling import sample_unit, unit_from_pixels
-from homoalign.solver import Slack, robust_scale, solve
+from homoalign.solver import robust_scale
 from homoalign.spline import spline_coefficients
-from homoalign.structure import Structure, describe
-from homoalign.template import build_template, jacobian_of
-from jobs import child
-from jobs.synthetic import load_scene, render_pair
-
-
-@pytest.fixture
-def by_torch(monkeypatch):
-    """Call with torch in place of the kernels."""
-
-    def call(function):
-        with monkeypatch.context() as patch:
-            patch.setattr(kernels, "serves", lambda *_: False)
-            return function()
-
-    return call
+from homoalign.structure import describe
+from homoalign.template import build_template, jacobian_of, usable_pixels
 
 
 def points(height, width):
@@ -229,106 +210,61 @@ def test_the_robust_scale_is_that_of_the_median(rng, by_torch, count):
 
 @pytest.mark.parametrize("size", [(40, 57), (5, 6)])
 def test_window_means_are_those_of_pooling(rng, size):
-    values = torch.rand(2, *size, generator=rng)
-    expected = avg_pool2d(values[:, None], 9, stride=1, padding=4)[:, 0]
-    torch.testing.assert_close(kernels.window_mean(values, 9), expected)
+    values, means = torch.rand(2, *size, generator=rng), torch.empty(2, *size)
+    means_of_windows(values.numpy(), 9, means.numpy())
+    torch.testing.assert_close(means, avg_pool2d(values[:, None], 9, stride=1, padding=4)[:, 0])
 
 
-def test_light_is_predicted_as_torch_predicts_it(rng, by_torch):
-    weights = 0.3 * torch.randn(2, photometry.NUM_FUNCTIONS, generator=rng)
-    intensity, u = torch.rand(2, 500, generator=rng), torch.rand(2, 2, 500, generator=rng)
-    for ours, expected in zip(
-        photometry.predict(weights, intensity, u),
-        by_torch(lambda: photometry.predict(weights, intensity, u)),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, expected)
+def test_templates_are_lit_as_torch_lights_them(make_pair, by_torch):
+    src = Level(torch.from_numpy(np.stack([make_pair(name)[0] for name in ("camera", "coins")]))[:, None].float(), None)
+    template = build_template(src, 10**6)
+    template = dataclasses.replace(template, brightness=0.9 * template.value)
+    weights = torch.zeros(2, photometry.NUM_FUNCTIONS)
+    weights[:, 0], weights[:, 1] = 0.5, 0.6
+    weights[:, 2:] = 0.1
+    is_rich = torch.tensor([False, True])
+    light = photometry.Light(weights, is_rich, is_rich)
+    ours, expected = photometry.apply_light(template, light), by_torch(lambda: photometry.apply_light(template, light))
+    for name in ("value", "slope", "brightness"):
+        torch.testing.assert_close(getattr(ours, name), getattr(expected, name), atol=1e-4, rtol=1e-4)
+        assert torch.equal(getattr(ours, name)[0], getattr(template, name)[0])
+        assert not torch.allclose(getattr(ours, name)[1], getattr(template, name)[1], atol=1e-2)
 
 
-def moved_pair(photograph, parameters):
-    """A pair whose motion is made of the first parameters of the basis alone."""
-    step = torch.zeros(1, 8, dtype=torch.float64)
-    step[0, :parameters] = torch.tensor([0.02, -0.015, 0.01, 0.008, 0.01, -0.01, 0.01, 0.02])[:parameters]
-    to_pixels = pixels_from_centred(120, 160)
-    dst_homo_src = normalise(to_pixels @ motion_of_step(step)[0] @ torch.linalg.inv(to_pixels))
-    pair = render_pair(
-        load_scene(photograph, gray=True), dst_homo_src.numpy(), (120, 160), rng=np.random.default_rng(7)
-    )
-    return torch.from_numpy(pair.src)[None].float(), torch.from_numpy(pair.dst)[None].float()
+@pytest.mark.parametrize("size", [(40, 57), (9, 12)])
+def test_noise_is_measured_and_taken_away_as_torch_does_it(rng, by_torch, size):
+    image, guide = torch.rand(2, 1, *size, generator=rng), torch.rand(2, 1, *size, generator=rng)
+    sigma = torch.tensor([0.1, 0.2], dtype=torch.float64)
+    for run in (lambda: noise_level(image), lambda: denoise(image, image, sigma), lambda: denoise(image, guide, sigma)):
+        torch.testing.assert_close(run(), by_torch(run), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("parameters", [2, 3, 4, 6, 8])
-def test_the_solver_takes_the_same_steps(parameters):
-    pairs = [moved_pair(name, parameters) for name in ("camera", "coins", "page")]
-    src, dst = (torch.stack([pair[i] for pair in pairs]) for i in range(2))
-    dst[2] = torch.rand(dst[2].shape, generator=torch.Generator().manual_seed(0))
-    problem = build_problem(Level(src, None), Level(dst, None), level=0, max_points=5000, fit_photometric=True)
-    problem = problem.restrict(1, parameters)
-    one = torch.ones(3, dtype=torch.float64)
-    start = Alignment(torch.eye(3, dtype=torch.float64).repeat(3, 1, 1), one, 0 * one)
-    settings = {"max_iterations": 12, "step_tol_px": 1e-3, "loss_width": 2.385, "min_seen": 20 * one, "slack": Slack()}
-    ours, expected = solve_direct(problem, start, **settings), solve(problem, start, **settings)
-    assert torch.equal(ours.num_iterations[:2], expected.num_iterations[:2])
-    assert torch.equal(ours.stop, expected.stop)
-    off = corner_errors(ours.state.dst_homo_src[:2], expected.state.dst_homo_src[:2], 120, 160)
-    assert off.max() < 1e-3
-    torch.testing.assert_close(ours.state.gain[:2], expected.state.gain[:2], atol=1e-4, rtol=0)
-    assert start.gain.tolist() == [1, 1, 1]  # what went in stays as it was
+@pytest.mark.parametrize("max_points", [10**6, 200])
+def test_slopes_of_another_image_are_those_of_torch(rng, by_torch, max_points):
+    src, other = (torch.rand(2, 1, 33, 47, generator=rng) for _ in range(2))
+    template = build_template(Level(src, None), max_points)
+    index = torch.tensor([1])
+    ours, expected = (call(lambda: template.with_slopes_of(other[1:], index)) for call in (lambda run: run(), by_torch))
+    torch.testing.assert_close(ours.slope, expected.slope)
+    torch.testing.assert_close(ours.brightness, expected.brightness)
+    assert torch.equal(ours.slope[0], template.slope[0])
 
 
-def test_a_pair_that_sees_too_little_stays_where_it_is(make_pair):
-    src, dst, _ = (torch.from_numpy(part)[None, None].float() for part in make_pair())
-    problem = build_problem(Level(src, None), Level(dst, None), level=0, max_points=5000, fit_photometric=True)
-    off = torch.eye(3, dtype=torch.float64)[None].repeat(1, 1, 1)
-    off[:, 0, 2] = 1e4
-    one = torch.ones(1, dtype=torch.float64)
-    for matrix in (off, torch.full_like(off, torch.nan)):
-        start = Alignment(matrix, one, 0 * one)
-        settings = {"max_iterations": 5, "step_tol_px": 0.01, "loss_width": 2.0, "min_seen": 20 * one}
-        ours, expected = (run(problem, start, slack=Slack(), **settings) for run in (solve_direct, solve))
-        assert ours.stop.tolist() == expected.stop.tolist() == [3]
-        assert ours.num_iterations.tolist() == expected.num_iterations.tolist() == [0]
+def test_what_is_usable_is_what_torch_finds_usable(rng, by_torch):
+    mask = (torch.rand(2, 1, 31, 45, generator=rng) > 0.1).float()
+    ours = usable_pixels(mask, mask)
+    assert torch.equal(ours, by_torch(lambda: usable_pixels(mask, mask)))
+    assert 0.1 < ours.float().mean() < 0.9
 
 
-def changed(src, dst, change):
-    """A pair under noise, uneven light, a mask, or as it is."""
-    if change == "noise":
-        noise = torch.Generator().manual_seed(1)
-        return {"src": src + 0.05 * torch.randn(src.shape, generator=noise), "dst": dst}
-    if change == "light":
-        ramp = torch.linspace(0.5, 1, dst.shape[-1])
-        return {"src": src, "dst": dst**0.8 * ramp}
-    if change == "mask":
-        mask = torch.ones(1, *dst.shape[-2:])
-        mask[:, 30:80, 50:110] = 0
-        return {"src": src, "dst": torch.where(mask[:, None] > 0, dst, 0.3), "dst_mask": mask}
-    return {"src": src, "dst": dst}
-
-
-@pytest.mark.parametrize("change", ["none", "noise", "light", "mask"])
-@pytest.mark.parametrize("model", ["homography", "affine"])
-def test_alignments_are_those_of_torch(make_pair, by_torch, change, model):
-    src, dst, truth = make_pair("astronaut", size=(160, 200), max_offset_px=5.0)
-    images = changed(torch.from_numpy(src)[None, None], torch.from_numpy(dst)[None, None], change)
-    config = AlignConfig(model=model, use_search=False, use_features=False)
-    ours, expected = (call(lambda: align(**images, config=config)) for call in (lambda f: f(), by_torch))
-    assert ours.status == expected.status
-    off = corner_errors(ours.dst_homo_src, expected.dst_homo_src, 160, 200).max()
-    assert off < 1e-2, off
-    assert abs(ours.confidence - expected.confidence).max() < 0.02
-    torch.testing.assert_close(ours.corner_std_px, expected.corner_std_px, rtol=0.05, atol=0)
-    if model == "homography":
-        assert corner_errors(ours.dst_homo_src, torch.from_numpy(truth)[None], 160, 200).max() < 0.6
-
-
-def test_the_verdict_reads_the_same_correlation(make_pair, by_torch):
-    src, dst, _ = (torch.from_numpy(part)[None, None].float() for part in make_pair())
-    identity = torch.eye(3, dtype=torch.float64)[None]
-
-    def correlate():
-        return local_correlation(local_patterns(Level(src, None), Level(dst, None), identity))[0]
-
-    torch.testing.assert_close(correlate(), by_torch(correlate), atol=1e-5, rtol=0)
+@pytest.mark.parametrize("shift", [(0.0, 0.0), (20.5, -7.25), (900.0, 0.0)])
+def test_what_of_src_is_seen_is_what_torch_sees(by_torch, shift):
+    src, dst = (Level(torch.zeros(2, 1, *size), None) for size in ((40, 60), (50, 45)))
+    matrix = torch.eye(3, dtype=torch.float64).repeat(2, 1, 1)
+    matrix[0, :2, 2] = torch.tensor(shift)
+    matrix[1] = torch.tensor([[1.1, 0.05, -3], [0.02, 0.9, 4], [0.03, -0.02, 1]])  # a part lies behind the horizon
+    seen = metrics.share_of_src_seen(src, dst, matrix)
+    torch.testing.assert_close(seen, by_torch(lambda: metrics.share_of_src_seen(src, dst, matrix)), atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -340,111 +276,3 @@ def test_structure_is_that_of_torch(rng, by_torch, size, masked):
     ours, expected = describe(Level(image, mask)), by_torch(lambda: describe(Level(image, mask)))
     assert torch.equal(ours.usable, expected.usable)
     torch.testing.assert_close(ours.channels, expected.channels, atol=2e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("photograph", ["brick", "page", "camera"])
-def test_rivals_are_those_of_torch(make_pair, by_torch, photograph):
-    src, dst, truth = (torch.from_numpy(part)[None] for part in make_pair(photograph))
-    patterns = local_patterns(Level(src[None].float(), None), Level(dst[None].float(), None), truth)
-    rival = metrics.rival_correlation(patterns)
-    assert rival.item() > 0.05
-    torch.testing.assert_close(rival, by_torch(lambda: metrics.rival_correlation(patterns)), atol=1e-4, rtol=0)
-
-
-def test_where_nothing_can_be_kept_the_kernels_are_compiled_anew(monkeypatch):
-    calls = []
-
-    def njit(**settings):
-        calls.append(settings.get("cache", False))
-        if settings.get("cache"):
-            raise RuntimeError("cannot cache function 'double': no locator available for file 'x.py'")
-        return lambda function: function
-
-    monkeypatch.setattr(compiler.numba, "njit", njit)
-    assert compiler.compiled(lambda x: 2 * x)(4) == 8
-    assert calls == [True, False]
-
-
-WARM = """
-import numpy as np
-from numba.core import event
-from homoalign.aligner import align, warm_up
-warm_up()
-
-class Listener(event.Listener):
-    def on_start(self, event):
-        print("compiled", event.data["dispatcher"].py_func.__name__)
-
-    def on_end(self, event):
-        pass
-
-event.register("numba:compile", Listener())
-rng = np.random.default_rng(0)
-gray, colours = rng.random((70, 90), np.float32), rng.integers(0, 256, (70, 90, 3), dtype=np.uint8)
-mask = rng.random((70, 90)) < 0.9
-align(gray, gray, src_mask=mask, dst_mask=mask)
-align(colours, np.roll(colours, 3, axis=1))
-align(gray, gray ** 2, gt=np.eye(3))
-print("aligned")
-"""
-
-
-def test_warming_up_leaves_nothing_to_compile():
-    done = subprocess.run([sys.executable, "-c", WARM], capture_output=True, text=True, check=True, timeout=250)
-    assert done.stdout == "aligned\n"
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_worker_compiles_before_its_rows_are_timed(monkeypatch, device):
-    calls = []
-    monkeypatch.setattr(aligner, "warm_up", lambda: calls.append("warm"))
-    child.prepare_process(1, device)
-    assert calls == (["warm"] if device == "cpu" else [])
-
-
-@pytest.mark.parametrize("size", [(96, 128), (40, 50), (17, 90)])
-def test_blocks_are_found_where_torch_finds_them(rng, size):
-    channels, filled = torch.randn(3, 4, *size, generator=rng), (torch.rand(3, 1, *size, generator=rng) > 0.1).float()
-    filled[0] = 1
-    filled[1, :, :, : size[1] // 2] = 0
-    src = Structure(channels * filled, filled)
-    other = channels.roll((2, -1), (-2, -1)) + 0.3 * torch.randn(3, 4, *size, generator=rng)
-    side, reach = max(8, min(size) // 6), max(4, min(size) // 18)
-    dst = Structure(other, torch.ones_like(filled))
-    (counts, place), (ours, our_place) = parts._seek(src, dst, side, reach), parts._seek_compiled(src, dst, side, reach)
-    assert torch.equal(ours, counts)
-    assert counts[1].any()
-    assert not counts[1].all()
-    torch.testing.assert_close(our_place[counts], place[counts], atol=1e-4, rtol=0)
-
-
-def test_blocks_agree_on_the_motion_that_torch_finds(rng, by_torch):
-    image = torch.rand(3, 1, 96, 120, generator=rng)
-    src, dst = Level(smooth(image, 1), None), Level(smooth(image.roll((1, 2), (-2, -1)), 1), None)
-    matrix = torch.eye(3, dtype=torch.float64).repeat(3, 1, 1)
-    matrix[1, 0, 2] = 2  # one that lies right, one that does not, one of which half is not there
-    matrix[1, 1, 2], matrix[2, 0, 2] = 1, 60
-    ours, expected = (
-        run()
-        for run in (lambda: measure_parts(src, dst, matrix), lambda: by_torch(lambda: measure_parts(src, dst, matrix)))
-    )
-    for name in ("here", "drift_480", "drift_std_480", "corner_covariance_480"):
-        torch.testing.assert_close(getattr(ours, name), getattr(expected, name), atol=1e-2, rtol=1e-3)
-    assert ours.drift_480[1] < 0.5 < ours.drift_480[0]
-
-
-def test_reprojections_differ_as_torch_says(rng, by_torch):
-    src = torch.rand(3, 3, 60, 80, generator=rng)
-    truth = torch.eye(3, dtype=torch.float64).repeat(3, 1, 1)
-    truth[:, 0, 2], truth[:, 2, 0] = 3.3, 1e-3
-    found = truth.clone()
-    found[0, 1, 2], found[1, 0, 0], found[2] = 0.7, 1.05, torch.nan
-    ours, expected = (
-        run()
-        for run in (
-            lambda: metrics.reprojection_l1(src, found, truth, (50, 90)),
-            lambda: by_torch(lambda: metrics.reprojection_l1(src, found, truth, (50, 90))),
-        )
-    )
-    assert expected[0] > 0.01
-    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0, equal_nan=True)

@@ -11,25 +11,21 @@ import torch
 from torch import Tensor
 
 from homoalign.kernels.fit import FitSums, count_inside, fit_sums, warp_difference
-from homoalign.kernels.light import REWEIGHTINGS, RIDGE, light_cost, light_template, predict_light, regress_light
+from homoalign.kernels.light import REWEIGHTINGS, RIDGE, light_cost, light_template, regress_light
 from homoalign.kernels.parts import Grid, block_energies, common_motion, cross_spectrum, cut, peaks
-from homoalign.kernels.patterns import local_patterns, pattern_sums, products_of_spectra, weighted_patterns
+from homoalign.kernels.patterns import local_patterns, pattern_sums, products_of_spectra, second_best, weighted_patterns
 from homoalign.kernels.pixels import (
     convolve,
     gray_of_bytes,
     halve,
-    second_best,
     smooth,
-    sobel,
     spread,
-    steepest_slopes,
-    usable_pixels,
-    window_mean,
 )
 from homoalign.kernels.precision import PrecisionSums, precision_sums, share_of_rows
 from homoalign.kernels.reading import read
-from homoalign.kernels.refinement import keep_band, merge, slopes_at, squared_difference
+from homoalign.kernels.refinement import keep_band, merge, squared_difference
 from homoalign.kernels.robust import median, robust_scale
+from homoalign.kernels.slopes import slopes_at, sobel, steepest_slopes, usable_pixels
 from homoalign.kernels.structure import describe
 from homoalign.kernels.sums import normal_equations
 
@@ -59,7 +55,6 @@ __all__ = [
     "pattern_sums",
     "peaks",
     "precision_sums",
-    "predict_light",
     "products_of_spectra",
     "read",
     "regress_light",
@@ -76,7 +71,6 @@ __all__ = [
     "usable_pixels",
     "warp_difference",
     "weighted_patterns",
-    "window_mean",
 ]
 
 

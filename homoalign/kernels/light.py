@@ -29,13 +29,6 @@ REWEIGHTINGS = 3
 RIDGE = 1e-3
 
 
-def predict_light(weights: Tensor, intensity: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Do what `photometry.predict` does."""
-    value, slope = torch.empty(intensity.shape), torch.empty(intensity.shape)
-    _predict_light(*arrays(weights, intensity, u, value, slope))
-    return value, slope
-
-
 def light_template(
     weights: Tensor, is_rich: Tensor, value: Tensor, slope: Tensor, brightness: Tensor, u: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

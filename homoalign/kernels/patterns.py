@@ -211,3 +211,55 @@ def _products_of_spectra(spectra: Complexes, products: Complexes) -> None:
             products[i, 0, k] = np.conj(a[k]) * b[k]
             products[i, 1, k] = np.conj(aa[k]) * counted[k]
             products[i, 2, k] = np.conj(counted[k]) * bb[k]
+
+
+def second_best(
+    both: Tensor, energy_a: Tensor, energy_b: Tensor, reach: tuple[int, int, int], least_shifted: float
+) -> tuple[Tensor, Tensor]:
+    """Do what `metrics._second_best` does; `reach` ends with the half side of the main peak."""
+    best, here = torch.zeros(len(both)), torch.zeros(len(both))
+    _second_best(reach, np.float32(least_shifted), *arrays(both, energy_a, energy_b, best, here))
+    return best, here
+
+
+@compiled
+def _second_best(
+    reach: tuple[int, int, int],
+    least_shifted: np.float32,
+    both: Floats,
+    energy_a: Floats,
+    energy_b: Floats,
+    best: Floats,
+    here: Floats,
+) -> None:
+    height, width = both.shape[1], both.shape[2]
+    found = np.empty((height, width), np.float32)
+    for b in range(len(both)):
+        least_a, least_b = least_shifted * energy_a[b, 0, 0], least_shifted * energy_b[b, 0, 0]
+        for y in range(height):
+            _correlate(both[b, y], energy_a[b, y], energy_b[b, y], least_a, least_b, found[y])
+        here[b] = found[0, 0]
+        for y in range(height):
+            shift_y = abs(y - height if y > height // 2 else y)
+            if shift_y > reach[0]:
+                continue
+            for x in range(width):
+                shift_x = abs(x - width if x > width // 2 else x)
+                value = found[y, x]
+                if value > best[b] and reach[2] < max(shift_y, shift_x) and shift_x <= reach[1]:
+                    is_peak = True
+                    for i in range(-1, 2):
+                        for j in range(-1, 2):
+                            is_peak = is_peak and value >= found[(y + i) % height, (x + j) % width]
+                    if is_peak:
+                        best[b] = value
+
+
+@compiled
+def _correlate(
+    both: Floats, energy_a: Floats, energy_b: Floats, least_a: np.float32, least_b: np.float32, found: Floats
+) -> None:
+    zero, least = np.float32(0), np.float32(1e-12)
+    for k in range(found.size):
+        size = np.sqrt(max(energy_a[k] * energy_b[k], least))
+        found[k] = abs(both[k]) / size if (energy_a[k] > least_a) & (energy_b[k] > least_b) else zero

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from homoalign.kernels.compiler import Bools, Doubles, Floats, arrays, compiled
@@ -111,30 +110,3 @@ def _squared_difference(a: Floats, b: Floats, squared: Floats) -> None:
     for k in range(a.size):
         difference = a[k] - b[k]
         squared[k] = difference * difference
-
-
-def slopes_at(image: Tensor, chosen: Tensor, factor: float) -> Tensor:
-    """Return (B, 2, N) float32, `factor` times `template.central_differences` along x and y at pixels.
-
-    Args:
-        image: (B, H, W) float32.
-        chosen: (B, N) int64, flat pixel indices.
-        factor: as in the result.
-    """
-    slope = torch.empty(len(image), 2, chosen.shape[1])
-    _slopes_at(np.float32(factor / 2), *arrays(image, chosen, slope))
-    return slope
-
-
-@compiled
-def _slopes_at(half: np.float32, image: Floats, chosen: NDArray[np.int64], slope: Floats) -> None:
-    height, width = image.shape[1], image.shape[2]
-    for b in range(len(image)):
-        flat, across, down = image[b].reshape(-1), slope[b, 0], slope[b, 1]
-        for k in range(across.size):
-            i = np.uint32(chosen[b, k])  # whose division is faster
-            y = i // np.uint32(width)
-            x = i - y * np.uint32(width)
-            # Mirrored at the outermost pixels.
-            across[k] = half * (flat[i + 1] - flat[i - 1]) if 0 < x < width - 1 else np.float32(0)
-            down[k] = half * (flat[i + width] - flat[i - width]) if 0 < y < height - 1 else np.float32(0)

@@ -1,0 +1,183 @@
+"""Slopes of images, and the pixels that are chosen by them.
+
+B pairs, H W rows and columns, N points.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from homoalign.kernels.compiler import Bools, Floats, arrays, compiled
+from homoalign.kernels.pixels import mirrored
+
+
+def sobel(image: Tensor) -> Tensor:
+    """Do what `pyramid.Level.slope` does, on (B, H, W) float32."""
+    slope = torch.empty(len(image), 2, *image.shape[1:])
+    _sobel(*arrays(image, slope))
+    return slope
+
+
+def steepest_slopes(image: Tensor, usable: Tensor, cell_side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the steepest usable pixel of every square cell, by Sobel's slopes.
+
+    Args:
+        image: (B, H, W) float32.
+        usable: (B, H, W) bool, False on the border.
+        cell_side: pixels; the ragged rows and columns at the far ends belong to no cell.
+
+    Returns:
+        chosen: (B, N) int64 flat pixel indices, row by row; a cell's first pixel where none is usable.
+        slope: (B, 2, N) float32 there, along x and y, per pixel; 0 where not usable.
+        u: (B, 2, N) float32, centred coordinates of the same.
+    """
+    batch, height, width = image.shape
+    num_points = (height // cell_side) * (width // cell_side)
+    chosen = torch.empty(batch, num_points, dtype=torch.int64)
+    slope, u = torch.empty(batch, 2, num_points), torch.empty(batch, 2, num_points)
+    _steepest_slopes(cell_side, *arrays(image, usable, chosen, slope, u))
+    return chosen, slope, u
+
+
+def usable_pixels(mask: Tensor) -> Tensor:
+    """Return (B, H, W) bool: off the border, where `mask` (B, H, W) float32 is above a half at all neighbours too."""
+    usable = torch.empty(mask.shape, dtype=torch.bool)
+    _usable_pixels(*arrays(mask, usable))
+    return usable
+
+
+@compiled
+def _steepest_slopes(
+    cell_side: int, image: Floats, usable: Bools, chosen: NDArray[np.int64], slope: Floats, u: Floats
+) -> None:
+    height, width = image.shape[1], image.shape[2]
+    half_side = np.float32(max(height, width) / 2)
+    middle_x, middle_y = np.float32((width - 1) / 2), np.float32((height - 1) / 2)
+    columns = width // cell_side
+    across, down = np.zeros((cell_side, width), np.float32), np.zeros((cell_side, width), np.float32)
+    best, best_row = np.empty(width, np.float32), np.empty(width, np.int32)
+    for b in range(len(image)):
+        for cell_row in range(height // cell_side):
+            top = cell_row * cell_side
+            best[:] = 0
+            best_row[:] = 0
+            for i in range(cell_side):
+                if 0 < top + i < height - 1:
+                    above, here, below = image[b, top + i - 1], image[b, top + i], image[b, top + i + 1]
+                    _slopes_of_row(above, here, below, usable[b, top + i], across[i], down[i])
+                    _keep_steepest(across[i], down[i], np.int32(i), best, best_row)
+                else:
+                    across[i] = 0
+                    down[i] = 0
+            for cell in range(columns):
+                left = cell * cell_side
+                steepest, x, y = best[left], left, best_row[left]
+                # No branches, which would be mispredicted; of equals the first one, row by row.
+                for j in range(left + 1, left + cell_side):
+                    is_better = (best[j] > steepest) | ((best[j] == steepest) & (best_row[j] < y))
+                    steepest = best[j] if is_better else steepest
+                    x = j if is_better else x
+                    y = best_row[j] if is_better else y
+                if steepest == 0:
+                    # All flat: the first usable one.
+                    y, x = _first_usable(usable[b, top : top + cell_side, left : left + cell_side])
+                    x += left
+                n = cell_row * columns + cell
+                chosen[b, n] = (top + y) * width + x
+                slope[b, 0, n], slope[b, 1, n] = across[y, x], down[y, x]
+                u[b, 0, n] = (np.float32(x) - middle_x) / half_side
+                u[b, 1, n] = (np.float32(top + y) - middle_y) / half_side
+
+
+@compiled
+def _keep_steepest(across: Floats, down: Floats, row: np.int32, best: Floats, best_row: NDArray[np.int32]) -> None:
+    for k in range(best.size):
+        steepness = across[k] * across[k] + down[k] * down[k]
+        is_best = steepness > best[k]
+        best[k] = steepness if is_best else best[k]
+        best_row[k] = row if is_best else best_row[k]
+
+
+@compiled
+def _first_usable(cell: Bools) -> tuple[int, int]:
+    for i in range(cell.shape[0]):
+        for j in range(cell.shape[1]):
+            if cell[i, j]:
+                return i, j
+    return 0, 0
+
+
+@compiled
+def _slopes_of_row(above: Floats, here: Floats, below: Floats, usable: Bools, across: Floats, down: Floats) -> None:
+    """Write Sobel's slopes, 0 where not usable."""
+    eighth, two, zero = np.float32(1 / 8), np.float32(2), np.float32(0)
+    across[0] = down[0] = across[-1] = down[-1] = zero
+    for k in range(1, above.size - 1):
+        right = above[k + 1] + two * here[k + 1] + below[k + 1]
+        left = above[k - 1] + two * here[k - 1] + below[k - 1]
+        lower = below[k - 1] + two * below[k] + below[k + 1]
+        upper = above[k - 1] + two * above[k] + above[k + 1]
+        across[k] = eighth * (right - left) if usable[k] else zero
+        down[k] = eighth * (lower - upper) if usable[k] else zero
+
+
+@compiled
+def _usable_pixels(mask: Floats, usable: Bools) -> None:
+    height, width = mask.shape[1], mask.shape[2]
+    least = np.empty(width, np.float32)
+    half = np.float32(0.5)
+    for b in range(len(mask)):
+        usable[b, 0] = usable[b, height - 1] = False
+        for i in range(1, height - 1):
+            for k in range(width):
+                least[k] = min(mask[b, i - 1, k], mask[b, i, k], mask[b, i + 1, k])
+            row = usable[b, i]
+            row[0] = row[width - 1] = False
+            for k in range(1, width - 1):
+                row[k] = min(least[k - 1], least[k], least[k + 1]) > half
+
+
+@compiled
+def _sobel(image: Floats, slope: Floats) -> None:
+    height, width = image.shape[1], image.shape[2]
+    usable = np.ones(width, np.bool_)
+    eighth, two = np.float32(1 / 8), np.float32(2)
+    for b in range(len(image)):
+        for i in range(height):
+            # Mirrored at the outermost pixels: slopes across the border are none, those along it go on.
+            above, here, below = image[b, mirrored(i - 1, height)], image[b, i], image[b, mirrored(i + 1, height)]
+            across, down = slope[b, 0, i], slope[b, 1, i]
+            _slopes_of_row(above, here, below, usable, across, down)
+            for k in (0, width - 1):
+                j = mirrored(k + 1, width)
+                down[k] = eighth * (two * below[j] + two * below[k] - two * above[j] - two * above[k])
+
+
+def slopes_at(image: Tensor, chosen: Tensor, factor: float) -> Tensor:
+    """Return (B, 2, N) float32, `factor` times `template.central_differences` along x and y at pixels.
+
+    Args:
+        image: (B, H, W) float32.
+        chosen: (B, N) int64, flat pixel indices.
+        factor: as in the result.
+    """
+    slope = torch.empty(len(image), 2, chosen.shape[1])
+    _slopes_at(np.float32(factor / 2), *arrays(image, chosen, slope))
+    return slope
+
+
+@compiled
+def _slopes_at(half: np.float32, image: Floats, chosen: NDArray[np.int64], slope: Floats) -> None:
+    height, width = image.shape[1], image.shape[2]
+    for b in range(len(image)):
+        flat, across, down = image[b].reshape(-1), slope[b, 0], slope[b, 1]
+        for k in range(across.size):
+            i = np.uint32(chosen[b, k])  # whose division is faster
+            y = i // np.uint32(width)
+            x = i - y * np.uint32(width)
+            # Mirrored at the outermost pixels.
+            across[k] = half * (flat[i + 1] - flat[i - 1]) if 0 < x < width - 1 else np.float32(0)
+            down[k] = half * (flat[i + width] - flat[i - width]) if 0 < y < height - 1 else np.float32(0)
