@@ -102,8 +102,13 @@ def clear_away(
     fitted = torch.nonzero(is_clear[index])[:, 0]
     if len(fitted):
         some_of_it = sample(part).select(fitted)
+        chosen = index[fitted]
         of_clear, lit_state = fit_light(
-            some_of_it, found.select(fitted), noise=noise[index][fitted], loss_width=config.loss_width
+            some_of_it,
+            found.select(fitted),
+            src_noise=track.src[0].noise[chosen],
+            noise=noise[chosen],
+            loss_width=config.loss_width,
         )
         some, found = some.put(fitted, of_clear), found.put(fitted, lit_state)
     usable = raw.template.usable.index_copy(0, index, usable)

@@ -70,7 +70,13 @@ def finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solved
         if config.photometric == "auto" and len(index):
             part = sample(replace(raw, template=template)).select(index)
             noise = residual_noise(src.noise, dst.noise, state.gain)
-            some, under = fit_light(part, state.select(index), noise=noise[index], loss_width=config.loss_width)
+            some, under = fit_light(
+                part,
+                state.select(index),
+                src_noise=src.noise[index],
+                noise=noise[index],
+                loss_width=config.loss_width,
+            )
             light, state = light.put(index, some), state.put(index, under)
         lit = apply_light(replace(template, usable=raw.template.usable), light)
         problem = replace(raw, template=lit)

@@ -37,6 +37,10 @@ LEAST_SHARE = 0.1
 MORE_THAN_NOISE = 1.1
 """Residuals of so many times the noise are no longer noise alone."""
 
+NOISE_SHARE = 0.85
+"""Of the variance of src's noise, how much is taken out of the regression. The loss leaves about 0.91 of it where it
+weighs the points; with all of that out, the curves of faint images swing wide where few points hold them."""
+
 FIT_POINTS = 8192
 SATURATED = 0.5 / 255
 """Intensities this close to 0 or 1 say nothing about how bright it was."""
@@ -77,12 +81,15 @@ class Light:
         )
 
 
-def fit_light(problem: DirectProblem, state: Alignment, *, noise: Tensor, loss_width: float) -> tuple[Light, Alignment]:
+def fit_light(
+    problem: DirectProblem, state: Alignment, *, src_noise: Tensor, noise: Tensor, loss_width: float
+) -> tuple[Light, Alignment]:
     """Regress dst on src at an alignment.
 
     Args:
         problem: of the full-size images, or a `sample` of it, with src's own intensities as its template.
         state: an alignment that is good to a fraction of a pixel or so.
+        src_noise: (B,) standard deviation of the noise of src.
         noise: (B,) of the residual, see `noise.residual_noise`.
         loss_width: of the robust loss, in standard deviations of the residual.
 
@@ -92,9 +99,9 @@ def fit_light(problem: DirectProblem, state: Alignment, *, noise: Tensor, loss_w
     """
     value, seen = problem.read_dst(state.dst_homo_src)
     seen = seen & (value > SATURATED) & (value < 1 - SATURATED)
-    # Noise in what is regressed on would flatten the tone curve: where it is strong the template is without.
-    rich, rich_scale = regress(problem, NUM_FUNCTIONS, value, seen, loss_width)
-    plain, plain_scale = regress(problem, LINEAR, value, seen, loss_width)
+    src_noise = NOISE_SHARE**0.5 * src_noise
+    rich, rich_scale = regress(problem, NUM_FUNCTIONS, value, seen, src_noise, loss_width)
+    plain, plain_scale = regress(problem, LINEAR, value, seen, src_noise, loss_width)
     width = loss_width * rich_scale
     rich_cost, plain_cost = (_cost(problem.template, weights, value, seen, width) for weights in (rich, plain))
     # A falling tone curve is a negative, or a wrong alignment.
@@ -197,12 +204,16 @@ def _neighbourhood(image: Tensor) -> Tensor:
     return image
 
 
-def _basis(intensity: Tensor, u: Tensor) -> Tensor:
-    """Return (B, K, N): 1, z, z^2, z^3, and 1 and z each times x, y, x^2, xy, y^2; z is the intensity from -1 to 1."""
+def _basis(intensity: Tensor, u: Tensor, variance: Tensor) -> Tensor:
+    """Return (B, K, N): 1, z, z^2, z^3, and 1 and z each times x, y, x^2, xy, y^2; z is the intensity from -1 to 1.
+
+    Powers are less what noise of `variance` (B,) in z adds to them on average.
+    """
     z = 2 * intensity - 1
+    of_noise = variance[:, None].to(z)
     x, y = u[:, 0], u[:, 1]
     fields = [x, y, x * x, x * y, y * y]
-    tone = [torch.ones_like(z), z, z * z, z * z * z]
+    tone = [torch.ones_like(z), z, z * z - of_noise, (z * z - 3 * of_noise) * z]
     return torch.stack([*tone, *fields, *(z * field for field in fields)], dim=1)
 
 
@@ -220,26 +231,54 @@ def predict(weights: Tensor, intensity: Tensor, u: Tensor) -> tuple[Tensor, Tens
 
 
 def regress(
-    problem: DirectProblem, num_functions: int, value: Tensor, seen: Tensor, loss_width: float
+    problem: DirectProblem, num_functions: int, value: Tensor, seen: Tensor, src_noise: Tensor, loss_width: float
 ) -> tuple[Tensor, Tensor]:
-    """Robust ridge regression on the first basis functions: weights (B, K) float64, and the residual's scale (B,)."""
+    """Regress dst on the first basis functions, robustly; noise in src does not flatten what is found.
+
+    Noise in what is regressed on would turn a line into a flatter one, and bend it where dark and bright are not
+    equally frequent: it is taken out of the normal equations (adjusted least squares, see `kernels.NOISE_TERMS`).
+
+    Args:
+        problem: as for `fit_light`.
+        num_functions: K.
+        value: (B, N), dst at the points.
+        seen: (B, N) bool.
+        src_noise: (B,) standard deviation of the noise of src.
+        loss_width: of the robust loss, in standard deviations of the residual.
+
+    Returns:
+        weights: (B, K) float64.
+        scale: (B,) float64, of the residual; NaN where there is no solution.
+    """
     template, floor = problem.template, problem.scale_floor
     if kernels.serves(value):
         settings = (num_functions, loss_width, SCALE_SAMPLES)
-        return kernels.regress_light(template.brightness, template.u, value, seen, floor, settings)
-    basis = _basis(template.brightness, template.u)[:, :num_functions]
+        return kernels.regress_light(template.value, src_noise, template.u, value, seen, floor, settings)
+    variance = (2 * src_noise).square()  # of z
+    basis = _basis(template.value, template.u, variance)[:, :num_functions]
     weight = seen.to(value)
     ridge = kernels.RIDGE * torch.eye(basis.shape[1], dtype=torch.float64, device=basis.device)
     # Two columns, as in `DirectProblem.normal_equations`.
     twice = torch.stack([value, value], dim=-1)
     for _ in range(kernels.REWEIGHTINGS):
         weighted = basis * weight[:, None]
-        normal = (weighted @ basis.mT).double() + ridge
-        solution = torch.linalg.solve_ex(normal, (weighted @ twice).double()).result[..., 0]
+        normal = _without_noise((weighted @ basis.mT).double() + ridge, variance)
+        factor, info = torch.linalg.cholesky_ex(normal)
+        solution = torch.cholesky_solve((weighted @ twice).double(), factor)[..., 0]
+        solution = torch.where((info == 0)[:, None], solution, torch.nan)
         residual = torch.where(seen, value - _sum(basis, solution), 0.0)
         scale = robust_scale(residual, seen.to(value), floor)
         weight = cauchy(residual, loss_width * scale)[1] * seen
     return solution, scale
+
+
+def _without_noise(normal: Tensor, variance: Tensor) -> Tensor:
+    """Return sums (B, K, K) of products of basis functions as they would be without noise of `variance` (B,) in z."""
+    normal = normal.clone()
+    for i, j, a, b, power, factor in kernels.NOISE_TERMS.tolist():
+        if i < normal.shape[-1]:
+            normal[:, int(i), int(j)] -= factor * variance**power * normal[:, int(a), int(b)]
+    return normal  # the lower half, which is all that is read
 
 
 def _sum(basis: Tensor, weights: Tensor) -> Tensor:
@@ -253,7 +292,7 @@ def _sum(basis: Tensor, weights: Tensor) -> Tensor:
 def _cost(template: Template, weights: Tensor, value: Tensor, seen: Tensor, width: Tensor) -> Tensor:
     """Return (B,) float64, the Cauchy loss that is left by `weights` (B, K) of the first basis functions."""
     if kernels.serves(value):
-        return kernels.light_cost(weights, template.brightness, template.u, value, seen, width)
-    basis = _basis(template.brightness, template.u)[:, : weights.shape[1]]
+        return kernels.light_cost(weights, template.value, template.u, value, seen, width)
+    basis = _basis(template.value, template.u, torch.zeros_like(width))[:, : weights.shape[1]]
     residual = torch.where(seen, value - _sum(basis, weights), 0.0)
     return cauchy(residual, width)[0].sum(-1, dtype=torch.float64)

@@ -24,6 +24,8 @@ LARGEST_DAMPING = 1e6
 LONGEST_EXTRAPOLATION = 10.0
 SHORT_PX = 0.05  # steps this short end a level where they raise the cost by more than the slack
 KEEP_PX = 0.1  # after steps this short the curvature is what it was
+TAIL_SCALES = 3.0  # residuals beyond so many scales make the tail
+CLEAN_TAIL = 0.01  # share of them that noise alone, of which it is 0.003, may have
 SCALE_SAMPLES = 8192  # residuals that the robust scale is read from; its own error is then about 1 %
 
 RUNNING = -1
@@ -148,6 +150,14 @@ def robust_scale(residual: Tensor, seen: Tensor, floor: Tensor) -> Tensor:
     return torch.fmax(1.4826 * median, floor)
 
 
+def tail_share(residual: Tensor, seen: Tensor, scale: Tensor) -> Tensor:
+    """Return (B,) float64, the share of what is seen whose residual is beyond `TAIL_SCALES` scales (B,)."""
+    if kernels.serves(residual):
+        return kernels.tail_share(residual, seen, TAIL_SCALES * scale)
+    count = (seen > 0).sum(-1, dtype=torch.float64)
+    return ((residual.abs() > (TAIL_SCALES * scale)[:, None].to(residual)) & (seen > 0)).sum(-1) / count
+
+
 def cauchy(residual: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
     """Cauchy (Lorentzian) loss of residual (B, N) with width (B,).
 
@@ -188,6 +198,22 @@ def _rise(cost: Tensor, new_cost: Tensor, both: Tensor) -> Tensor:
     return ((new - old) / old).nan_to_num(torch.inf)
 
 
+def _loss_widths(residual: Tensor, seen: Tensor, floor: Tensor, width: float, clean_width: float | None) -> Tensor:
+    """Return (B,) float64, the width of the loss in scales: `clean_width` where residuals have no tail."""
+    found = torch.full_like(floor, width)
+    if clean_width is None:
+        return found
+    is_clean = tail_share(residual, seen, robust_scale(residual, seen, floor)) <= CLEAN_TAIL
+    return torch.where(is_clean, clean_width, found)
+
+
+def _next_damping(damping: Tensor, accepted: Tensor, extrapolated: Tensor) -> Tensor:
+    """Return (B,): less after a step that was taken, more after one that was not."""
+    # A rejected extrapolation says nothing against the plain step.
+    more = torch.where(extrapolated, damping, (damping * 10).clamp_min(1e-3))
+    return torch.where(accepted, (damping / 10).clamp_min(1e-9), more)
+
+
 def solve(
     problem: Problem[StateT],
     start: StateT,
@@ -197,6 +223,7 @@ def solve(
     loss_width: float,
     min_seen: Tensor,
     slack: Slack = Slack(),
+    clean_loss_width: float | None = None,
 ) -> Solution[StateT]:
     """Minimise the mean Cauchy loss of every pair from its start.
 
@@ -211,6 +238,9 @@ def solve(
         loss_width: width of the loss in robust standard deviations of the residual.
         min_seen: (B,) least number of residuals a state must see; below it the overlap is lost.
         slack: how far the cost may rise.
+        clean_loss_width: of the loss for pairs whose residuals at the start have no more of a tail than noise has, and
+            whose precision a robust loss would cost something for nothing (Gervini and Yohai, "A class of robust and
+            fully efficient regression estimators", Annals of Statistics 2002); None: `loss_width`.
     """
     everyone = torch.arange(len(min_seen), device=min_seen.device)
     stop, num_iterations = torch.full_like(everyone, MAX_ITERATIONS), torch.zeros_like(everyone, dtype=torch.int32)
@@ -218,6 +248,7 @@ def solve(
 
     residual, seen = part.evaluate(state)
     reason = torch.where(seen.sum(-1) >= min_seen, RUNNING, OVERLAP_LOST)
+    in_scales = _loss_widths(residual, seen, part.scale_floor, loss_width, clean_loss_width)
     damping = torch.full(everyone.shape, INITIAL_DAMPING, dtype=torch.float64, device=everyone.device)
     memory: Memory | None = None
     for _ in range(max_iterations):
@@ -231,7 +262,7 @@ def solve(
             state, part, residual, seen = state.select(keep), part.select(keep), residual[keep], seen[keep]
             memory = memory.select(keep) if memory else None
 
-        width = loss_width * robust_scale(residual, seen, part.scale_floor)
+        width = in_scales[pairs] * robust_scale(residual, seen, part.scale_floor)
         cost, weight = cauchy(residual, width)
         JtJ, Jtr = part.normal_equations(state, residual, weight.mul_(seen))
         JtJ = memory.curvature(JtJ) if memory else JtJ
@@ -262,9 +293,7 @@ def solve(
 
         stalled = ~accepted & enough & ~extrapolated & (length_px <= SHORT_PX)
         reason = torch.where(arrived | (solved & stalled), CONVERGED, reason)
-        # A rejected extrapolation says nothing against the plain step.
-        more_damping = torch.where(extrapolated, damping, (damping * 10).clamp_min(1e-3))
-        damping = torch.where(accepted, (damping / 10).clamp_min(1e-9), more_damping)
+        damping = _next_damping(damping, accepted, extrapolated)
         reason = torch.where((reason == RUNNING) & (damping > LARGEST_DAMPING), NO_DESCENT, reason)
     else:
         whole = whole.put(pairs, state)

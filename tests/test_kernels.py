@@ -189,9 +189,10 @@ def test_light_is_regressed_as_torch_regresses_it(make_pair, by_torch, num_funct
     src, dst, _ = (torch.from_numpy(part)[None, None].float() for part in make_pair())
     problem = build_problem(Level(src, None), Level(dst, None), level=0, max_points=5000, fit_photometric=True)
     value, seen = problem.read_dst(torch.eye(3, dtype=torch.float64)[None])
+    noise = torch.full((1,), 0.03, dtype=torch.float64)
 
     def regress():
-        return photometry.regress(problem, num_functions, value, seen, 2.385)
+        return photometry.regress(problem, num_functions, value, seen, noise, 2.385)
 
     (weights, scale), (expected, expected_scale) = regress(), by_torch(regress)
     torch.testing.assert_close(weights, expected, atol=2e-3, rtol=2e-3)

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from homoalign import AlignConfig, Status, align
-from homoalign.photometry import normalise_locally
+from homoalign.photometry import LINEAR, NUM_FUNCTIONS, fit_light, normalise_locally, regress
 from homoalign.pyramid import Level
+from homoalign.residual import Alignment, build_problem
 from jobs.degrade import add_vignette, adjust_exposure, to_uint8
 
 PHOTOGRAPHS = ("camera", "coffee", "astronaut")
@@ -76,3 +77,46 @@ def test_masked_pixels_do_not_leak_into_locally_normalised_ones(make_pair):
     before = normalise_locally(Level(image, mask)).image
     image[..., :40, :40] = 100.0
     torch.testing.assert_close(normalise_locally(Level(image, mask)).image, before)
+
+
+NOISE = 0.03
+
+
+@pytest.fixture
+def faint(rng):
+    """Return src and dst, noisy both, of a frame that is dark for the most part, and where they are alike."""
+    scene = 0.3 + 0.35 * torch.rand(1, 1, 200, 200, generator=rng) ** 3
+    src, dst = (scene + NOISE * torch.randn(scene.shape, generator=rng) for _ in range(2))
+    return Level(src, None), Level(dst, None), torch.eye(3, dtype=torch.float64)[None]
+
+
+@pytest.mark.parametrize("num_functions", [LINEAR, NUM_FUNCTIONS])
+def test_noise_in_src_does_not_bend_the_light(faint, num_functions):
+    src, dst, eye = faint
+    problem = build_problem(src, dst, level=0, max_points=50_000, fit_photometric=True)
+    value, seen = problem.read_dst(eye)
+    intensity = torch.linspace(0.3, 0.6, 50, dtype=torch.float64)
+    off = {}
+    for noise in (0.0, NOISE):
+        sigma = torch.full((1,), noise, dtype=torch.float64)
+        weights, _ = regress(problem, num_functions, value, seen, sigma, 100.0)
+        tone = torch.stack([(2 * intensity - 1) ** k for k in range(min(num_functions, 4))])
+        off[noise] = ((weights[0, : len(tone), None] * tone).sum(0) - intensity).square().mean().sqrt().item()
+    assert off[0.0] > 0.006
+    assert off[NOISE] < 0.3 * off[0.0]
+
+
+def test_noise_alone_makes_no_light_rich(faint):
+    src, dst, eye = faint
+    problem = build_problem(src, dst, level=0, max_points=50_000, fit_photometric=True)
+    one = torch.ones(1, dtype=torch.float64)
+    sigma = NOISE * one
+    found = {
+        noise: fit_light(
+            problem, Alignment(eye, one, 0 * one), src_noise=noise * one, noise=2**0.5 * sigma, loss_width=2.4
+        )
+        for noise in (0.0, NOISE)
+    }
+    assert found[0.0][0].is_rich.item()  # what regression on noisy intensities makes of it
+    assert not found[NOISE][0].is_rich.item()
+    assert found[NOISE][1].gain.item() == pytest.approx(1, abs=0.06)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from homoalign.solver import REASONS, cauchy, damped_step, robust_scale, solve
+from homoalign.solver import REASONS, TAIL_SCALES, cauchy, damped_step, robust_scale, solve, tail_share
 
 
 @dataclass(frozen=True)
@@ -166,3 +166,32 @@ def test_the_scale_is_that_of_gaussian_noise_and_has_a_floor(rng):
     assert robust_scale(residual, seen, floor).item() == pytest.approx(0.3, rel=0.05)
     assert robust_scale(residual * 1e-6, seen, floor).item() == 0.01
     assert robust_scale(residual, 0 * seen, floor).item() == 0.01
+
+
+def test_noise_without_a_tail_is_solved_by_least_squares(rng):
+    problem, _ = lines(rng, batch=40, noise=0.05)
+    start = torch.zeros(40, 2, dtype=torch.float64)
+    best = torch.linalg.lstsq(problem.A, problem.b[..., None]).solution[..., 0]
+    narrow, wide = (
+        (run(problem, start, step_tol_px=1e-9, clean_loss_width=width).state.xy - best).norm(dim=-1).mean()
+        for width in (None, 5.0)
+    )
+    assert wide < 0.5 * narrow
+
+
+def test_outliers_are_not_met_with_a_wider_loss(rng):
+    problem, _ = lines(rng, outliers=20)
+    start = torch.zeros(3, 2, dtype=torch.float64)
+    near = run(problem, start).state.xy
+    found = [run(problem, near, clean_loss_width=width).state.xy for width in (None, 5.0)]
+    assert torch.equal(*found)
+
+
+def test_the_tail_is_what_lies_beyond_some_scales(rng):
+    residual = torch.randn(2, 100_000, generator=rng)
+    seen = torch.ones_like(residual)
+    seen[1, ::2] = 0
+    residual[1, ::2] = 100.0
+    scale = torch.ones(2, dtype=torch.float64)
+    expected = torch.special.erfc(torch.tensor(TAIL_SCALES / 2**0.5)).double().expand(2)
+    torch.testing.assert_close(tail_share(residual, seen, scale), expected, atol=6e-4, rtol=0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from homoalign.kernels.fit import FitSums, count_inside, fit_sums, warp_difference
-from homoalign.kernels.light import REWEIGHTINGS, RIDGE, light_cost, light_template, regress_light
+from homoalign.kernels.light import NOISE_TERMS, REWEIGHTINGS, RIDGE, light_cost, light_template, regress_light
 from homoalign.kernels.parts import Grid, block_energies, common_motion, cross_spectrum, cut, peaks
 from homoalign.kernels.patterns import local_patterns, pattern_sums, products_of_spectra, second_best, weighted_patterns
 from homoalign.kernels.pixels import (
@@ -24,12 +24,13 @@ from homoalign.kernels.pixels import (
 from homoalign.kernels.precision import PrecisionSums, precision_sums, share_of_rows
 from homoalign.kernels.reading import read
 from homoalign.kernels.refinement import keep_band, merge, squared_difference
-from homoalign.kernels.robust import median, robust_scale
+from homoalign.kernels.robust import median, robust_scale, tail_share
 from homoalign.kernels.slopes import slopes_at, sobel, steepest_slopes, usable_pixels
 from homoalign.kernels.structure import describe
 from homoalign.kernels.sums import normal_equations
 
 __all__ = [
+    "NOISE_TERMS",
     "REWEIGHTINGS",
     "RIDGE",
     "FitSums",
@@ -68,6 +69,7 @@ __all__ = [
     "spread",
     "squared_difference",
     "steepest_slopes",
+    "tail_share",
     "usable_pixels",
     "warp_difference",
     "weighted_patterns",

@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from homoalign.kernels.compiler import (
@@ -27,6 +28,28 @@ from homoalign.kernels.robust import robust_scale_of
 
 REWEIGHTINGS = 3
 RIDGE = 1e-3
+
+
+def _noise_terms() -> NDArray[np.float64]:
+    """Return rows (i, j, a, b, p, factor): of sums of products, in [i, j] noise makes factor * tau^(2 p) * [a, b].
+
+    With noise of variance tau^2 in z, the first powers t of z as `_write_basis` has them are what z^k is without, on
+    average, but their products are not: t_i t_j has k! (i over k) (j over k) tau^(2 k) t_(i+j-2k) for all k from one on
+    (Cheng and Schneeweiss, "Polynomial regression with errors in the variables", J. R. Statist. Soc. B 1998). In this
+    order a term's [a, b] is free of noise when it is asked for. i >= j and a >= b.
+    """
+    flat = {1: 0, **{9 + field: 4 + field for field in range(5)}}  # functions that have z once: the same without z
+    terms = [(i, j, *sorted((flat[i], flat[j]), reverse=True), 1, 1) for i in flat for j in flat if i >= j]
+    for power in (2, 3):
+        for j, alone in flat.items():
+            terms.append((max(power, j), min(power, j), max(power - 1, alone), min(power - 1, alone), 1, power))
+    terms += [(2, 2, 2, 0, 1, 4), (2, 2, 0, 0, 2, 2)]
+    terms += [(3, 2, 3, 0, 1, 6), (3, 2, 1, 0, 2, 6)]
+    terms += [(3, 3, 3, 1, 1, 9), (3, 3, 2, 0, 2, 18), (3, 3, 0, 0, 3, 6)]
+    return np.array(terms, np.float64)
+
+
+NOISE_TERMS = _noise_terms()
 
 
 def light_template(
@@ -92,12 +115,19 @@ def _predict_light(weights: Floats, intensity: Floats, u: Floats, value: Floats,
 
 
 def regress_light(
-    brightness: Tensor, u: Tensor, value: Tensor, seen: Tensor, floor: Tensor, settings: tuple[int, float, int]
+    intensity: Tensor,
+    noise: Tensor,
+    u: Tensor,
+    value: Tensor,
+    seen: Tensor,
+    floor: Tensor,
+    settings: tuple[int, float, int],
 ) -> tuple[Tensor, Tensor]:
     """Do what `photometry.regress` does, on the first basis functions.
 
     Args:
-        brightness: (B, N) float32, what is regressed on.
+        intensity: (B, N) float32, what is regressed on.
+        noise: (B,) float64, its standard deviation.
         u: (B, 2, N) float32.
         value: (B, N) float32, what is to be explained.
         seen: (B, N) bool.
@@ -110,29 +140,29 @@ def regress_light(
     """
     weights = torch.full((len(u), settings[0]), torch.nan, dtype=torch.float64)
     scale = torch.zeros(len(u), dtype=torch.float64)
-    _regress_light(settings, *arrays(brightness, u, value, seen, floor, weights, scale))
+    _regress_light(settings, *arrays(intensity, noise, u, value, seen, floor, weights, scale))
     return weights, scale
 
 
-def light_cost(weights: Tensor, brightness: Tensor, u: Tensor, value: Tensor, seen: Tensor, width: Tensor) -> Tensor:
+def light_cost(weights: Tensor, intensity: Tensor, u: Tensor, value: Tensor, seen: Tensor, width: Tensor) -> Tensor:
     """Return (B,) float64, the Cauchy loss of what the light that `weights` (B, K) say leaves of `value`.
 
     Args:
         weights: float64, of the first K basis functions.
-        brightness: (B, N) float32.
+        intensity: (B, N) float32.
         u: (B, 2, N) float32.
         value: (B, N) float32.
         seen: (B, N) bool.
         width: (B,) float64, of the loss.
     """
     cost = torch.zeros(len(u), dtype=torch.float64)
-    _light_cost(*arrays(weights, brightness, u, value, seen, width, cost))
+    _light_cost(*arrays(weights, intensity, u, value, seen, width, cost))
     return cost
 
 
 @compiled
 def _light_cost(
-    weights: Doubles, brightness: Floats, u: Floats, value: Floats, seen: Bools, width: Doubles, cost: Doubles
+    weights: Doubles, intensity: Floats, u: Floats, value: Floats, seen: Bools, width: Doubles, cost: Doubles
 ) -> None:
     basis = np.empty((weights.shape[1], BLOCK), np.float32)
     rest = np.empty(BLOCK, np.float32)
@@ -141,7 +171,7 @@ def _light_cost(
         for first in range(0, value.shape[1], BLOCK):
             last = min(value.shape[1], first + BLOCK)
             n = last - first
-            _write_basis(brightness[b, first:last], u[b, 0, first:last], u[b, 1, first:last], basis[:, :n])
+            _write_basis(intensity[b, first:last], 0.0, u[b, 0, first:last], u[b, 1, first:last], basis[:, :n])
             rest[:n] = value[b, first:last]
             for i in range(len(basis)):
                 _subtract(np.float32(weights[b, i]), basis[i, :n], rest[:n])
@@ -153,7 +183,8 @@ def _light_cost(
 @compiled
 def _regress_light(
     settings: tuple[int, float, int],
-    brightness: Floats,
+    intensity: Floats,
+    noise: Doubles,
     u: Floats,
     value: Floats,
     seen: Bools,
@@ -167,11 +198,13 @@ def _regress_light(
     weighted = np.empty(BLOCK, np.float32)
     normal, target = np.empty((num_functions, num_functions)), np.empty(num_functions)
     for b in range(len(u)):
-        _write_basis(brightness[b], u[b, 0], u[b, 1], basis)
+        variance = (2 * noise[b]) ** 2  # of z
+        _write_basis(intensity[b], variance, u[b, 0], u[b, 1], basis)
         for k in range(weight.size):
             weight[k] = np.float32(1) if seen[b, k] else np.float32(0)
         for _ in range(REWEIGHTINGS):
             _normal_equations(basis, weight, value[b], weighted, normal, target)
+            _take_noise_away(variance, normal)
             if not factorise(normal):
                 scale[b] = np.nan
                 break
@@ -209,25 +242,34 @@ def _normal_equations(
 
 
 @compiled
+def _take_noise_away(variance: float, normal: Doubles) -> None:
+    for k in range(len(NOISE_TERMS)):
+        i, j, a, b = int(NOISE_TERMS[k, 0]), int(NOISE_TERMS[k, 1]), int(NOISE_TERMS[k, 2]), int(NOISE_TERMS[k, 3])
+        if i < len(normal):
+            normal[i, j] -= NOISE_TERMS[k, 5] * variance ** NOISE_TERMS[k, 4] * normal[a, b]
+
+
+@compiled
 def _subtract(factor: np.float32, values: Floats, rest: Floats) -> None:
     for k in range(rest.size):
         rest[k] -= factor * values[k]
 
 
 @compiled
-def _write_basis(brightness: Floats, u: Floats, v: Floats, basis: Floats) -> None:
+def _write_basis(intensity: Floats, variance: float, u: Floats, v: Floats, basis: Floats) -> None:
     """Write the first functions of `photometry._basis`, all fourteen or the two of a gain and a bias."""
     one, two = np.float32(1), np.float32(2)
+    of_noise, thrice = np.float32(variance), np.float32(3 * variance)
     for k in range(u.size):
-        z = two * brightness[k] - one
+        z = two * intensity[k] - one
         basis[0, k] = one
         basis[1, k] = z
     if len(basis) == 2:
         return
     for k in range(u.size):
-        x, y, z = u[k], v[k], two * brightness[k] - one
-        basis[2, k] = z * z
-        basis[3, k] = z * z * z
+        x, y, z = u[k], v[k], two * intensity[k] - one
+        basis[2, k] = z * z - of_noise
+        basis[3, k] = (z * z - thrice) * z
         basis[4, k] = x
         basis[5, k] = y
         basis[6, k] = x * x

@@ -23,6 +23,19 @@ def robust_scale(residual: Tensor, seen: Tensor, samples: int) -> Tensor:
     return scale
 
 
+def tail_share(residual: Tensor, seen: Tensor, limit: Tensor) -> Tensor:
+    """Return (B,) float64, the share of what is seen whose residual is beyond a limit; NaN where nothing is seen.
+
+    Args:
+        residual: (B, N) float32.
+        seen: (B, N).
+        limit: (B,) float64.
+    """
+    share = torch.empty(len(residual), dtype=torch.float64)
+    _tail_share(*arrays(residual, seen > 0, limit, share))
+    return share
+
+
 def median(magnitude: Tensor) -> Tensor:
     """Return (B,) float64, the lower median of (B, N) float32, none of them negative or NaN."""
     found = torch.empty(len(magnitude), dtype=torch.float64)
@@ -40,6 +53,22 @@ def _median(magnitude: Floats, found: Doubles) -> None:
 def _robust_scale(samples: int, residual: Floats, seen: Bools, scale: Doubles) -> None:
     for b in range(len(scale)):
         scale[b] = robust_scale_of(residual[b], seen[b], samples)
+
+
+@compiled
+def _tail_share(residual: Floats, seen: Bools, limit: Doubles, share: Doubles) -> None:
+    for b in range(len(share)):
+        share[b] = tail_share_of(residual[b], seen[b], limit[b])
+
+
+@compiled
+def tail_share_of(residual: Floats, seen: Bools, limit: float) -> float:
+    """Return the share of one pair's residuals that are beyond a limit."""
+    beyond, count, most = 0, 0, np.float32(limit)
+    for k in range(residual.size):
+        beyond += seen[k] & (abs(residual[k]) > most)
+        count += seen[k]
+    return beyond / count if count > 0 else np.nan
 
 
 @compiled

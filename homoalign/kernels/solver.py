@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from homoalign.homography import SL3_BASIS
 from homoalign.kernels.compiler import BLOCK, Bools, Doubles, Floats, compiled, factorise, solve_factorised
 from homoalign.kernels.reading import read_pair
-from homoalign.kernels.robust import robust_scale_of
+from homoalign.kernels.robust import robust_scale_of, tail_share_of
 from homoalign.kernels.sums import accumulate, accumulate_score, mirror
 from homoalign.residual import BORDER_PX, LEAST_DEPTH_RATIO, Alignment, DirectProblem
 from homoalign.solver import (
+    CLEAN_TAIL,
     CONVERGED,
     INITIAL_DAMPING,
     KEEP_PX,
@@ -32,6 +33,7 @@ from homoalign.solver import (
     RUNNING,
     SCALE_SAMPLES,
     SHORT_PX,
+    TAIL_SCALES,
     Slack,
     Solution,
 )
@@ -51,6 +53,7 @@ def solve_direct(
     loss_width: float,
     min_seen: torch.Tensor,
     slack: Slack,
+    clean_loss_width: float | None = None,
 ) -> Solution[Alignment]:
     """Do what `solver.solve` does, for images on the processor; the arguments are the same."""
     template, frame = problem.template, problem.frame
@@ -74,7 +77,7 @@ def solve_direct(
         frame.src_motion.numpy(),
         frame.src_corners.numpy(),
         frame.corner_motion.numpy(),
-        (max_iterations, step_tol_px, loss_width, slack.step_px, slack.cost),
+        (max_iterations, step_tol_px, loss_width, clean_loss_width or loss_width, slack.step_px, slack.cost),
         min_seen.double().contiguous().numpy(),
         matrix.numpy(),
         gain.numpy(),
@@ -101,7 +104,7 @@ def _solve(
     src_motion: Doubles,
     src_corners: Doubles,
     corner_motion: Doubles,
-    limits: tuple[int, float, float, float, float],
+    limits: tuple[int, float, float, float, float, float],
     min_seen: Doubles,
     matrix: Doubles,
     gain: Doubles,
@@ -109,7 +112,7 @@ def _solve(
     stop: NDArray[np.int64],
     num_iterations: NDArray[np.int32],
 ) -> None:
-    max_iterations, step_tol_px, loss_width, slack_px, slack_cost = limits
+    max_iterations, step_tol_px, loss_width, clean_loss_width, slack_px, slack_cost = limits
     num_points = u.shape[2]
     residual, new_residual = np.empty(num_points, np.float32), np.empty(num_points, np.float32)
     seen, new_seen = np.empty(num_points, np.bool_), np.empty(num_points, np.bool_)
@@ -126,10 +129,14 @@ def _solve(
         )  # fmt: skip
         reason = RUNNING if count >= min_seen[b] else OVERLAP_LOST
         damping, has_memory, accepted, length_px = INITIAL_DAMPING, False, False, np.inf
-        iteration = 0
+        iteration, in_scales = 0, loss_width
         while iteration < max_iterations and reason == RUNNING:
             iteration += 1
-            width = loss_width * max(robust_scale_of(residual, seen, SCALE_SAMPLES), scale_floor[b])
+            scale = max(robust_scale_of(residual, seen, SCALE_SAMPLES), scale_floor[b])
+            if iteration == 1:
+                is_clean = tail_share_of(residual, seen, TAIL_SCALES * scale) <= CLEAN_TAIL
+                in_scales = clean_loss_width if is_clean else loss_width
+            width = in_scales * scale
             _normal_equations(
                 slope[b], brightness[b], u[b], residual, seen, np.float32(1 / width), state[9], free,
                 not length_px <= KEEP_PX, JtJ, Jtr,
