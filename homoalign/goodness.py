@@ -2,12 +2,12 @@
 
 What ends the search is another question than how probable an answer is: what is taken too soon stays wrong, what is
 doubted without need costs a search. So this stands apart from `confidence`, which may be fitted anew without a pair
-ending elsewhere. It asks for three things,
+ending elsewhere. It asks for four things,
 
-    goodness = looks * no rival * precise
+    goodness = looks * no rival * precise * agrees
 
-each a probability by its form alone. The figures of looks are set by hand to what separates right from wrong on
-photographs and across sensors, the others were fitted to drawn pairs once; all of them stay as they are.
+each a probability by its form alone. The figures of looks and agrees are set by hand to what separates right from wrong
+on photographs and across sensors, the others were fitted to drawn pairs once; all of them stay as they are.
 
 B pairs.
 """
@@ -32,6 +32,16 @@ SMALL_OVERLAP = 0.1
 
 EVEN_STRUCTURE = 0.36
 STRUCTURE_SLOPE = 30.0
+
+EVEN_PARTS = 0.65
+PARTS_SLOPE = 25.0
+EVEN_ERROR_480 = 4.0
+ERROR_POWER = 6.0
+"""Blocks of which so many lie where they are, and that leave the corners open by less than this, look right too."""
+
+DRIFT_480 = 8.0
+DRIFT_POWER = 4.0
+"""Blocks that would all move the corners as far as this contradict an answer, however alike the images look."""
 
 NO_RIVAL = 14.03
 RIVAL = 14.99
@@ -65,7 +75,21 @@ def goodness(evidence: Evidence) -> Tensor:
         -1.0
     )  # without a prediction looks have to do
     odds = torch.fmax(_odds_of_intensity(evidence), STRUCTURE_SLOPE * (evidence.structure - EVEN_STRUCTURE))
-    return torch.where(evidence.is_finite, torch.sigmoid(odds) * has_none * precise, 0.0)
+    odds = torch.fmax(odds, _odds_of_parts(evidence))
+    return torch.where(evidence.is_finite, torch.sigmoid(odds) * has_none * precise * _agrees(evidence), 0.0)
+
+
+def _odds_of_parts(evidence: Evidence) -> Tensor:
+    """Return (B,) log-odds; NaN where the blocks were not asked."""
+    of_share = PARTS_SLOPE * (evidence.parts_here - EVEN_PARTS)
+    error_480 = torch.hypot(evidence.drift_480, evidence.drift_std_480)
+    return torch.minimum(of_share, ERROR_POWER * (EVEN_ERROR_480 / error_480).log())
+
+
+def _agrees(evidence: Evidence) -> Tensor:
+    """Return (B,) how little of the blocks' drift is more than chance; 1 where they were not asked."""
+    drift_480 = (evidence.drift_480.square() - evidence.drift_std_480.square()).clamp_min(0).sqrt().nan_to_num(0.0)
+    return 1 / (1 + (drift_480 / DRIFT_480) ** DRIFT_POWER)
 
 
 def needs_structure(evidence: Evidence) -> Tensor:

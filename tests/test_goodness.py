@@ -42,8 +42,9 @@ def test_a_good_fit_ends_the_search():
         {"corner_std_480": 4.0, "unexplained": 20.0},
         {"local_correlation": 0.2, "structure": 0.1},
         {"weak_correlation": 0.1, "structure": 0.1},
+        {"parts_here": 0.7, "drift_480": 15.0, "drift_std_480": 5.0},
     ],
-    ids=["repeats", "imprecise", "imprecise and not flat", "unlike", "unlike in most blocks"],
+    ids=["repeats", "imprecise", "imprecise and not flat", "unlike", "unlike in most blocks", "blocks contradict"],
 )
 def test_each_doubt_alone_goes_on(change):
     assert told(**(GOOD | change)) < GOOD_ENOUGH
@@ -52,6 +53,21 @@ def test_each_doubt_alone_goes_on(change):
 def test_without_a_predicted_precision_looks_have_to_do():
     assert told(**(GOOD | {"corner_std_480": np.nan})) > 0.95
     assert told(**(GOOD | {"corner_std_480": UNDETERMINED_480})) < 0.05
+
+
+def test_blocks_that_know_little_contradict_little():
+    assert told(**(GOOD | {"parts_here": 0.7, "drift_480": 15.0, "drift_std_480": 14.0})) > 0.8
+
+
+@pytest.mark.parametrize(
+    ("parts", "is_enough"),
+    [((0.85, 1.0, 1.5), True), ((0.5, 1.0, 1.5), False), ((0.85, 1.0, 30.0), False), ((0.85, 6.0, 1.5), False)],
+    ids=["agree", "few agree", "leave the corners open", "agree on another place"],
+)
+def test_blocks_settle_what_looks_unlike(parts, is_enough):
+    unlike = {"local_correlation": 0.1, "weak_correlation": 0.1, "structure": 0.25}
+    of_parts = dict(zip(("parts_here", "drift_480", "drift_std_480"), parts, strict=True))
+    assert (told(**(GOOD | unlike | of_parts)) > GOOD_ENOUGH) == is_enough
 
 
 def test_no_matrix_is_never_good_enough():
