@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import avg_pool2d
 
-from homoalign import kernels, metrics, photometry, pyramid
+from homoalign import kernels, metrics, photometry, pyramid, search
 from homoalign.intensity import to_gray
 from homoalign.kernels.pixels import means_of_windows
 from homoalign.noise import denoise, noise_level, smooth
@@ -277,3 +277,20 @@ def test_structure_is_that_of_torch(rng, by_torch, size, masked):
     ours, expected = describe(Level(image, mask)), by_torch(lambda: describe(Level(image, mask)))
     assert torch.equal(ours.usable, expected.usable)
     torch.testing.assert_close(ours.channels, expected.channels, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("min_overlap", [20.0, 1e9])
+def test_the_best_shifts_are_the_highest_peaks_of_their_neighbourhoods(rng, by_torch, min_overlap):
+    size = (1, 3, 30, 24)
+    agreement = torch.complex(torch.randn(size, generator=rng), torch.randn(size, generator=rng))
+    overlap = 100 * torch.rand(size, generator=rng) - 10
+    energies = torch.rand(size, generator=rng) - 0.1, torch.rand(size, generator=rng)
+
+    def best():
+        return search.best_of_maps(agreement, overlap, energies, min_overlap=min_overlap)
+
+    (score, at), (expected, expected_at) = best(), by_torch(best)
+    torch.testing.assert_close(score, expected)
+    found = score > -1
+    assert torch.equal(at[found], expected_at[found])
+    assert found.all() == (min_overlap < 1e9)

@@ -25,17 +25,20 @@ from homoalign.kernels.precision import PrecisionSums, precision_sums, share_of_
 from homoalign.kernels.reading import read
 from homoalign.kernels.refinement import keep_band, merge, squared_difference
 from homoalign.kernels.robust import median, robust_scale, tail_share
+from homoalign.kernels.shifts import LEAST_ENERGY, best_shifts
 from homoalign.kernels.slopes import slopes_at, sobel, steepest_slopes, usable_pixels
 from homoalign.kernels.structure import describe
 from homoalign.kernels.sums import normal_equations
 
 __all__ = [
+    "LEAST_ENERGY",
     "NOISE_TERMS",
     "REWEIGHTINGS",
     "RIDGE",
     "FitSums",
     "Grid",
     "PrecisionSums",
+    "best_shifts",
     "block_energies",
     "common_motion",
     "convolve",
