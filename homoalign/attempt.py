@@ -175,6 +175,49 @@ def _widen(covariance: Tensor, parts: Parts, unexplained: Tensor, at_480: float)
     return covariance + no_noise * (PARTS_SHARE**2 * by_parts + bias)
 
 
+def _ask_blocks(
+    track: Track,
+    level: int,
+    matrix: Tensor,
+    level_matrix: Tensor,
+    covariance: Tensor,
+    evidence: Evidence,
+    dst_size: tuple[int, int],
+) -> tuple[Tensor, Evidence, Tensor]:
+    """Ask the blocks of the overlap about the pairs that are not plain.
+
+    Args:
+        track: the pairs.
+        level: to ask at.
+        matrix: (B, 3, 3) answers, full-size pixels.
+        level_matrix: (B, 3, 3), pixels of the level.
+        covariance: (B, 4, 2, 2) of the corners, full-size pixels of dst.
+        evidence: so far.
+        dst_size: (height, width) of full-size dst, pixels.
+
+    Returns:
+        covariance: with what the blocks leave open.
+        evidence: with what they say.
+        second_opinion: (B, 3, 3), `AlignResult.second_opinion`.
+    """
+    second_opinion = torch.full_like(matrix, torch.nan)
+    asked = torch.nonzero(~is_plain(evidence) & evidence.is_finite)[:, 0]
+    if len(asked) == 0:
+        return covariance, evidence, second_opinion
+    here = asked.to(matrix.device)
+    unexplained = evidence.unexplained.to(matrix.device)[here]
+    src, dst = ([of_level.select(here) for of_level in pyramid[level:]] for pyramid in (track.src, track.dst))
+    parts = measure_parts(src[0], dst[0], level_matrix[here])
+    widened = _widen(covariance[here], parts, unexplained, 480 / min(dst_size))
+    parts = ask_witnesses(src, dst, level_matrix[here], parts, unexplained)
+    moved = homography.move(matrix[here], parts.motion, *dst_size)
+    return (
+        covariance.index_copy(0, here, widened),
+        evidence.with_parts(asked, parts),
+        second_opinion.index_copy(0, here, moved),
+    )
+
+
 def _measure(
     batch: Batch,
     track: Track,
@@ -231,14 +274,9 @@ def _measure(
         drift_std_480=unknown,
         is_finite=finite.cpu(),
     )
-    asked = torch.nonzero(~is_plain(evidence) & evidence.is_finite)[:, 0]
-    if len(asked) > 0:
-        here = asked.to(matrix.device)
-        src, dst = ([of_level.select(here) for of_level in pyramid[level:]] for pyramid in (track.src, track.dst))
-        parts = measure_parts(src[0], dst[0], level_matrix[here])
-        widened = _widen(covariance[here], parts, unexplained[here], at_480)
-        covariance = covariance.index_copy(0, here, widened)
-        evidence = evidence.with_parts(asked, ask_witnesses(src, dst, level_matrix[here], parts, unexplained[here]))
+    covariance, evidence, second_opinion = _ask_blocks(
+        track, level, matrix, level_matrix, covariance, evidence, dst_size
+    )
     corner_std_px = metrics.corner_std(covariance)
     asked = torch.nonzero(needs_structure(evidence))[:, 0]
     if len(asked) > 0:
@@ -274,4 +312,5 @@ def _measure(
         gt_corner_error_max_px=errors.amax(-1).cpu(),
         gt_reprojection_l1=reprojection.cpu(),
         evidence=evidence.table(),
+        second_opinion=second_opinion.cpu(),
     )

@@ -2,6 +2,8 @@
 
     prior or identity -> exhaustive search -> local features
 
+Wherever the blocks of the overlap all point elsewhere, that is tried before the next, dearer one.
+
 B pairs, K hypotheses.
 """
 
@@ -37,6 +39,9 @@ STANDING = 0.25
 LEAST_GAIN: dict[Signal, float] = {"intensity": 0.02, "structure": 0.04}
 """An answer replaces the one before where its structure agrees better by more than noise makes it do."""
 
+POINTS_ELSEWHERE = 2.0
+"""Blocks that would move the corners by more than so many standard deviations are followed."""
+
 SEARCHED = 200
 """Hypotheses a pair that the search hands on."""
 
@@ -58,6 +63,7 @@ def run_cascade(batch: Batch, start: Tensor, initialisation: list[Initialisation
     result = _rematch(batch, result, start, signal)
     if config.signal == "auto":
         result = _stay(batch, result)
+    result = _follow_blocks(batch, result)
     steps: list[tuple[bool, Initialisation, Callable[[Batch], Hypotheses]]] = [
         (config.use_search, Initialisation.SEARCH, _search),
         (config.use_features and config.model == "homography", Initialisation.FEATURES, _match),
@@ -65,7 +71,11 @@ def run_cascade(batch: Batch, start: Tensor, initialisation: list[Initialisation
     for is_wanted, name, propose in steps:
         doubtful = _indices(~_is_settled(batch, result))
         if is_wanted and len(doubtful) > 0:
-            result = result.put(doubtful, _escalate(batch.select(doubtful), result.select(doubtful), name, propose))
+            part = batch.select(doubtful)
+            before = result.select(doubtful)
+            after = _escalate(part, before, name, propose)
+            is_new = (after.dst_homo_src != before.dst_homo_src).any(-1).any(-1)
+            result = result.put(doubtful, _follow_blocks(part, after, among=is_new))
     return result
 
 
@@ -110,6 +120,24 @@ def _stay(batch: Batch, result: AlignResult) -> AlignResult:
         return result
     names = [result.initialisation[i] or Initialisation.IDENTITY for i in index.tolist()]
     return _attempt_better(batch, result, index, result.dst_homo_src[index], names, "structure")
+
+
+def _follow_blocks(batch: Batch, result: AlignResult, among: Tensor | None = None) -> AlignResult:
+    """Start anew from where the blocks of the overlap would have src lie, where these are sure that it lies wrong.
+
+    Args:
+        batch: the pairs.
+        result: their answers.
+        among: (B,) bool, the pairs that may be tried; None: all.
+    """
+    evidence = Evidence.of_table(result.evidence)
+    is_sure = evidence.drift_480 > POINTS_ELSEWHERE * evidence.drift_std_480  # NaN: nobody asked the blocks
+    known = result.second_opinion.isfinite().flatten(1).all(-1)
+    index = _indices(is_sure & known & ~_is_settled(batch, result) & (True if among is None else among))
+    if len(index) == 0:
+        return result
+    names = [result.initialisation[i] or Initialisation.IDENTITY for i in index.tolist()]
+    return _attempt_better(batch, result, index, result.second_opinion[index], names, SIGNALS[batch.config.signal][-1])
 
 
 def _escalate(

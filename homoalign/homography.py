@@ -128,6 +128,19 @@ def motion_of_step(step: Tensor) -> Tensor:
     return motion
 
 
+def move(H_b_a: Tensor, motion: Tensor, height: int, width: int) -> Tensor:
+    """Return (B, 3, 3) matrices after a motion of what lies in image b, [2, 2] = 1.
+
+    Args:
+        H_b_a: (B, 3, 3).
+        motion: (B, 3, 3), acting on centred coordinates of image b.
+        height: of image b, pixels.
+        width: of image b, pixels.
+    """
+    from_centred = pixels_from_centred(height, width, device=motion.device)
+    return normalise(from_centred @ motion @ torch.linalg.inv(from_centred) @ H_b_a)
+
+
 def velocities(x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Motion of points under each basis element: d proj(exp(step) u) / d step at step = 0.
 

@@ -78,12 +78,14 @@ class Parts:
         drift_std_480: its standard deviation, likewise.
         corner_covariance_480: (B, 4, 2, 2) of the corners, where the blocks are all that is known, pixels squared; NaN
             for corners behind the horizon.
+        motion: (B, 3, 3) float64, what the blocks would do to the warped source, in centred coordinates of dst.
     """
 
     here: Tensor
     drift_480: Tensor
     drift_std_480: Tensor
     corner_covariance_480: Tensor
+    motion: Tensor
 
     def select(self, index: Tensor) -> Parts:
         """Return the pairs that `index` (int64) names."""
@@ -287,6 +289,7 @@ def _drift(
         drift_480=drift.nan_to_num(MOST_480).clamp_max(MOST_480),
         drift_std_480=spread.nan_to_num(MOST_480).clamp_max(MOST_480),
         corner_covariance_480=corner_covariance,
+        motion=homography.motion_of_step(motion),
     )
 
 

@@ -75,6 +75,8 @@ class AlignResult:
     """(B,), mean absolute difference of src warped by the estimate and by the truth."""
     evidence: Tensor
     """(B, 11), what `confidence` is drawn from; columns as `evidence.EVIDENCE` names them."""
+    second_opinion: Tensor
+    """(B, 3, 3), where the blocks of the overlap would have src lie; NaN where they were not asked."""
 
     @classmethod
     def blank(cls, status: Sequence[Status], status_detail: Sequence[str | None]) -> AlignResult:
@@ -106,6 +108,7 @@ class AlignResult:
             gt_corner_error_max_px=nan(),
             gt_reprojection_l1=nan(),
             evidence=nan(len(EVIDENCE)),
+            second_opinion=nan(3, 3),
         )
 
     @classmethod

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from homoalign import AlignConfig, Status, align
+from homoalign import AlignConfig, Status, align, cascade
 from homoalign.homography import corner_errors
-from jobs.degrade import add_blur, adjust_exposure, occlude
+from jobs.degrade import add_blur, adjust_exposure, occlude, see_by_other_sensor, to_uint8
 from jobs.synthetic import load_photograph, load_scene, random_homography, render_pair, similarity_homography
 
 SIZE = (120, 160)
@@ -275,3 +275,21 @@ def test_what_stands_on_structure_alone_is_solved_where_it_stands():
     assert result.gt_corner_error_px.item() < 0.5
     on_intensity = align(src, folded, gt=pair.dst_homo_src, config=dataclasses.replace(config, signal="intensity"))
     assert on_intensity.gt_corner_error_px.item() > 2
+
+
+@pytest.mark.parametrize("photograph", ["camera", "hubble_deep_field"])
+def test_an_answer_whose_blocks_all_point_elsewhere_is_led_there(photograph):
+    rng, size = np.random.default_rng(0), (240, 320)
+    pair = render_pair(load_scene(photograph, gray=True), random_homography(rng, size, 10.0), size, rng=rng)
+    dst = to_uint8(see_by_other_sensor(pair.dst.clip(0, 1), bends=2, rng=rng))
+    beside = np.array([[1, 0, rng.uniform(-14, 14)], [0, 1, rng.uniform(-14, 14)], [0, 0, 1]]) @ pair.dst_homo_src
+
+    def solve():
+        return align(to_uint8(pair.src), dst, init=beside, gt=pair.dst_homo_src, config=BARE)
+
+    result = solve()
+    assert result.status == [Status.OK]
+    assert result.gt_corner_error_px.item() < 0.5
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cascade, "POINTS_ELSEWHERE", np.inf)
+        assert solve().gt_corner_error_px.item() > 5

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from homoalign import homography
 from homoalign.parts import MOST_480, measure_parts
 from homoalign.pyramid import Level
 from jobs.degrade import see_by_other_sensor
@@ -97,3 +98,12 @@ def test_a_pair_is_measured_alike_alone_and_with_others(view):
         assert (together.here[i].item(), together.drift_480[i].item(), together.drift_std_480[i].item()) == (
             pytest.approx(alone, abs=1e-3)
         )
+
+
+@pytest.mark.parametrize("shift_px", [2, 5])
+def test_the_motion_of_the_blocks_leads_back_to_the_truth(view, shift_px):
+    src, dst, truth = view()
+    wrong = torch.from_numpy(shifted(shift_px, -shift_px) @ truth)[None]
+    parts = measure_parts(as_level(src), as_level(dst), wrong)
+    right = homography.move(wrong, parts.motion, *SIZE)
+    assert homography.corner_errors(right, torch.from_numpy(truth)[None], *SIZE).max() < 0.4
