@@ -61,6 +61,8 @@ def run_cascade(batch: Batch, start: Tensor, initialisation: list[Initialisation
     if config.solver == "adam":  # the tutorial knows no other start
         return result
     result = _rematch(batch, result, start, signal)
+    if bool(_is_settled(batch, result).all()):  # as most are
+        return result
     if config.signal == "auto":
         result = _stay(batch, result)
     result = _follow_blocks(batch, result)
@@ -99,6 +101,8 @@ def _rematch(batch: Batch, result: AlignResult, start: Tensor, signal: Signal) -
     src_size = image_size(batch.src[0].image)
     octave = zoom_octave(result.dst_homo_src, src_size)
     is_zoom = octave != zoom_octave(start.cpu(), src_size)
+    if not bool(is_zoom.any()):
+        return result
     index = _indices(is_zoom & (_goodness(result) >= GOOD_ENOUGH))
     if len(index) == 0:
         return result

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from homoalign import kernels
 from homoalign.noise import smooth
 from homoalign.residual import Alignment, DirectProblem
 from homoalign.solver import SCALE_SAMPLES
@@ -183,6 +184,8 @@ def _light_of_most(src: Tensor, dst: Tensor, seen: Tensor, state: Alignment) -> 
 
 def _scale(residual: Tensor, counted: Tensor) -> Tensor:
     """Return (B,) the standard deviation of normal residuals that have this lower quartile: outliers hardly move it."""
+    if kernels.serves(residual):
+        return kernels.lower_quartile(residual, counted, SCALE_SAMPLES) / QUARTILE
     stride = max(1, residual.shape[-1] // SCALE_SAMPLES) | 1
     magnitude = torch.where(counted[:, ::stride], residual[:, ::stride].abs(), torch.nan)
-    return torch.nanquantile(magnitude, 0.25, dim=-1).double() / QUARTILE
+    return torch.nanquantile(magnitude, 0.25, dim=-1, interpolation="lower").double() / QUARTILE

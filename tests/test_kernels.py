@@ -294,3 +294,15 @@ def test_the_best_shifts_are_the_highest_peaks_of_their_neighbourhoods(rng, by_t
     found = score > -1
     assert torch.equal(at[found], expected_at[found])
     assert found.all() == (min_overlap < 1e9)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 30_000])
+def test_the_lower_quartile_is_that_of_what_is_seen(rng, count):
+    residual = torch.randn(2, count, generator=rng)
+    seen = torch.rand(2, count, generator=rng) < 0.7
+    seen[1] = False
+    quartile = kernels.lower_quartile(residual, seen, 10**6)
+    if seen[0].any():
+        expected = residual[0][seen[0]].abs().quantile(0.25, interpolation="lower").double()
+        torch.testing.assert_close(quartile[0], expected)
+    assert quartile[1].isnan()

@@ -24,7 +24,7 @@ from homoalign.kernels.pixels import (
 from homoalign.kernels.precision import PrecisionSums, precision_sums, share_of_rows
 from homoalign.kernels.reading import read
 from homoalign.kernels.refinement import keep_band, merge, squared_difference
-from homoalign.kernels.robust import median, robust_scale, tail_share
+from homoalign.kernels.robust import lower_quartile, median, robust_scale, tail_share
 from homoalign.kernels.shifts import LEAST_ENERGY, best_shifts
 from homoalign.kernels.slopes import slopes_at, sobel, steepest_slopes, usable_pixels
 from homoalign.kernels.structure import describe
@@ -53,6 +53,7 @@ __all__ = [
     "light_cost",
     "light_template",
     "local_patterns",
+    "lower_quartile",
     "median",
     "merge",
     "normal_equations",

@@ -23,6 +23,19 @@ def robust_scale(residual: Tensor, seen: Tensor, samples: int) -> Tensor:
     return scale
 
 
+def lower_quartile(residual: Tensor, seen: Tensor, samples: int) -> Tensor:
+    """Return (B,) float64, the lower quartile of the absolute residuals of what is seen; NaN where nothing is.
+
+    Args:
+        residual: (B, N) float32.
+        seen: (B, N).
+        samples: about how many residuals are looked at.
+    """
+    quartile = torch.empty(len(residual), dtype=torch.float64)
+    _lower_quartile(samples, *arrays(residual, seen > 0, quartile))
+    return quartile
+
+
 def tail_share(residual: Tensor, seen: Tensor, limit: Tensor) -> Tensor:
     """Return (B,) float64, the share of what is seen whose residual is beyond a limit; NaN where nothing is seen.
 
@@ -46,7 +59,8 @@ def median(magnitude: Tensor) -> Tensor:
 @compiled
 def _median(magnitude: Floats, found: Doubles) -> None:
     for b in range(len(found)):
-        found[b] = float(magnitude[b, _median_index(magnitude[b].view(np.uint32))])
+        bits = magnitude[b].view(np.uint32)
+        found[b] = float(magnitude[b, _index_of_rank(bits, (bits.size - 1) // 2)])
 
 
 @compiled
@@ -74,22 +88,43 @@ def tail_share_of(residual: Floats, seen: Bools, limit: float) -> float:
 @compiled
 def robust_scale_of(residual: Floats, seen: Bools, samples: int) -> float:
     """Return the scale of one pair."""
-    # An odd stride does not fall in step with the rows of an image.
-    stride = max(1, residual.size // samples) | 1
-    sample = np.empty(residual.size // stride + 1, np.float32)
-    count = 0
-    for k in range(0, residual.size, stride):
-        sample[count] = abs(residual[k])
-        count += seen[k]
+    sample = np.empty(residual.size // _stride(residual.size, samples) + 1, np.float32)
+    count = _sample(residual, seen, samples, sample)
     if count == 0:
         return 0.0
-    return 1.4826 * float(sample[_median_index(sample[:count].view(np.uint32))])
+    return 1.4826 * float(sample[_index_of_rank(sample[:count].view(np.uint32), (count - 1) // 2)])
 
 
 @compiled
-def _median_index(bits: NDArray[np.uint32]) -> int:
-    """Return where the lower median of positive floats is, whose order is that of their bits: digit by digit."""
-    rank, leading, above = (bits.size - 1) // 2, np.uint32(0), np.uint32(32)
+def _lower_quartile(samples: int, residual: Floats, seen: Bools, quartile: Doubles) -> None:
+    sample = np.empty(residual.shape[1] // _stride(residual.shape[1], samples) + 1, np.float32)
+    for b in range(len(quartile)):
+        count = _sample(residual[b], seen[b], samples, sample)
+        quartile[b] = np.nan
+        if count > 0:
+            quartile[b] = float(sample[_index_of_rank(sample[:count].view(np.uint32), (count - 1) // 4)])
+
+
+@compiled
+def _stride(size: int, samples: int) -> int:
+    # An odd one does not fall in step with the rows of an image.
+    return max(1, size // samples) | 1
+
+
+@compiled
+def _sample(residual: Floats, seen: Bools, samples: int, sample: Floats) -> int:
+    """Write the magnitudes of some of what is seen, and return how many these are."""
+    count = 0
+    for k in range(0, residual.size, _stride(residual.size, samples)):
+        sample[count] = abs(residual[k])
+        count += seen[k]
+    return count
+
+
+@compiled
+def _index_of_rank(bits: NDArray[np.uint32], rank: int) -> int:
+    """Return where the positive float of a rank is, the least having 0; their order is that of their bits."""
+    leading, above = np.uint32(0), np.uint32(32)
     histogram = np.empty(2048, np.int32)
     for shift in (np.uint32(21), np.uint32(10), np.uint32(0)):
         digits = above - shift
