@@ -39,6 +39,10 @@ EVEN_ERROR_480 = 4.0
 ERROR_POWER = 6.0
 """Blocks of which so many lie where they are, and that leave the corners open by less than this, look right too."""
 
+LEAST_HERE = 0.42
+HERE_SLOPE = 25.0
+"""Fewer blocks than so many that lie where they are contradict an answer: bricks look alike wherever they lie."""
+
 DRIFT_480 = 8.0
 DRIFT_POWER = 4.0
 """Blocks that would all move the corners as far as this contradict an answer, however alike the images look."""
@@ -87,9 +91,11 @@ def _odds_of_parts(evidence: Evidence) -> Tensor:
 
 
 def _agrees(evidence: Evidence) -> Tensor:
-    """Return (B,) how little of the blocks' drift is more than chance; 1 where they were not asked."""
+    """Return (B,) how little the blocks contradict; 1 where they were not asked."""
     drift_480 = (evidence.drift_480.square() - evidence.drift_std_480.square()).clamp_min(0).sqrt().nan_to_num(0.0)
-    return 1 / (1 + (drift_480 / DRIFT_480) ** DRIFT_POWER)
+    # Nobody asks the blocks where they would all say the same.
+    stays = torch.sigmoid(HERE_SLOPE * (evidence.parts_here.nan_to_num(1.0) - LEAST_HERE))
+    return stays / (1 + (drift_480 / DRIFT_480) ** DRIFT_POWER)
 
 
 def needs_structure(evidence: Evidence) -> Tensor:

@@ -43,8 +43,17 @@ def test_a_good_fit_ends_the_search():
         {"local_correlation": 0.2, "structure": 0.1},
         {"weak_correlation": 0.1, "structure": 0.1},
         {"parts_here": 0.7, "drift_480": 15.0, "drift_std_480": 5.0},
+        {"parts_here": 0.35, "drift_480": 4.0, "drift_std_480": 6.0},
     ],
-    ids=["repeats", "imprecise", "imprecise and not flat", "unlike", "unlike in most blocks", "blocks contradict"],
+    ids=[
+        "repeats",
+        "imprecise",
+        "imprecise and not flat",
+        "unlike",
+        "unlike in most blocks",
+        "blocks point elsewhere",
+        "blocks scatter",
+    ],
 )
 def test_each_doubt_alone_goes_on(change):
     assert told(**(GOOD | change)) < GOOD_ENOUGH
