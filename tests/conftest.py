@@ -1,10 +1,12 @@
 """What every test module may use."""
 
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from job_pairs import encoded, photo, write_manifest, write_pairs
 
 from homoalign import kernels
 from jobs.synthetic import load_scene, random_homography, render_pair
@@ -50,3 +52,15 @@ def by_torch(monkeypatch):
             return function()
 
     return call
+
+
+@pytest.fixture
+def mixed_manifest(tmp_path: Path) -> Path:
+    """A manifest of pairs of three sizes, with missing images among them."""
+    rows = write_pairs(tmp_path, 12)
+    for i, row in enumerate(rows):
+        if i % 3 == 0:
+            (tmp_path / row["src"]).write_bytes(encoded(photo(i, 40 + 8 * (i % 2), 50)))
+        if i % 5 == 4:
+            row["dst"] = "missing.png"
+    return write_manifest(tmp_path / "m.parquet", rows)

@@ -23,9 +23,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from image_files import FILES, with_true_checksums
 from job_pairs import ENVIRONMENT, encoded, pair
-from test_images import FILES, with_true_checksums
-from test_shard import FakeAlign, task_for
+from shard_tasks import FakeAlign, task_for
 
 from homoalign.errors import PairError
 from homoalign.images import decode_image

@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from good_evidence import GOOD, of_pair
 
 from homoalign import Status, align
 from homoalign.confidence import confidence, load_calibration
@@ -15,27 +16,13 @@ from homoalign.pyramid import Level
 from jobs.bench.fit_confidence import fit
 from jobs.synthetic import load_scene, render_pair
 
-GOOD = {
-    "local_correlation": 0.9,
-    "weak_correlation": 0.85,
-    "overlap": 0.8,
-    "src_overlap": 0.7,
-    "rival": 0.3,
-    "unexplained": 1.2,
-    "corner_std_480": 0.2,
-    "structure": 0.4,
-    "parts_here": 0.9,
-    "drift_480": 0.5,
-    "drift_std_480": 0.7,
-}
 NOTHING = GOOD | {"local_correlation": 0.0, "weak_correlation": 0.0, "structure": 0.0, "parts_here": 0.05}
 NOTHING |= {"drift_480": 30.0, "drift_std_480": 20.0}
 
 
 def told(**values):
     """Return the confidence of one pair with this evidence."""
-    table = torch.tensor([[values[name] for name in EVIDENCE]], dtype=torch.float64)
-    return confidence(Evidence.of_table(table)).item()
+    return confidence(of_pair(**values)).item()
 
 
 def test_a_good_fit_is_trusted_and_none_is_not():

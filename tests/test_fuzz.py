@@ -16,9 +16,9 @@ import pytest
 from fuzz import BATCH, GOOD, run_child
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from image_files import FILES, GRAY, HEIGHT, WIDTH, by_tifffile, patched_tiff, png_chunk
 from job_pairs import ENVIRONMENT, ROOT
-from test_images import FILES, GRAY, HEIGHT, WIDTH, by_tifffile, patched_tiff, png_chunk
-from test_shard import FakeAlign, task_for
+from shard_tasks import FakeAlign, task_for
 
 from homoalign.status import Status
 from jobs.access import AccessRules

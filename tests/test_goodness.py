@@ -2,25 +2,10 @@
 
 import numpy as np
 import pytest
-import torch
+from good_evidence import LOOKS_GOOD, of_pair
 
-from homoalign.evidence import EVIDENCE, UNDETERMINED_480, Evidence
+from homoalign.evidence import EVIDENCE, UNDETERMINED_480
 from homoalign.goodness import GOOD_ENOUGH, goodness, needs_structure
-
-GOOD = dict.fromkeys(EVIDENCE, np.nan) | {
-    "local_correlation": 0.9,
-    "weak_correlation": 0.85,
-    "overlap": 0.8,
-    "src_overlap": 0.7,
-    "rival": 0.3,
-    "unexplained": 1.2,
-    "corner_std_480": 0.2,
-    "structure": 0.4,
-}
-
-
-def of_pair(**values):
-    return Evidence.of_table(torch.tensor([[values[name] for name in EVIDENCE]], dtype=torch.float64))
 
 
 def told(**values):
@@ -28,10 +13,10 @@ def told(**values):
 
 
 def test_a_good_fit_ends_the_search():
-    assert told(**GOOD) > 0.95
-    assert told(**(GOOD | {"structure": np.nan})) > 0.9
+    assert told(**LOOKS_GOOD) > 0.95
+    assert told(**(LOOKS_GOOD | {"structure": np.nan})) > 0.9
     inverted = {"local_correlation": -0.5, "weak_correlation": -0.9, "rival": np.nan, "structure": 0.6}
-    assert told(**(GOOD | inverted)) > 0.8
+    assert told(**(LOOKS_GOOD | inverted)) > 0.8
 
 
 @pytest.mark.parametrize(
@@ -56,16 +41,16 @@ def test_a_good_fit_ends_the_search():
     ],
 )
 def test_each_doubt_alone_goes_on(change):
-    assert told(**(GOOD | change)) < GOOD_ENOUGH
+    assert told(**(LOOKS_GOOD | change)) < GOOD_ENOUGH
 
 
 def test_without_a_predicted_precision_looks_have_to_do():
-    assert told(**(GOOD | {"corner_std_480": np.nan})) > 0.95
-    assert told(**(GOOD | {"corner_std_480": UNDETERMINED_480})) < 0.05
+    assert told(**(LOOKS_GOOD | {"corner_std_480": np.nan})) > 0.95
+    assert told(**(LOOKS_GOOD | {"corner_std_480": UNDETERMINED_480})) < 0.05
 
 
 def test_blocks_that_know_little_contradict_little():
-    assert told(**(GOOD | {"parts_here": 0.7, "drift_480": 15.0, "drift_std_480": 14.0})) > 0.8
+    assert told(**(LOOKS_GOOD | {"parts_here": 0.7, "drift_480": 15.0, "drift_std_480": 14.0})) > 0.8
 
 
 @pytest.mark.parametrize(
@@ -76,7 +61,7 @@ def test_blocks_that_know_little_contradict_little():
 def test_blocks_settle_what_looks_unlike(parts, is_enough):
     unlike = {"local_correlation": 0.1, "weak_correlation": 0.1, "structure": 0.25}
     of_parts = dict(zip(("parts_here", "drift_480", "drift_std_480"), parts, strict=True))
-    assert (told(**(GOOD | unlike | of_parts)) > GOOD_ENOUGH) == is_enough
+    assert (told(**(LOOKS_GOOD | unlike | of_parts)) > GOOD_ENOUGH) == is_enough
 
 
 def test_no_matrix_is_never_good_enough():
@@ -84,6 +69,6 @@ def test_no_matrix_is_never_good_enough():
 
 
 def test_structure_is_asked_for_where_intensities_do_not_tell():
-    assert not needs_structure(of_pair(**GOOD))
-    assert needs_structure(of_pair(**(GOOD | {"weak_correlation": 0.4})))
+    assert not needs_structure(of_pair(**LOOKS_GOOD))
+    assert needs_structure(of_pair(**(LOOKS_GOOD | {"weak_correlation": 0.4})))
     assert not needs_structure(of_pair(**dict.fromkeys(EVIDENCE, np.nan)))

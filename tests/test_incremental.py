@@ -12,7 +12,7 @@ from typing import Any
 import click
 import pytest
 from job_pairs import ROOT, homoalign, result_rows, write_manifest, write_pairs
-from test_shard import FakeAlign
+from shard_tasks import FakeAlign
 
 from jobs.cli import main
 from jobs.errors import ManifestInvalid, PlanChanged

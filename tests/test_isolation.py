@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from job_pairs import write_manifest, write_pairs
-from test_shard import FakeAlign, task_for
+from shard_tasks import FakeAlign, task_for
 
 from jobs.child import Finished, Lost
 from jobs.isolation import MAX_LOST_EARLY, ChildLost, align_isolated

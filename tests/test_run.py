@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from job_pairs import write_manifest, write_pairs
-from test_shard import FakeAlign
+from shard_tasks import FakeAlign
 
 from jobs import run as run_module
 from jobs.cluster import Outcome, ShardFailed, ShardLost
