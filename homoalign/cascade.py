@@ -22,7 +22,7 @@ from homoalign.homography import image_size
 from homoalign.hypotheses import Hypotheses, refine
 from homoalign.result import AlignResult
 from homoalign.search import search_similarities
-from homoalign.status import Initialisation
+from homoalign.status import Initialisation, StopReason
 from homoalign.verdict import can_judge
 from homoalign.zoom import zoom_octave
 
@@ -60,7 +60,7 @@ def run_cascade(batch: Batch, start: Tensor, initialisation: list[Initialisation
     result = attempt(batch, start, initialisation, is_near=on_structure, signal=signal)
     if config.solver == "adam":  # the tutorial knows no other start
         return result
-    result = _rematch(batch, result, start, signal)
+    result = _go_on(batch, _rematch(batch, result, start, signal), signal)
     if bool(_is_settled(batch, result).all()):  # as most are
         return result
     if config.signal == "auto":
@@ -86,6 +86,11 @@ def _indices(chosen: Tensor) -> Tensor:
     return torch.nonzero(chosen)[:, 0]
 
 
+def _names(result: AlignResult, index: Tensor) -> list[Initialisation]:
+    """Return where the answers that `index` names started."""
+    return [result.initialisation[i] or Initialisation.IDENTITY for i in index.tolist()]
+
+
 def _goodness(result: AlignResult) -> Tensor:
     is_finite = result.dst_homo_src.isfinite().flatten(1).all(-1)
     return torch.where(is_finite, goodness(Evidence.of_table(result.evidence)), 0.0)
@@ -106,11 +111,22 @@ def _rematch(batch: Batch, result: AlignResult, start: Tensor, signal: Signal) -
     index = _indices(is_zoom & (_goodness(result) >= GOOD_ENOUGH))
     if len(index) == 0:
         return result
-    names = [result.initialisation[i] or Initialisation.IDENTITY for i in index.tolist()]
     part = batch.select(index)
+    names = _names(result, index)
     after = attempt(part, result.dst_homo_src[index].to(start.device), names, is_near=True, signal=signal)
     chosen = _indices(_is_settled(part, after))
     return result.put(index[chosen], after.select(chosen))
+
+
+def _go_on(batch: Batch, result: AlignResult, signal: Signal) -> AlignResult:
+    """Solve what is good enough, but ran out of steps, from where it ended."""
+    ran_out = torch.tensor([reason == StopReason.MAX_ITERATIONS for reason in result.stop_reason])
+    if not bool(ran_out.any()):
+        return result
+    index = _indices(ran_out & (_goodness(result) >= GOOD_ENOUGH))
+    if len(index) == 0:
+        return result
+    return _attempt_better(batch, result, index, result.dst_homo_src[index], _names(result, index), signal)
 
 
 def _stay(batch: Batch, result: AlignResult) -> AlignResult:
@@ -122,8 +138,7 @@ def _stay(batch: Batch, result: AlignResult) -> AlignResult:
     index = doubtful[standing.cpu()]
     if len(index) == 0:
         return result
-    names = [result.initialisation[i] or Initialisation.IDENTITY for i in index.tolist()]
-    return _attempt_better(batch, result, index, result.dst_homo_src[index], names, "structure")
+    return _attempt_better(batch, result, index, result.dst_homo_src[index], _names(result, index), "structure")
 
 
 def _follow_blocks(batch: Batch, result: AlignResult, among: Tensor | None = None) -> AlignResult:
@@ -140,8 +155,8 @@ def _follow_blocks(batch: Batch, result: AlignResult, among: Tensor | None = Non
     index = _indices(is_sure & known & ~_is_settled(batch, result) & (True if among is None else among))
     if len(index) == 0:
         return result
-    names = [result.initialisation[i] or Initialisation.IDENTITY for i in index.tolist()]
-    return _attempt_better(batch, result, index, result.second_opinion[index], names, SIGNALS[batch.config.signal][-1])
+    signal = SIGNALS[batch.config.signal][-1]
+    return _attempt_better(batch, result, index, result.second_opinion[index], _names(result, index), signal)
 
 
 def _escalate(

@@ -8,6 +8,7 @@ import torch
 
 from homoalign import AlignConfig, Status, align, cascade
 from homoalign.homography import corner_errors
+from homoalign.status import StopReason
 from jobs.degrade import add_blur, adjust_exposure, occlude, see_by_other_sensor, to_uint8
 from jobs.synthetic import load_photograph, load_scene, random_homography, render_pair, similarity_homography
 
@@ -293,3 +294,18 @@ def test_an_answer_whose_blocks_all_point_elsewhere_is_led_there(photograph):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cascade, "POINTS_ELSEWHERE", np.inf)
         assert solve().gt_corner_error_px.item() > 5
+
+
+def test_a_pair_that_runs_out_of_steps_goes_on_from_there():
+    rng, size = np.random.default_rng(22), (128, 128)
+    pair = render_pair(load_scene("camera", gray=True), random_homography(rng, size, 32.0), size, rng=rng)
+
+    def solve():
+        return align(pair.src.clip(0, 1), pair.dst.clip(0, 1), gt=pair.dst_homo_src, config=BARE)
+
+    result = solve()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cascade, "_go_on", lambda _batch, result, _signal: result)
+        stopped = solve()
+    assert stopped.stop_reason == [StopReason.MAX_ITERATIONS]
+    assert result.gt_corner_error_px.item() < 0.5 * stopped.gt_corner_error_px.item()
