@@ -278,10 +278,10 @@ def test_what_stands_on_structure_alone_is_solved_where_it_stands():
     assert on_intensity.gt_corner_error_px.item() > 2
 
 
-@pytest.mark.parametrize("photograph", ["camera", "hubble_deep_field"])
-def test_an_answer_whose_blocks_all_point_elsewhere_is_led_there(photograph):
+def test_an_answer_whose_blocks_all_point_elsewhere_is_led_there():
     rng, size = np.random.default_rng(0), (240, 320)
-    pair = render_pair(load_scene(photograph, gray=True), random_homography(rng, size, 10.0), size, rng=rng)
+    scene = load_scene("hubble_deep_field", gray=True)
+    pair = render_pair(scene, random_homography(rng, size, 10.0), size, rng=rng)
     dst = to_uint8(see_by_other_sensor(pair.dst.clip(0, 1), bends=2, rng=rng))
     beside = np.array([[1, 0, rng.uniform(-14, 14)], [0, 1, rng.uniform(-14, 14)], [0, 0, 1]]) @ pair.dst_homo_src
 
