@@ -39,6 +39,9 @@ STANDING = 0.25
 LEAST_GAIN: dict[Signal, float] = {"intensity": 0.02, "structure": 0.04}
 """An answer replaces the one before where its structure agrees better by more than noise makes it do."""
 
+WRECK = 0.01
+"""Answers below this goodness give way to any that is good enough."""
+
 POINTS_ELSEWHERE = 2.0
 """Blocks that would move the corners by more than so many standard deviations are followed."""
 
@@ -77,7 +80,8 @@ def run_cascade(batch: Batch, start: Tensor, initialisation: list[Initialisation
             before = result.select(doubtful)
             after = _escalate(part, before, name, propose)
             is_new = (after.dst_homo_src != before.dst_homo_src).any(-1).any(-1)
-            result = result.put(doubtful, _follow_blocks(part, after, among=is_new))
+            after = _go_on(part, _follow_blocks(part, after, among=is_new), signal)
+            result = result.put(doubtful, after)
     return result
 
 
@@ -184,7 +188,10 @@ def _attempt_better(
     after = attempt(part, start.to(part.src[0].image.device), names, is_near=True, signal=signal)
     before = result.select(index)
     gain = (_score(part, after) - _score(part, before)).cpu()
-    better = (gain > LEAST_GAIN[signal]) | ((gain > 0) & (_goodness(after) > _goodness(before)))
+    good, good_before = _goodness(after), _goodness(before)
+    better = (gain > LEAST_GAIN[signal]) | ((gain > 0) & (good > good_before))
+    # A wreck may agree better, on the little that it shows.
+    better |= (good >= GOOD_ENOUGH) & (good_before < WRECK)
     chosen = _indices(better)
     return result.put(index[chosen], after.select(chosen))
 
