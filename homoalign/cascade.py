@@ -148,11 +148,15 @@ def _stay(batch: Batch, result: AlignResult) -> AlignResult:
 def _follow_blocks(batch: Batch, result: AlignResult, among: Tensor | None = None) -> AlignResult:
     """Start anew from where the blocks of the overlap would have src lie, where these are sure that it lies wrong.
 
+    Only for `model=homography`: what the blocks ask for is one.
+
     Args:
         batch: the pairs.
         result: their answers.
         among: (B,) bool, the pairs that may be tried; None: all.
     """
+    if batch.config.model != "homography":
+        return result
     evidence = Evidence.of_table(result.evidence)
     is_sure = evidence.drift_480 > POINTS_ELSEWHERE * evidence.drift_std_480  # NaN: nobody asked the blocks
     known = result.second_opinion.isfinite().flatten(1).all(-1)
