@@ -12,6 +12,7 @@ from functools import cache
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from homoalign.arguments import Array, Pairs, check_pairs
 from homoalign.attempt import Batch
@@ -82,13 +83,24 @@ def _group_size(pixels: int) -> int:
 def warm_up() -> None:
     """Compile what aligning on the processor needs, or load what an earlier process of this machine compiled.
 
-    The former takes some seconds, the latter a fraction of one. Without it the first call of `align` does so; with time
-    limits about, or a clock, it is better done before.
+    The former takes most of a minute, the latter some two seconds. Without it the first call of `align` does so; with
+    time limits about, or a clock, it is better done before.
     """
-    texture = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 48, 48), dtype=np.uint8))
+    rng = np.random.default_rng(0)
+    spots = interpolate(torch.from_numpy(rng.random((1, 3, 8, 8), np.float32)), size=(48, 48), mode="bilinear")
+    views = torch.cat([spots, spots.roll(1, dims=-1).square()])  # in another light
+    noisy = views + torch.from_numpy(rng.normal(0, 0.03, views.shape))
+    src, otherwise_lit = (255 * noisy.clamp(0, 1)).to(torch.uint8)[:, None]
     for points in (64, 4096):  # some pixels, all pixels
-        config = AlignConfig(points_per_level=points, final_points=points, use_search=False, use_features=False)
-        align(texture, texture.roll(1, dims=-1), config=config, gt=torch.eye(3))
+        config = AlignConfig(
+            points_per_level=points,
+            final_points=points,
+            search_max_rotation_deg=0.0,
+            search_max_scale=1.0,
+            use_features=False,
+        )
+        align(src, otherwise_lit, config=config, gt=torch.eye(3))
+    align(src, otherwise_lit.flip(-2), config=config)  # not found: the search is warm too
 
 
 def _read_gray(image: Tensor, mask: Tensor | None) -> Level:

@@ -185,7 +185,7 @@ def _light_of_most(src: Tensor, dst: Tensor, seen: Tensor, state: Alignment) -> 
 def _scale(residual: Tensor, counted: Tensor) -> Tensor:
     """Return (B,) the standard deviation of normal residuals that have this lower quartile: outliers hardly move it."""
     if kernels.serves(residual):
-        return kernels.lower_quartile(residual, counted, SCALE_SAMPLES) / QUARTILE
+        return kernels.magnitude_quantile(residual, counted, SCALE_SAMPLES, part=4) / QUARTILE
     stride = max(1, residual.shape[-1] // SCALE_SAMPLES) | 1
     magnitude = torch.where(counted[:, ::stride], residual[:, ::stride].abs(), torch.nan)
     return torch.nanquantile(magnitude, 0.25, dim=-1, interpolation="lower").double() / QUARTILE

@@ -141,19 +141,18 @@ class Memory:
 def robust_scale(residual: Tensor, seen: Tensor, floor: Tensor) -> Tensor:
     """Return (B,) 1.4826 times the median absolute residual, at least `floor`; `floor` where nothing is seen."""
     if kernels.serves(residual):
-        return kernels.robust_scale(residual, seen, SCALE_SAMPLES).clamp_min(floor)
+        median = kernels.magnitude_quantile(residual, seen, SCALE_SAMPLES, part=2)
+        return torch.fmax(kernels.SCALE_OF_MEDIAN * median, floor)
     stride = max(1, residual.shape[-1] // SCALE_SAMPLES)
     # An odd stride does not fall in step with the rows of an image.
     stride += stride % 2 == 0
     magnitude = torch.where(seen[:, ::stride] > 0, residual[:, ::stride].abs(), torch.nan)
     median = torch.nanmedian(magnitude, dim=-1).values.double()
-    return torch.fmax(1.4826 * median, floor)
+    return torch.fmax(kernels.SCALE_OF_MEDIAN * median, floor)
 
 
 def tail_share(residual: Tensor, seen: Tensor, scale: Tensor) -> Tensor:
     """Return (B,) float64, the share of what is seen whose residual is beyond `TAIL_SCALES` scales (B,)."""
-    if kernels.serves(residual):
-        return kernels.tail_share(residual, seen, TAIL_SCALES * scale)
     count = (seen > 0).sum(-1, dtype=torch.float64)
     return ((residual.abs() > (TAIL_SCALES * scale)[:, None].to(residual)) & (seen > 0)).sum(-1) / count
 

@@ -27,32 +27,47 @@ def test_where_nothing_can_be_kept_the_kernels_are_compiled_anew(monkeypatch):
 
 
 WARM = """
+import sys
+
 import numpy as np
-from numba.core import event
+from numba.core.registry import CPUDispatcher
+from scipy.ndimage import gaussian_filter
+
 from homoalign.aligner import align, warm_up
+
+def versions():
+    # Loaded from an earlier process's folder counts as well as compiled: where there is none it would be.
+    modules = [module for name, module in sys.modules.items() if name.startswith("homoalign.kernels")]
+    return {
+        (module.__name__, name): len(kernel.signatures)
+        for module in modules
+        for name, kernel in vars(module).items()
+        if isinstance(kernel, CPUDispatcher)
+    }
+
 warm_up()
-
-class Listener(event.Listener):
-    def on_start(self, event):
-        print("compiled", event.data["dispatcher"].py_func.__name__)
-
-    def on_end(self, event):
-        pass
-
-event.register("numba:compile", Listener())
+before = versions()
 rng = np.random.default_rng(0)
 gray, colours = rng.random((70, 90), np.float32), rng.integers(0, 256, (70, 90, 3), dtype=np.uint8)
 mask = rng.random((70, 90)) < 0.9
 align(gray, gray, src_mask=mask, dst_mask=mask)
 align(colours, np.roll(colours, 3, axis=1))
 align(gray, gray ** 2, gt=np.eye(3))
-print("aligned")
+smooth = gaussian_filter(gray, 2.0)
+smooth = (smooth - smooth.min()) / np.ptp(smooth)
+noisy = (smooth + rng.normal(0, 0.03, smooth.shape)).clip(0, 1)
+covered = smooth ** 2
+covered[20:50, 30:60] = 1 - covered[20:50, 30:60]
+for image in (smooth ** 2, noisy ** 2, covered, noisy[::-1].copy()):
+    for other in (smooth, noisy):
+        align(other, image)
+print(*(name for name, count in versions().items() if count > before[name]))
 """
 
 
 def test_warming_up_leaves_nothing_to_compile():
     done = subprocess.run([sys.executable, "-c", WARM], capture_output=True, text=True, check=True, timeout=250)
-    assert done.stdout == "aligned\n"
+    assert done.stdout == "\n"
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -24,7 +24,7 @@ from homoalign.kernels.pixels import (
 from homoalign.kernels.precision import PrecisionSums, precision_sums, share_of_rows
 from homoalign.kernels.reading import read
 from homoalign.kernels.refinement import keep_band, merge, squared_difference
-from homoalign.kernels.robust import lower_quartile, median, robust_scale, tail_share
+from homoalign.kernels.robust import SCALE_OF_MEDIAN, magnitude_quantile, median
 from homoalign.kernels.shifts import LEAST_ENERGY, best_shifts
 from homoalign.kernels.slopes import slopes_at, sobel, steepest_slopes, usable_pixels
 from homoalign.kernels.structure import describe
@@ -35,6 +35,7 @@ __all__ = [
     "NOISE_TERMS",
     "REWEIGHTINGS",
     "RIDGE",
+    "SCALE_OF_MEDIAN",
     "FitSums",
     "Grid",
     "PrecisionSums",
@@ -53,7 +54,7 @@ __all__ = [
     "light_cost",
     "light_template",
     "local_patterns",
-    "lower_quartile",
+    "magnitude_quantile",
     "median",
     "merge",
     "normal_equations",
@@ -63,7 +64,6 @@ __all__ = [
     "products_of_spectra",
     "read",
     "regress_light",
-    "robust_scale",
     "second_best",
     "serves",
     "share_of_rows",
@@ -73,7 +73,6 @@ __all__ = [
     "spread",
     "squared_difference",
     "steepest_slopes",
-    "tail_share",
     "usable_pixels",
     "warp_difference",
     "weighted_patterns",

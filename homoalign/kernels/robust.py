@@ -1,4 +1,4 @@
-"""The robust scale of residuals."""
+"""How large residuals are: quantiles of their size, the robust scale, the share in the tail."""
 
 from __future__ import annotations
 
@@ -9,44 +9,22 @@ from torch import Tensor
 
 from homoalign.kernels.compiler import Bools, Doubles, Floats, arrays, compiled
 
-
-def robust_scale(residual: Tensor, seen: Tensor, samples: int) -> Tensor:
-    """Return (B,) float64, 1.4826 times the median absolute residual of what is seen; 0 where nothing is.
-
-    Args:
-        residual: (B, N) float32.
-        seen: (B, N).
-        samples: about how many residuals are looked at.
-    """
-    scale = torch.empty(len(residual), dtype=torch.float64)
-    _robust_scale(samples, *arrays(residual, seen > 0, scale))
-    return scale
+SCALE_OF_MEDIAN = 1.4826
+"""From the median of a normal variable's size to its standard deviation."""
 
 
-def lower_quartile(residual: Tensor, seen: Tensor, samples: int) -> Tensor:
-    """Return (B,) float64, the lower quartile of the absolute residuals of what is seen; NaN where nothing is.
+def magnitude_quantile(residual: Tensor, seen: Tensor, samples: int, *, part: int) -> Tensor:
+    """Return (B,) float64, below which the smallest `1 / part` of what is seen lies in size; NaN where nothing is.
 
     Args:
         residual: (B, N) float32.
         seen: (B, N).
         samples: about how many residuals are looked at.
+        part: 2 for the median, 4 for the lower quartile.
     """
-    quartile = torch.empty(len(residual), dtype=torch.float64)
-    _lower_quartile(samples, *arrays(residual, seen > 0, quartile))
-    return quartile
-
-
-def tail_share(residual: Tensor, seen: Tensor, limit: Tensor) -> Tensor:
-    """Return (B,) float64, the share of what is seen whose residual is beyond a limit; NaN where nothing is seen.
-
-    Args:
-        residual: (B, N) float32.
-        seen: (B, N).
-        limit: (B,) float64.
-    """
-    share = torch.empty(len(residual), dtype=torch.float64)
-    _tail_share(*arrays(residual, seen > 0, limit, share))
-    return share
+    found = torch.empty(len(residual), dtype=torch.float64)
+    _magnitude_quantile(samples, part, *arrays(residual, seen > 0, found))
+    return found
 
 
 def median(magnitude: Tensor) -> Tensor:
@@ -64,15 +42,9 @@ def _median(magnitude: Floats, found: Doubles) -> None:
 
 
 @compiled
-def _robust_scale(samples: int, residual: Floats, seen: Bools, scale: Doubles) -> None:
-    for b in range(len(scale)):
-        scale[b] = robust_scale_of(residual[b], seen[b], samples)
-
-
-@compiled
-def _tail_share(residual: Floats, seen: Bools, limit: Doubles, share: Doubles) -> None:
-    for b in range(len(share)):
-        share[b] = tail_share_of(residual[b], seen[b], limit[b])
+def _magnitude_quantile(samples: int, part: int, residual: Floats, seen: Bools, found: Doubles) -> None:
+    for b in range(len(found)):
+        found[b] = _magnitude_quantile_of(residual[b], seen[b], samples, part)
 
 
 @compiled
@@ -87,38 +59,23 @@ def tail_share_of(residual: Floats, seen: Bools, limit: float) -> float:
 
 @compiled
 def robust_scale_of(residual: Floats, seen: Bools, samples: int) -> float:
-    """Return the scale of one pair."""
-    sample = np.empty(residual.size // _stride(residual.size, samples) + 1, np.float32)
-    count = _sample(residual, seen, samples, sample)
-    if count == 0:
-        return 0.0
-    return 1.4826 * float(sample[_index_of_rank(sample[:count].view(np.uint32), (count - 1) // 2)])
+    """Return 1.4826 times the median absolute residual of one pair; 0 where nothing is seen."""
+    median = _magnitude_quantile_of(residual, seen, samples, 2)
+    return 0.0 if np.isnan(median) else SCALE_OF_MEDIAN * median
 
 
 @compiled
-def _lower_quartile(samples: int, residual: Floats, seen: Bools, quartile: Doubles) -> None:
-    sample = np.empty(residual.shape[1] // _stride(residual.shape[1], samples) + 1, np.float32)
-    for b in range(len(quartile)):
-        count = _sample(residual[b], seen[b], samples, sample)
-        quartile[b] = np.nan
-        if count > 0:
-            quartile[b] = float(sample[_index_of_rank(sample[:count].view(np.uint32), (count - 1) // 4)])
-
-
-@compiled
-def _stride(size: int, samples: int) -> int:
-    # An odd one does not fall in step with the rows of an image.
-    return max(1, size // samples) | 1
-
-
-@compiled
-def _sample(residual: Floats, seen: Bools, samples: int, sample: Floats) -> int:
-    """Write the magnitudes of some of what is seen, and return how many these are."""
+def _magnitude_quantile_of(residual: Floats, seen: Bools, samples: int, part: int) -> float:
+    # An odd stride does not fall in step with the rows of an image.
+    stride = max(1, residual.size // samples) | 1
+    sample = np.empty(residual.size // stride + 1, np.float32)
     count = 0
-    for k in range(0, residual.size, _stride(residual.size, samples)):
+    for k in range(0, residual.size, stride):
         sample[count] = abs(residual[k])
         count += seen[k]
-    return count
+    if count == 0:
+        return np.nan
+    return float(sample[_index_of_rank(sample[:count].view(np.uint32), (count - 1) // part)])
 
 
 @compiled

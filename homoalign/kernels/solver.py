@@ -133,7 +133,7 @@ def _solve(
         while iteration < max_iterations and reason == RUNNING:
             iteration += 1
             scale = max(robust_scale_of(residual, seen, SCALE_SAMPLES), scale_floor[b])
-            if iteration == 1:
+            if iteration == 1 and clean_loss_width != loss_width:
                 is_clean = tail_share_of(residual, seen, TAIL_SCALES * scale) <= CLEAN_TAIL
                 in_scales = clean_loss_width if is_clean else loss_width
             width = in_scales * scale
