@@ -4,6 +4,9 @@
       -> a row that ends its child, and again when it is alone in one, is `crashed` or `timed_out`
       -> the shard again, without that row
 
+Where a child is lost between two rows, the row that ended last is suspected: harm shows late. A row that a child gave
+up for its time keeps that result, and is in no further child: its thread may do the harm.
+
 A row is judged by what it does to a child whose parent lives on: a machine that goes away takes both, and no row is
 blamed. The rows that remain are aligned in the batches of a shard without the culprits, so that their bits depend on
 which rows these are, not on when something died. Only where even that is not got through, as where memory does not
@@ -50,27 +53,36 @@ def align_isolated(task: ShardTask, run_child: RunChild) -> tuple[pa.Table, Mapp
         end = run_child(task)
         if isinstance(end, Finished):
             return end.table, end.timings
-        suspects = end.under_way if attempt < ROUNDS else every
-        culprits = find_culprits(task, suspects, run_child)
-        task = replace(task, settled={**task.settled, **culprits})
+        task = replace(task, settled={**task.settled, **end.settled})
+        suspects = end.suspects if attempt < ROUNDS else every
+        found = find_culprits(task, [number for number in suspects if number not in task.settled], run_child)
+        task = replace(task, settled={**task.settled, **found})
     end = run_child(task)
     if isinstance(end, Lost):
         end = run_child(_one_by_one(task))
     if isinstance(end, Finished):
         return end.table, end.timings
-    raise ChildLost(f"shard {task.index}: {end.how} at rows {list(end.under_way)}, none of which does it alone")
+    raise ChildLost(f"shard {task.index}: {end.how} at rows {list(end.suspects)}, none of which does it alone")
 
 
 def find_culprits(task: ShardTask, suspects: Iterable[int], run_child: RunChild) -> dict[int, Row]:
-    """Return those of the suspected rows, ascending, that end a child when they are alone in it, with their results."""
-    culprits: dict[int, Row] = {}
+    """Return those of the suspected rows, ascending, that end a child when they are alone in it, with their results.
+
+    Likewise those that a child gave up before it was lost: what their threads still do may end the next one.
+    """
+    found: dict[int, Row] = {}
     losses: Counter[int] = Counter()
     left = deque(suspects)
     while left:
         end = run_child(_one_by_one(task, left))
         if isinstance(end, Finished):
             break
-        number = end.under_way[0] if end.under_way else -1
+        found.update(end.settled)
+        left = deque(number for number in left if number not in end.settled)
+        blamed = [number for number in end.suspects if number not in end.settled]
+        if end.settled and not blamed:
+            continue
+        number = blamed[0] if blamed else -1
         losses[number] += 1
         if number < 0:
             if losses[number] > MAX_LOST_EARLY:
@@ -79,8 +91,8 @@ def find_culprits(task: ShardTask, suspects: Iterable[int], run_child: RunChild)
         while left[0] != number:  # those before it went well
             left.popleft()
         if losses[number] > 1:  # the second time it was the first in its child
-            culprits[left.popleft()] = _culprit_row(end)
-    return culprits
+            found[left.popleft()] = _culprit_row(end)
+    return found
 
 
 def _one_by_one(task: ShardTask, numbers: Iterable[int] | None = None) -> ShardTask:

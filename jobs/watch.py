@@ -8,8 +8,8 @@ from __future__ import annotations
 import faulthandler
 import threading
 from collections import Counter
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 
 class Watch(Protocol):
@@ -21,6 +21,9 @@ class Watch(Protocol):
     def end(self, numbers: Sequence[int]) -> None:
         """Work on these rows, begun together, is over."""
 
+    def settle(self, number: int, row: Mapping[str, Any]) -> None:
+        """This row has its result, though a thread that was given up may still be at it and do harm."""
+
 
 class Unwatched:
     """Looks away."""
@@ -31,12 +34,16 @@ class Unwatched:
     def end(self, numbers: Sequence[int]) -> None:
         """Do nothing."""
 
+    def settle(self, number: int, row: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
 
 class UnderWay:
     """The groups of rows that are worked on."""
 
     def __init__(self) -> None:
         self.groups: Counter[tuple[int, ...]] = Counter()
+        self.ended_last: tuple[int, ...] = ()
 
     def begin(self, numbers: Sequence[int]) -> None:
         """Note a group."""
@@ -44,11 +51,19 @@ class UnderWay:
 
     def end(self, numbers: Sequence[int]) -> None:
         """Forget a group."""
-        self.groups -= Counter([tuple(numbers)])
+        self.ended_last = tuple(numbers)
+        self.groups -= Counter([self.ended_last])
 
     def rows(self) -> list[int]:
         """Return the rows of all groups, in order."""
         return sorted({number for group in self.groups for number in group})
+
+    def suspects(self) -> list[int]:
+        """Return the rows that may have ended the process: those under way, else those that ended last, in order.
+
+        A signal may come late, and memory that is broken while one thing is done shows when the next is.
+        """
+        return self.rows() or sorted(self.ended_last)
 
     def most_rows(self) -> int:
         """Return the size of the largest group, and 1 where there is none: time is allowed by the row."""
@@ -86,6 +101,9 @@ class Watchdog:
         with self.changed:
             self.under_way.end(numbers)
             self._wind_up()
+
+    def settle(self, number: int, row: Mapping[str, Any]) -> None:
+        """Do nothing: no one looks into this process once it is gone."""
 
     def _wind_up(self) -> None:
         faulthandler.dump_traceback_later(self.row_timeout_s * self.under_way.most_rows(), exit=True)

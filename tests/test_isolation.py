@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from job_pairs import write_manifest, write_pairs
+from job_pairs import DEADLY, write_manifest, write_pairs
 from shard_tasks import FakeAlign, task_for
 
-from jobs.child import Finished, Lost
+from jobs.child import Finished, Lost, run_child
 from jobs.isolation import MAX_LOST_EARLY, ChildLost, align_isolated
+from jobs.prefetch import Ahead
 from jobs.shard import ShardTask, align_rows
+from jobs.watch import UnderWay
 
 ROWS = 10
 
@@ -39,7 +44,7 @@ class FakeChildren:
 
 
 def crash(*numbers: int) -> Lost:
-    return Lost(how="killed by SIGSEGV", is_stuck=False, under_way=numbers)
+    return Lost(how="killed by SIGSEGV", is_stuck=False, suspects=numbers)
 
 
 @pytest.fixture
@@ -71,7 +76,7 @@ def test_a_row_that_crashes_is_found_and_its_neighbours_keep_their_results(task)
 
 
 def test_a_row_that_hangs_is_timed_out(task):
-    stuck = Lost(how="no progress in 600 s (--row-timeout)", is_stuck=True, under_way=(7,))
+    stuck = Lost(how="no progress in 600 s (--row-timeout)", is_stuck=True, suspects=(7,))
     table, _ = align_isolated(task, FakeChildren(lambda rows: stuck if 7 in rows else None))
     row = rows_of(table)[7]
     assert row["status"] == "timed_out"
@@ -109,6 +114,48 @@ def test_children_that_die_before_any_row_fail_the_shard_with_what_they_died_of(
     assert MAX_LOST_EARLY > 1
 
 
+def test_a_row_that_ends_its_child_only_after_it_was_made_is_found(task):
+    """Its signal came late, or it broke memory that only the next thing touched."""
+
+    def end_of(rows: list[int]) -> Lost | None:
+        under_way = UnderWay()
+        under_way.begin(rows)
+        under_way.end(rows)
+        return crash(*under_way.suspects()) if 4 in rows else None
+
+    table, _ = align_isolated(task, FakeChildren(end_of))
+    assert [number for number, row in enumerate(rows_of(table)) if row["status"] == "crashed"] == [4]
+
+
+@pytest.mark.parametrize("suspects", [(5,), ()])
+def test_a_row_that_was_given_up_keeps_that_result_and_is_in_no_other_child(task, suspects):
+    """What its thread goes on with ends the child while other rows are worked on, or none is."""
+    given_up = {"status": "timed_out", "status_detail": "took longer than 6 s"}
+    lost = Lost(how="killed by SIGSEGV", is_stuck=False, suspects=suspects, settled={3: given_up})
+    children = FakeChildren(lambda rows: lost if 3 in rows else None)
+    table, _ = align_isolated(task, children)
+    rows = rows_of(table)
+    assert (rows[3]["status"], rows[3]["status_detail"]) == ("timed_out", "took longer than 6 s")
+    assert {row["status"] for number, row in enumerate(rows) if number != 3} == {"low_confidence"}
+    assert sum(3 in call for call in children.calls) == 1
+
+
+def test_a_child_tells_what_it_gave_up_before_that_ended_it(tmp_path, monkeypatch):
+    rows = write_pairs(tmp_path, 2)
+    for number, what in ((0, "late"), (1, "slow")):  # given up after 2 s, ends the process after 3; done after 3.5
+        rows[number]["src"] = f"deadly://{what}{tmp_path}/src{number}.png"
+    task = task_for(tmp_path, write_manifest(tmp_path / "m.parquet", rows))
+    rules = dataclasses.replace(task.reader.rules, allow=("deadly",))
+    reader = dataclasses.replace(task.reader, rules=rules, fetch_timeout_s=2.0)
+    monkeypatch.syspath_prepend(DEADLY)
+    end = run_child(dataclasses.replace(task, reader=reader, ahead=Ahead(threads=1, decoders=1, rows=1)), 1)
+    assert isinstance(end, Lost)
+    assert (end.how, end.suspects) == ("killed by SIGSEGV", (1,))
+    assert [*end.settled] == [0]
+    assert end.settled[0]["status"] == "timed_out"
+    assert "took longer than 2 s (--fetch-timeout)" in end.settled[0]["status_detail"]
+
+
 def test_rows_of_a_part_that_are_kept_are_neither_suspected_nor_made_again(task):
     kept = {number: {"status": "ok"} for number in range(5)}
     children = FakeChildren(lambda rows: crash(*rows) if 8 in rows else None)
@@ -120,3 +167,32 @@ def test_rows_of_a_part_that_are_kept_are_neither_suspected_nor_made_again(task)
         "low_confidence",
     ]
     assert all(not {*call} & {*range(5)} for call in children.calls)
+
+
+FAULTS = """
+import resource, sys
+import numpy as np
+from jobs import child
+
+if sys.argv[1] == "kept":
+    child.keep_freed_memory()
+
+def faults(rounds):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(rounds):
+        arrays = [np.ones(2_000_000, np.float32) for _ in range(6)]
+        del arrays
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults(3)
+print(faults(10))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such setting")
+def test_a_worker_keeps_the_memory_of_large_arrays_for_the_next_ones():
+    def faults(how):
+        command = [sys.executable, "-c", FAULTS, how]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
+
+    assert faults("kept") < 0.05 * faults("given back")

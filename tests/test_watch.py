@@ -23,6 +23,18 @@ def test_what_is_under_way_is_what_began_and_did_not_end():
     assert under_way.most_rows() == 3
 
 
+def test_what_may_have_ended_a_process_is_under_way_or_ended_last():
+    under_way = UnderWay()
+    assert under_way.suspects() == []
+    under_way.begin([5, 4])
+    assert under_way.suspects() == [4, 5]
+    under_way.begin([7])
+    under_way.end([5, 4])
+    assert under_way.suspects() == [7]
+    under_way.end([7])
+    assert under_way.suspects() == [7]
+
+
 @pytest.mark.parametrize(
     ("stuck", "lasts_s"),
     [

@@ -5,13 +5,14 @@ deadly://once/PATH     likewise, but only the first who reads it; then it is the
 deadly://memory/PATH   asks for more memory than there is
 deadly://frozen/PATH   sleeps in native code and lets no other thread run
 deadly://hang/PATH     sleeps
+deadly://slow/PATH     sleeps for 1.5 s; then it is the file
+deadly://late/PATH     sleeps for 3 s, then ends the process by SIGSEGV
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import signal
 import time
 from pathlib import Path
@@ -36,15 +37,20 @@ class DeadlyFileSystem(AbstractFileSystem):  # type: ignore[misc]
         what, _, path = path.partition("/")
         file = Path(f"/{path}")
         if what == "segv":
-            os.kill(os.getpid(), signal.SIGSEGV)
+            signal.raise_signal(signal.SIGSEGV)  # in this thread: one for the process would let it go on for a while
         elif what == "once":
             with contextlib.suppress(FileExistsError):
                 file.with_suffix(".read").touch(exist_ok=False)
-                os.kill(os.getpid(), signal.SIGSEGV)
+                signal.raise_signal(signal.SIGSEGV)
         elif what == "memory":
             bytearray(1 << 60)
         elif what == "frozen":
             ctypes.PyDLL(None).sleep(FOREVER_S)
         elif what == "hang":
             time.sleep(FOREVER_S)
+        elif what == "slow":
+            time.sleep(1.5)
+        elif what == "late":
+            time.sleep(3)
+            signal.raise_signal(signal.SIGSEGV)
         return file.read_bytes()
