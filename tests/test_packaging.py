@@ -1,6 +1,7 @@
 """What the wheel holds, and what its code imports."""
 
 import ast
+import os
 import subprocess
 import sys
 import tomllib
@@ -16,6 +17,7 @@ WITH_EXTRA = {
     "skimage": "demo",
     "scipy": "demo",
     "aiohttp": "http",
+    "triton": "gpu",
 }
 
 
@@ -76,3 +78,11 @@ def test_the_version_is_one():
     import homoalign
 
     assert homoalign.__version__ == PROJECT["version"]
+
+
+@pytest.mark.xdist_group("groups")
+def test_groups_of_tests_share_a_worker(request):
+    """Or tests that want Ray, or the interpreter, to themselves run beside each other."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        pytest.skip("not under pytest-xdist")
+    assert request.node.nodeid.endswith("@groups")
