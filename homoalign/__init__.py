@@ -5,12 +5,17 @@
 >>> warped = homoalign.warp(src, result.dst_homo_src, (height, width))     # doctest: +SKIP
 """
 
-from homoalign.aligner import align, warm_up
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from homoalign.config import AlignConfig
 from homoalign.errors import HomoalignError, PairError
-from homoalign.result import AlignResult, LevelTrace
-from homoalign.sampling import warp
 from homoalign.status import Initialisation, Status, StopReason
+
+if TYPE_CHECKING:
+    from homoalign.aligner import align, warm_up
+    from homoalign.result import AlignResult, LevelTrace
+    from homoalign.sampling import warp
 
 __all__ = [
     "AlignConfig",
@@ -26,3 +31,23 @@ __all__ = [
     "warp",
 ]
 __version__ = "0.1.0"
+
+_AT_FIRST_USE = {
+    "AlignResult": "homoalign.result",
+    "LevelTrace": "homoalign.result",
+    "align": "homoalign.aligner",
+    "warm_up": "homoalign.aligner",
+    "warp": "homoalign.sampling",
+}
+"""Loaded when asked for (PEP 562): torch takes seconds, and who reads a status or a config needs none of it."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _AT_FIRST_USE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_AT_FIRST_USE[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

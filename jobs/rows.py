@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from homoalign.errors import PairError
-from homoalign.result import AlignResult
 from homoalign.status import Status
 from jobs.schema import result_schema
 from jobs.store import Store
 from jobs.tally import METADATA_PREFIX, Tally
+
+if TYPE_CHECKING:
+    from homoalign.result import AlignResult
 
 Row = dict[str, Any]
 """A result row without `pair_id` and the carried columns, which never leave Arrow."""

@@ -17,8 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from homoalign.config import AlignConfig
-from homoalign.errors import RowInvalid
-from homoalign.result import AlignResult
+from homoalign.errors import PairTimedOut, RowInvalid
 from jobs.errors import OutputNotWritable
 from jobs.fetch import PairImages, Reader
 from jobs.lock import is_owner
@@ -35,9 +34,11 @@ from jobs.watch import Unwatched, Watch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from homoalign.result import AlignResult
+
 ROW_TIMEOUT_S = 600.0
 
-AlignFunction = Callable[..., AlignResult]
+AlignFunction = Callable[..., "AlignResult"]
 """`homoalign.align`, or what a test puts in its place."""
 
 
@@ -196,6 +197,8 @@ def align_rows(
             timings[name] += getattr(fetched, name)
         if fetched.error is not None:
             results[number] = error_row(fetched.error, fetched.src_size, fetched.dst_size)
+            if isinstance(fetched.error, PairTimedOut):
+                watch.settle(number, results[number])
         elif fetched.images is not None:
             for batch in batcher.add(number, fetched.images):
                 _align_batch(batch, task, align, results, timings, watch)

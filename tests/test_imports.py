@@ -13,10 +13,15 @@ def loaded_after(statement: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def loaded_by_the_library():
-    return loaded_after("import homoalign, homoalign.images")
+    loaded = loaded_after("import homoalign, homoalign.images; homoalign.align")
+    assert "torch" in loaded
+    return loaded
 
 
-@pytest.mark.parametrize("module", ["ray", "pyarrow", "fsspec", "jobs", "kornia", "cv2", "skimage", "rich", "click"])
+OUTSIDERS = ["ray", "pyarrow", "fsspec", "jobs", "kornia", "cv2", "skimage", "rich", "click", "triton"]
+
+
+@pytest.mark.parametrize("module", OUTSIDERS)
 def test_the_library_does_not_import_the_job_shell(loaded_by_the_library, module):
     assert module not in loaded_by_the_library
 
@@ -27,6 +32,19 @@ def test_the_check_above_can_fail():
 
 def test_a_shard_does_not_import_ray():
     assert "ray" not in loaded_after("import jobs.shard")
+
+
+def test_who_only_looks_at_results_or_drives_the_job_does_not_wait_for_torch():
+    assert {"torch", "numba"}.isdisjoint(loaded_after("import homoalign.status, jobs.run, jobs.evaluate, jobs.report"))
+
+
+def test_the_library_has_what_it_lists():
+    import homoalign
+
+    assert {*homoalign.__all__} <= {*dir(homoalign)}
+    assert all(getattr(homoalign, name).__module__.startswith("homoalign.") for name in homoalign.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'aline'"):
+        homoalign.aline  # noqa: B018
 
 
 def test_help_imports_neither_torch_nor_ray():
