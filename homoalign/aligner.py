@@ -7,6 +7,7 @@ B pairs, C channels, H W rows and columns.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.nn.functional import interpolate
 
 from homoalign.arguments import Array, Pairs, check_pairs
 from homoalign.attempt import Batch
+from homoalign.backward import measure_backward
 from homoalign.cascade import run_cascade
 from homoalign.config import AlignConfig
 from homoalign.homography import image_size
@@ -24,12 +26,13 @@ from homoalign.intensity import to_gray
 from homoalign.pyramid import Level, build_pyramid, num_levels
 from homoalign.result import AlignResult
 from homoalign.status import Status
+from homoalign.surround import find_insides
 
 PIXELS_AT_A_TIME = 2**18
 """On a processor pairs are solved in groups of about this many pixels of dst, which the cache holds."""
 
-PAIRS_AT_A_TIME, MOST_PIXELS_AT_A_TIME = 4, 2**23
-"""Larger images in groups of so many pairs, which share what a call of torch costs, as long as memory does not mind."""
+PAIRS_AT_A_TIME, MOST_PIXELS_AT_A_TIME = 4, 2**21
+"""Larger images in groups of so many pairs, which share what a call of torch costs, while the cache does not mind."""
 
 
 def align(
@@ -111,11 +114,52 @@ def _read_gray(image: Tensor, mask: Tensor | None) -> Level:
 
 
 def _align_group(pairs: Pairs, config: AlignConfig, trace: bool) -> AlignResult:
-    """Rule out the pairs that cannot be aligned, solve and judge the others."""
+    """Align the pairs of a group, those with a surround apart."""
     too_small = _too_small(pairs, config)
     if too_small is not None:
         return AlignResult.blank([Status.TOO_SMALL] * len(pairs.src), [too_small] * len(pairs.src))
     src, dst = _read_gray(pairs.src, pairs.src_mask), _read_gray(pairs.dst, pairs.dst_mask)
+    if not config.ignore_surround or config.solver == "adam":  # the tutorial knows no masks
+        return _align_levels(pairs, src, dst, config, trace)
+    is_framed, framed_src, framed_dst = _leave_out_surrounds(src, dst)
+    parts, order = [], []
+    # Apart, so that no pair's answer depends on which others it comes with.
+    for chosen, of_src, of_dst in ((~is_framed, src, dst), (is_framed, framed_src, framed_dst)):
+        index = torch.nonzero(chosen)[:, 0]
+        if len(index) == len(chosen):  # as most are
+            return _align_levels(pairs, of_src, of_dst, config, trace)
+        if len(index) == 0:
+            continue
+        here = index.to(src.image.device)
+        parts.append(_align_levels(pairs.select(index), of_src.select(here), of_dst.select(here), config, trace))
+        order.append(index)
+    return AlignResult.concatenate(parts).select(torch.cat(order).argsort())
+
+
+def _leave_out_surrounds(src: Level, dst: Level) -> tuple[Tensor, Level, Level]:
+    """Mask the surrounds of images whose caller gave no mask.
+
+    Returns:
+        is_framed: (B,) bool on the CPU, which pairs have one in either image.
+        src: the level, with a mask where any pair has one.
+        dst: likewise.
+    """
+    insides = [find_insides(level.image) if level.mask is None else None for level in (src, dst)]
+    is_framed = torch.zeros(len(src.image), dtype=torch.bool)
+    for found in insides:
+        if found is not None:
+            is_framed |= found[0]
+    if not bool(is_framed.any()):
+        return is_framed, src, dst
+    src, dst = (
+        level if found is None else Level(level.image, found[1].contiguous())
+        for level, found in zip((src, dst), insides, strict=True)
+    )
+    return is_framed, src, dst
+
+
+def _align_levels(pairs: Pairs, src: Level, dst: Level, config: AlignConfig, trace: bool) -> AlignResult:
+    """Rule out the pairs that cannot be aligned, solve and judge the others, whose full-size levels these are."""
     start = find_start(pairs.init, len(pairs.src), image_size(pairs.src), image_size(pairs.dst))
     ruled_out = _rule_out(src, dst, start, config)
     status, detail = zip(*ruled_out, strict=True)
@@ -140,7 +184,10 @@ def _align_group(pairs: Pairs, config: AlignConfig, trace: bool) -> AlignResult:
         trace=trace,
     )
     names = [start.initialisation[i] for i in alive.tolist()]
-    return result.put(alive, run_cascade(batch, start.dst_homo_src[alive].to(device), names))
+    found = run_cascade(batch, start.dst_homo_src[alive].to(device), names)
+    if config.forward_backward:
+        found = replace(found, forward_backward_px=measure_backward(batch, found))
+    return result.put(alive, found)
 
 
 def _too_small(pairs: Pairs, config: AlignConfig) -> str | None:
@@ -164,7 +211,8 @@ def _rule_out_pair(
         return Status.INVALID_ROW, fault
     for side, usable, _ in sides:
         if not usable[i] >= config.min_overlap:
-            return Status.NO_OVERLAP, f"the mask leaves {usable[i]:.3f} of {side}, min_overlap={config.min_overlap}"
+            detail = f"the mask, or a flat surround, leaves {usable[i]:.3f} of {side}, min_overlap={config.min_overlap}"
+            return Status.NO_OVERLAP, detail
     for side, _, contrast in sides:
         if not contrast[i] >= config.min_contrast:
             detail = f"{side} has a standard deviation of {contrast[i]:.5f}, min_contrast={config.min_contrast}"

@@ -45,8 +45,14 @@ class Pairs:
     def select(self, index: Tensor) -> Pairs:
         """Return the pairs that `index` (int64, on the CPU) names."""
         values = (getattr(self, field.name) for field in fields(self))
-        chosen = (None if value is None else value[index.to(value.device)] for value in values)
-        return Pairs(*chosen)  # type: ignore[arg-type]
+        return Pairs(*(None if value is None else _rows(value, index) for value in values))  # type: ignore[arg-type]
+
+
+def _rows(values: Tensor, index: Tensor) -> Tensor:
+    """Return the rows of `values` that `index` (int64, on the CPU) names."""
+    # torch indexes no unsigned integers of more than 8 bits on a GPU, but signed ones of the same size.
+    signed = {torch.uint16: torch.int16, torch.uint32: torch.int32}.get(values.dtype, values.dtype)
+    return values.view(signed)[index.to(values.device)].view(values.dtype)
 
 
 def check_pairs(

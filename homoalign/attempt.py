@@ -24,7 +24,7 @@ from homoalign.homography import image_size
 from homoalign.hypotheses import Hypotheses, agreement
 from homoalign.intensity import to_unit_range
 from homoalign.noise import residual_noise
-from homoalign.parts import Parts, measure_parts
+from homoalign.parts import measure_parts
 from homoalign.pyramid import Level, noise_gain
 from homoalign.residual import Alignment
 from homoalign.result import AlignResult
@@ -32,16 +32,12 @@ from homoalign.status import Initialisation
 from homoalign.structure_solver import solve_structure, solve_unexplained
 from homoalign.track import Solved, Track
 from homoalign.tutorial import solve_tutorial
+from homoalign.widening import widen_by_parts, widen_of_flat
 from homoalign.witnesses import ask_witnesses, is_plain
 from homoalign.zoom import MatchedLevels, match_levels, zoom_octave
 
 SCORE_SIDE_PX = 256
 """The structure of two answers is compared on levels of about this side."""
-
-PARTS_SHARE = 0.3
-"""How much of what the blocks leave open is added to the solver's covariance where residuals are more than noise. What
-they would have is added too, as a bias: blur, JPEG and depth move an answer without a trace in the scatter of its
-residuals, but not all blocks alike."""
 
 Signal = Literal["intensity", "structure"]
 
@@ -167,14 +163,6 @@ def structure_score(batch: Batch, dst_homo_src: Tensor) -> Tensor:
     return agreement(batch.src, batch.dst, found, side_px=SCORE_SIDE_PX, config=batch.config)
 
 
-def _widen(covariance: Tensor, parts: Parts, unexplained: Tensor, at_480: float) -> Tensor:
-    """Add to (B, 4, 2, 2) corner covariances what residuals that are more than noise leave open."""
-    no_noise = (1 - unexplained.square().reciprocal()).nan_to_num(0.0).clamp_min(0)[:, None, None, None]
-    by_parts = parts.corner_covariance_480.nan_to_num(0.0) / at_480**2
-    bias = (parts.drift_480 / at_480).square()[:, None, None, None] / 2 * torch.eye(2, device=covariance.device)
-    return covariance + no_noise * (PARTS_SHARE**2 * by_parts + bias)
-
-
 def _ask_blocks(
     track: Track,
     level: int,
@@ -208,7 +196,7 @@ def _ask_blocks(
     unexplained = evidence.unexplained.to(matrix.device)[here]
     src, dst = ([of_level.select(here) for of_level in pyramid[level:]] for pyramid in (track.src, track.dst))
     parts = measure_parts(src[0], dst[0], level_matrix[here])
-    widened = _widen(covariance[here], parts, unexplained, 480 / min(dst_size))
+    widened = widen_by_parts(covariance[here], parts, unexplained, 480 / min(dst_size))
     parts = ask_witnesses(src, dst, level_matrix[here], parts, unexplained)
     moved = homography.move(matrix[here], parts.motion, *dst_size)
     return (
@@ -216,6 +204,17 @@ def _ask_blocks(
         evidence.with_parts(asked, parts),
         second_opinion.index_copy(0, here, moved),
     )
+
+
+def _to_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return (B, ...) tensors as float64 on the CPU, all of them in one copy: the host waits for each."""
+    if all(tensor.device.type == "cpu" for tensor in tensors.values()):
+        return {name: tensor.double() for name, tensor in tensors.items()}
+    columns = [tensor.flatten(1) if tensor.ndim > 1 else tensor[:, None] for tensor in tensors.values()]
+    table = torch.cat([column.double() for column in columns], dim=1).cpu()
+    parts = torch.split(table, [column.shape[1] for column in columns], dim=1)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 def _measure(
@@ -255,29 +254,33 @@ def _measure(
     whole, weak = metrics.local_correlation(patterns, (noise_src, noise_dst))
     covariance = metrics.corner_covariance(solved.covariance, matrix, *src_size)
     at_480 = 480 / min(dst_size)
-    corner_std_480 = at_480 * metrics.corner_std(covariance).cpu()
+    corner_std_480 = at_480 * metrics.corner_std(covariance)
     if config.solver != "adam":  # which predicts none
         corner_std_480 = corner_std_480.nan_to_num(UNDETERMINED_480)
     unexplained = fitted_scale / explained
     unknown = torch.full((len(matrix),), torch.nan, dtype=torch.float64)
+    figures = {
+        "local_correlation": whole,
+        "weak_correlation": weak,
+        "overlap": fit.overlap,
+        "src_overlap": metrics.share_of_src_seen(src_level, dst_level, level_matrix),
+        "rival": metrics.rival_correlation(patterns),
+        "unexplained": unexplained,
+        "corner_std_480": corner_std_480,
+        "is_finite": finite,
+    }
+    figures = _to_host(figures)
     evidence = Evidence(
-        local_correlation=whole.cpu(),
-        weak_correlation=weak.cpu(),
-        overlap=fit.overlap.cpu(),
-        src_overlap=metrics.share_of_src_seen(src_level, dst_level, level_matrix).cpu(),
-        rival=metrics.rival_correlation(patterns).cpu(),
-        unexplained=unexplained.cpu(),
-        corner_std_480=corner_std_480,
+        **(figures | {"is_finite": figures["is_finite"] > 0}),
         structure=unknown,
         parts_here=unknown,
         drift_480=unknown,
         drift_std_480=unknown,
-        is_finite=finite.cpu(),
     )
     covariance, evidence, second_opinion = _ask_blocks(
         track, level, matrix, level_matrix, covariance, evidence, dst_size
     )
-    corner_std_px = metrics.corner_std(covariance)
+    covariance = widen_of_flat(covariance, unexplained)
     asked = torch.nonzero(needs_structure(evidence))[:, 0]
     if len(asked) > 0:
         score = structure_score(batch.select(asked), matrix[asked.to(matrix.device)])
@@ -290,27 +293,31 @@ def _measure(
         src_colour = to_unit_range(batch.pairs.src)[0]
         errors = homography.corner_errors(matrix, batch.gt, *src_size)
         reprojection = metrics.reprojection_l1(src_colour, matrix, batch.gt, dst_size)
+    answers = {
+        "dst_homo_src": matrix,
+        "corner_std_px": metrics.corner_std(covariance),
+        "corner_covariance": covariance,
+        "photometric_l1": fit.photometric_l1,
+        "zncc": fit.zncc,
+        "overlap": fit.overlap,
+        "inlier_ratio": fit.inlier_ratio,
+        "forward_backward_px": nan,
+        "gain": torch.where(finite, solved.alignment.gain, torch.nan),
+        "bias": torch.where(finite, solved.alignment.bias, torch.nan),
+        "num_iterations": solved.num_iterations,
+        "gt_corner_error_px": errors.mean(-1),
+        "gt_corner_error_max_px": errors.amax(-1),
+        "gt_reprojection_l1": reprojection,
+        "second_opinion": second_opinion,
+    }
+    answers = _to_host(answers)
     return AlignResult(
         status=status,
         status_detail=detail,
-        dst_homo_src=matrix.cpu(),
         confidence=confidence,
-        corner_std_px=corner_std_px.cpu(),
-        corner_covariance=covariance.cpu(),
-        photometric_l1=fit.photometric_l1.cpu(),
-        zncc=fit.zncc.cpu(),
-        overlap=fit.overlap.cpu(),
-        inlier_ratio=fit.inlier_ratio.cpu(),
-        forward_backward_px=nan.cpu(),
-        gain=torch.where(finite, solved.alignment.gain, torch.nan).cpu(),
-        bias=torch.where(finite, solved.alignment.bias, torch.nan).cpu(),
         initialisation=list(initialisation),
         stop_reason=solved.stop_reason,
-        num_iterations=solved.num_iterations.cpu(),
         levels=solved.levels,
-        gt_corner_error_px=errors.mean(-1).cpu(),
-        gt_corner_error_max_px=errors.amax(-1).cpu(),
-        gt_reprojection_l1=reprojection.cpu(),
         evidence=evidence.table(),
-        second_opinion=second_opinion.cpu(),
+        **(answers | {"num_iterations": answers["num_iterations"].int()}),
     )

@@ -36,6 +36,9 @@ class AlignConfig:
     signal: Signal = "auto"
     """What is compared: `intensity`, the `structure` of edges, or `auto`: structure where intensities do not tell."""
 
+    ignore_surround: bool = True
+    """Whether a flat surround (aperture, nodata, letterbox) is masked in images without a mask; it is not the scene."""
+
     use_search: bool = True
     """Whether pairs that identity and prior do not solve are searched over rotation, scale and translation."""
 
@@ -62,6 +65,9 @@ class AlignConfig:
 
     final_points: int = 65_536
     """About how many pixels the finest level is solved on."""
+
+    forward_backward: bool = False
+    """Whether dst is aligned onto src as well, for `forward_backward_px`; it takes about as long again."""
 
     loss_width: float = 2.385
     """Width of the Cauchy loss in robust standard deviations of the residual; 2.385 keeps 95 % efficiency."""

@@ -121,7 +121,7 @@ def uncover(problem: DirectProblem, state: Alignment, scale: Tensor | None = Non
         return Uncovered(problem, state, one, torch.nan * one, one < 0)
     rows, columns = template.grid
     value, seen = problem.read_dst(state.dst_homo_src)
-    if scale is None and bool(problem.free[8] > 0):
+    if scale is None and problem.freedom.light:
         state = _light_of_most(template.value, value, seen, state)
     residual = value - _column(state.gain, value) * template.value - _column(state.bias, value)
     residual = torch.where(seen, residual, 0.0)

@@ -22,8 +22,9 @@ from homoalign.noise import UNEXPLAINED, residual_noise
 from homoalign.photometry import Light, apply_light, fit_light, sample, to_plain
 from homoalign.precision import measure_precision
 from homoalign.pyramid import Level
-from homoalign.refinement import refine_template, refine_template_at, spline_level, undo_attenuation
+from homoalign.refinement import clean_source, refine_template, refine_template_at, spline_level, undo_attenuation
 from homoalign.residual import Alignment, DirectProblem, build_problem
+from homoalign.saturation import unsaturated_points
 from homoalign.schedule import MOTION_PARAMETERS, REFINED_SLACK, plan_runs, solve_run
 from homoalign.solver import REASONS
 from homoalign.status import StopReason
@@ -53,31 +54,26 @@ def finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solved
         state = Alignment(state.dst_homo_src, *raw.matched_moments(state.dst_homo_src))
     taken = torch.zeros_like(descent.num_iterations)
     light = Light.plain(state.gain)
-    template = lit = refine_template(raw.template, src)
+    cleaned = clean_source(raw.template, src)
+    template = lit = refine_template(raw.template, cleaned)
     # Of noise as strong as the contrast a tone curve says more than of src.
     is_clear = src.noise.square() < LARGEST_NOISE * src.contrast.square()
-    usable = raw.template.usable
+    every = raw.template.usable
     if is_beside:
         raw, light, state, taken = clear_away(raw, template, template, light, state, is_clear, track)
         lit = apply_light(template, light)
     for run in plan_runs(0, len(track.src), raw.template.u.shape[-1], config, is_near=track.is_near):
         state, _ = to_plain(light.is_rich, lit.value, raw, state)
         light = Light.plain(state.gain)
+        shown = unsaturated_points(raw.template, src, dst, state)
+        usable = every & shown
+        raw = replace(raw, template=replace(raw.template, usable=raw.template.usable & shown))
         if run.is_refined:
             raw = replace(raw, dst=spline_level(dst), interpolation="spline")
         # Before the last run only the light of those that were solved on normalised images is needed.
         index = torch.nonzero((descent.is_normalised | run.is_refined) & is_clear)[:, 0]
         if config.photometric == "auto" and len(index):
-            part = sample(replace(raw, template=template)).select(index)
-            noise = residual_noise(src.noise, dst.noise, state.gain)
-            some, under = fit_light(
-                part,
-                state.select(index),
-                src_noise=src.noise[index],
-                noise=noise[index],
-                loss_width=config.loss_width,
-            )
-            light, state = light.put(index, some), state.put(index, under)
+            light, state = _fit_light_of(index, replace(raw, template=template), state, light, track)
         lit = apply_light(replace(template, usable=raw.template.usable), light)
         problem = replace(raw, template=lit)
         if run.is_refined:
@@ -87,7 +83,7 @@ def finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solved
             if bool((more > 0).any()):
                 lit = apply_light(replace(template, usable=raw.template.usable), light)
             problem = replace(raw, template=lit)
-            template = refine_template_at(raw.template, problem, src, dst, state, loss_width=config.loss_width)
+            template = refine_template_at(raw.template, cleaned, problem, src, dst, state, loss_width=config.loss_width)
             lit = apply_light(template, light)
             problem = replace(raw, template=lit)
             if fit:
@@ -103,6 +99,21 @@ def finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solved
     state, plain_scale = to_plain(light.is_rich, lit.value, raw, solved.alignment)
     append_trace(solved.levels, track, 0, state, taken)
     return replace(solved, alignment=state, scale=torch.where(light.is_rich, plain_scale, solved.fitted_scale))
+
+
+def _fit_light_of(
+    index: Tensor, problem: DirectProblem, state: Alignment, light: Light, track: Track
+) -> tuple[Light, Alignment]:
+    """Return the light, and the state on top of it, with those of the pairs that `index` names fitted anew."""
+    noise = residual_noise(track.src[0].noise, track.dst[0].noise, state.gain)
+    some, under = fit_light(
+        sample(problem).select(index),
+        state.select(index),
+        src_noise=track.src[0].noise[index],
+        noise=noise[index],
+        loss_width=track.config.loss_width,
+    )
+    return light.put(index, some), state.put(index, under)
 
 
 def _polish(

@@ -121,11 +121,17 @@ def motion_of_step(step: Tensor) -> Tensor:
     Returns:
         (B, 3, 3), acting on centred coordinates; that of `-step` is its inverse.
     """
-    basis = SL3_BASIS[: step.shape[-1]].to(step)
-    half = (step @ basis.flatten(1)).view(-1, 3, 3) / 2
+    half = (step @ _flat_basis(step.shape[-1], step.dtype, step.device)).view(-1, 3, 3) / 2
     identity = torch.eye(3, dtype=step.dtype, device=step.device)
     motion: Tensor = torch.linalg.solve_ex(identity - half, identity + half).result
     return motion
+
+
+@lru_cache(maxsize=64)
+def _flat_basis(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return (count, 9), the first elements of `SL3_BASIS`; kept, since each copy to a GPU waits for it."""
+    with torch.inference_mode(False):
+        return SL3_BASIS[:count].flatten(1).to(device, dtype)
 
 
 def move(H_b_a: Tensor, motion: Tensor, height: int, width: int) -> Tensor:
@@ -160,8 +166,15 @@ def velocities(x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 def rescale(H_b_a: Tensor, level: int) -> Tensor:
     """Return the same homography between the images of a pyramid level, which hold every 2^level-th pixel."""
-    shrink = torch.tensor([0.5**level, 0.5**level, 1], dtype=H_b_a.dtype, device=H_b_a.device)
+    shrink = shrink_to(level, H_b_a.dtype, H_b_a.device)
     return shrink[:, None] * H_b_a / shrink
+
+
+@lru_cache(maxsize=64)
+def shrink_to(level: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return (3,): what takes homogeneous pixels of the full-size image to those of a pyramid level."""
+    with torch.inference_mode(False):  # kept for calls that may differentiate
+        return torch.tensor([0.5**level, 0.5**level, 1], dtype=dtype, device=device)
 
 
 def frame_to_frame(src_size: tuple[int, int], dst_size: tuple[int, int]) -> Tensor:

@@ -9,7 +9,7 @@ B pairs, K hypotheses.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,18 +32,21 @@ class Stage:
         keep: hypotheses a pair that are refined.
         max_points: about how many pixels of src they are refined on.
         motion: parameters of motion of each run of the solver.
+        states: the runs after which each is a hypothesis of its own. On few pixels of little detail eight parameters
+            may go astray where four do not.
     """
 
     side_px: int
     keep: int
     max_points: int
     motion: tuple[int, ...]
+    states: tuple[int, ...]
 
 
 STAGES = (
-    Stage(64, 24, 4096, (SIMILARITY, AFFINE, HOMOGRAPHY, HOMOGRAPHY, HOMOGRAPHY)),
-    Stage(128, 6, 8192, (HOMOGRAPHY, HOMOGRAPHY)),
-    Stage(256, 2, 16384, (HOMOGRAPHY, HOMOGRAPHY)),
+    Stage(64, 24, 4096, (SIMILARITY, AFFINE, HOMOGRAPHY, HOMOGRAPHY, HOMOGRAPHY), (0, 1, 4)),
+    Stage(128, 6, 8192, (HOMOGRAPHY, HOMOGRAPHY), (1,)),
+    Stage(256, 2, 16384, (HOMOGRAPHY, HOMOGRAPHY), (1,)),
 )
 
 SAME_CORNERS = 0.04
@@ -96,19 +99,34 @@ def refine(
         if number and stage.side_px > 1.3 * math.sqrt(sides[0] * sides[1]):
             break
         found = keep_distinct(found, src_size, tolerance_px=SAME_CORNERS * sides[1], keep=stage.keep)
-        octave = zoom_octave(found.dst_homo_src, src_size)
-        refined, score = found.dst_homo_src.clone(), found.score.clone()
-        for zoom in sorted(set(octave.tolist())):
-            chosen = torch.nonzero(octave == zoom)[:, 0]
-            matched = match_levels(src, dst, zoom=zoom, side_px=stage.side_px)
-            part = matched.from_full(found.dst_homo_src[chosen])
-            levels = src[matched.src_level], dst[matched.dst_level]
-            level = LevelRefiner(*levels, found.pair[chosen], stage.max_points, config)
-            for motion in stage.motion:
-                part, _ = level.refine(part, min(motion, MOTION_PARAMETERS[config.model]))
-            refined[chosen], score[chosen] = matched.to_full(part), level.score(part, stage.side_px)
-        found = Hypotheses(found.pair, refined, score).best_first()
+        found = _refine_stage(src, dst, found, stage, config).best_first()
     return found
+
+
+def _refine_stage(
+    src: list[Level], dst: list[Level], found: Hypotheses, stage: Stage, config: AlignConfig
+) -> Hypotheses:
+    """Return what a stage makes of its hypotheses, in any order: one of each, or several where it is not sure."""
+    octave = zoom_octave(found.dst_homo_src, image_size(src[0].image))
+    states: list[Hypotheses] = []
+    for zoom in sorted(set(octave.tolist())):
+        chosen = torch.nonzero(octave == zoom)[:, 0]
+        matched = match_levels(src, dst, zoom=zoom, side_px=stage.side_px)
+        pair, state = found.pair[chosen], matched.from_full(found.dst_homo_src[chosen])
+        level = LevelRefiner(src[matched.src_level], dst[matched.dst_level], pair, stage.max_points, config)
+        for run, motion in enumerate(stage.motion):
+            state, _ = level.refine(state, min(motion, MOTION_PARAMETERS[config.model]))
+            if run in stage.states:
+                states.append(Hypotheses(pair, matched.to_full(state), level.score(state, stage.side_px)))
+    made = Hypotheses(
+        torch.cat([state.pair for state in states]),
+        torch.cat([state.dst_homo_src for state in states]),
+        torch.cat([state.score for state in states]),
+    )
+    if len(stage.states) == 1:
+        return made
+    # More freedom always agrees better where it was fitted: the next stage's level is the judge.
+    return replace(made, score=agreement(src, dst, made, side_px=2 * stage.side_px, config=config))
 
 
 def agreement(src: list[Level], dst: list[Level], found: Hypotheses, *, side_px: int, config: AlignConfig) -> Tensor:

@@ -5,6 +5,8 @@ B pairs, C channels, H W rows and columns.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -32,6 +34,8 @@ def to_unit_range(image: Tensor) -> tuple[Tensor, Tensor | None]:
     Raises:
         TypeError: another dtype.
     """
+    if kernels.serves(image, torch.uint8):
+        return kernels.look_up(image, _unit_of_byte()), None
     if image.dtype in FULL_SCALE:
         return image.float() / FULL_SCALE[image.dtype], None
     if not image.dtype.is_floating_point:
@@ -51,6 +55,12 @@ def to_unit_range(image: Tensor) -> tuple[Tensor, Tensor | None]:
         spread = (high - low).clamp_min(torch.finfo(torch.float32).tiny)
         image = torch.where(finite, (image - low[:, None, None, None]) / spread[:, None, None, None], 0.0)
     return image, None if all_finite else finite.all(1, keepdim=True)
+
+
+@cache
+def _unit_of_byte() -> Tensor:
+    """Return (256,) float32, what each byte is as an intensity."""
+    return torch.arange(256).float() / FULL_SCALE[torch.uint8]
 
 
 def to_gray(image: Tensor) -> tuple[Tensor, Tensor | None]:

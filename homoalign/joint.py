@@ -102,7 +102,7 @@ class LitProblem:
 
     def normal_equations(self, state: LitAlignment, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Return JtJ (B, P, P) and Jtr (B, P), float64; the residual's Jacobian is minus the template's."""
-        motion = products(self.lit, residual, weight)[1][:, :8] * self.direct.free[:8]
+        motion = products(self.lit, residual, weight)[1][:, :8] * self.direct.freedom.free[:8]
         weighted = (weight * residual)[:, None]
         z = (2 * self.direct.template.brightness - 1)[:, None]
         tones = [weighted]
@@ -171,10 +171,10 @@ def solve_jointly(
 
 def _curvature(lit: Template, template: Template, weight: Tensor, direct: DirectProblem) -> Tensor:
     """Return (B, P, P) float64 of some of the points, weighted by `weight` (B, n), as of all."""
-    motion = jacobian_of(lit.slope, lit.value, lit.u)[:, :8] * direct.free[:8, None].to(weight)
+    motion = jacobian_of(lit.slope, lit.value, lit.u)[:, :8] * direct.freedom.free[:8, None].to(weight)
     jacobian = torch.cat([motion, _basis(template.brightness, _fields(lit.u))], dim=1)
     JtJ = STRIDE * ((jacobian * weight[:, None]) @ jacobian.mT).double()
-    JtJ[:, :8, :8] += direct.fixed[:8, :8]
+    JtJ[:, :8, :8] += direct.freedom.fixed[:8, :8]
     return JtJ
 
 

@@ -71,6 +71,9 @@ class Fit:
 def warp_level(src: Level, dst: Level, dst_homo_src: Tensor) -> tuple[Tensor, Tensor]:
     """Warp a level of src onto the same level of dst: (B, H, W) values, and (B, H, W) bool where both count."""
     size = image_size(dst.image)
+    if kernels.serves(src.image):
+        masks = [None if level.mask is None else level.mask[:, 0] for level in (src, dst)]
+        return kernels.warp_level(src.image[:, 0], masks[0], masks[1], inverse(dst_homo_src), size)
     warped, covered = warp_with_coverage(src.image, dst_homo_src, size)
     if src.mask is not None:
         mask, _ = warp_with_coverage(src.mask, dst_homo_src, size)
@@ -311,8 +314,8 @@ def share_of_src_seen(src: Level, dst: Level, dst_homo_src: Tensor) -> Tensor:
     height, width = src.image.shape[-2:]
     if kernels.serves(src.image):
         return kernels.count_inside(dst_homo_src, (height, width), image_size(dst.image)) / (height * width)
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    xy = torch.stack([x, y], dim=-1).reshape(1, -1, 2).to(dst_homo_src)
+    y, x = (torch.arange(side, dtype=dst_homo_src.dtype, device=dst_homo_src.device) for side in (height, width))
+    xy = torch.cartesian_prod(y, x).flip(-1)[None]
     warped = homography.warp_points(dst_homo_src, xy.expand(len(dst_homo_src), -1, -1))
     return is_inside(warped, image_size(dst.image)).double().mean(-1)
 

@@ -32,7 +32,7 @@ LEVEL_SAMPLES = 8192
 """Pixels, about, that a noise level is read from; its own error is then below 2 %."""
 
 
-def noise_level(image: Tensor) -> Tensor:
+def noise_level(image: Tensor, mask: Tensor | None = None) -> Tensor:
     """Estimate the standard deviation of an image's white noise.
 
     From the median of a second difference along both axes, which slopes and straight edges do not enter (after
@@ -40,6 +40,7 @@ def noise_level(image: Tensor) -> Tensor:
 
     Args:
         image: (B, 1, H, W) float, sides of at least 3.
+        mask: (B, 1, H, W), 0 where a pixel is not to be looked at; None: all are, as where nothing is left.
 
     Returns:
         (B,) float64, in the image's units.
@@ -47,11 +48,21 @@ def noise_level(image: Tensor) -> Tensor:
     height, width = image.shape[-2:]
     step = max(1, (height - 2) * (width - 2) // LEVEL_SAMPLES)
     rows = torch.arange(0, height - 2, step, device=image.device)
-    above, here, below = (image[:, 0].index_select(1, rows + i) for i in range(3))
+
+    def three_rows(values: Tensor) -> list[Tensor]:
+        return [values[:, 0].index_select(1, rows + i) for i in range(3)]
+
+    above, here, below = three_rows(image)
     across = above + below - 2 * here
     second = across[..., :-2] + across[..., 2:] - 2 * across[..., 1:-1]
     # Six is the norm of the kernel [1, -2, 1] x [1, -2, 1].
     magnitude = second.abs().flatten(1)
+    if mask is not None:
+        whole = torch.stack(three_rows(mask)).amin(0)
+        counted = (torch.stack([whole[..., :-2], whole[..., 1:-1], whole[..., 2:]]).amin(0) > 0).flatten(1)
+        counted |= ~counted.any(-1, keepdim=True)
+        masked = torch.where(counted, magnitude, torch.nan).nanmedian(-1).values
+        return masked.double() * (1.4826 / 6)
     if kernels.serves(magnitude):
         return kernels.median(magnitude) * (1.4826 / 6)
     return magnitude.median(-1).values.double() * (1.4826 / 6)

@@ -315,11 +315,11 @@ def _common_motion(
         weight = counts * (width**2 / (width**2 + squared)).square()
         told = torch.einsum("bk,kip,kiq->bpq", weight, jacobian, jacobian) / variance
         asked = torch.einsum("bk,kip,bki->bp", weight, jacobian, shift) / variance
-        motion = torch.linalg.solve(told + prior, asked)
+        motion = torch.linalg.solve_ex(told + prior, asked).result
     squared = (shift - _moved(jacobian, motion)).square().sum(-1)
     scatter = (weight * squared).sum(-1) / (2 * weight.sum(-1) - 8).clamp_min(1)
     information = told * (variance / scatter.clamp_min(LEAST_SCATTER * variance))[:, None, None] + prior
-    return motion, torch.linalg.inv(information)
+    return motion, torch.linalg.inv_ex(information).inverse
 
 
 def _moved(jacobian: Tensor, motion: Tensor) -> Tensor:

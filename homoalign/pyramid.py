@@ -13,10 +13,13 @@ from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import interpolate, pad
 
 from homoalign import kernels
 from homoalign.noise import noise_level
+
+LEAST_SHARE = 1e-3
+"""A pixel that is made of no more of used ones has no value."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,8 @@ class Level:
 
     @cached_property
     def noise(self) -> Tensor:
-        """(B,) float64, standard deviation of the image's white noise, see `noise_level`."""
-        return noise_level(self.image)
+        """(B,) float64, standard deviation of the image's white noise where it is used, see `noise_level`."""
+        return noise_level(self.image, self.mask)
 
     @cached_property
     def contrast(self) -> Tensor:
@@ -65,8 +68,12 @@ class Level:
 
 def take(values: Tensor, index: Tensor) -> Tensor:
     """Return the rows of `values` that `index` (int64) names; all in their order, not a copy of them."""
-    everything = torch.arange(len(values), device=index.device)
-    return values if torch.equal(index, everything) else values[index]
+    return values if is_everyone(index, len(values)) else values[index]
+
+
+def is_everyone(index: Tensor, count: int) -> bool:
+    """Say whether `index` (int64) names so many pairs, all of them in their order."""
+    return len(index) == count and torch.equal(index, torch.arange(count, device=index.device))
 
 
 @lru_cache
@@ -111,10 +118,10 @@ def build_pyramid(full: Level, count: int) -> list[Level]:
     """Build `count` levels, the full-size one first.
 
     Args:
-        full: images and masks; sides of at least 3 pixels at every level.
+        full: images and masks; sides of at least 3 pixels at every level. What is masked is filled in.
         count: number of levels, at least 1.
     """
-    levels = [full]
+    levels, shares = [full], [] if full.mask is None else [full.mask]
     for _ in range(count - 1):
         image, mask = levels[-1].image, levels[-1].mask
         if mask is None:
@@ -123,4 +130,25 @@ def build_pyramid(full: Level, count: int) -> list[Level]:
         share = halve(mask)
         image = halve(image * mask) / share.clamp_min(1e-6)
         levels.append(Level(image, (share >= 0.5).to(image.dtype)))
-    return levels
+        shares.append(share)
+    return _filled(levels, shares) if shares else levels
+
+
+def _filled(levels: list[Level], shares: list[Tensor]) -> list[Level]:
+    """Carry coarser levels on where finer ones have no used pixel, so that no filter finds the edge of a mask.
+
+    (The pull and push of Gortler et al., "The lumigraph", SIGGRAPH 1996.)
+
+    Args:
+        levels: finest first.
+        shares: (B, 1, H, W) each, of what a level's pixels are made of, how much is used.
+    """
+    filled: list[Level] = []
+    for level, share in zip(reversed(levels), reversed(shares), strict=True):
+        known = share > LEAST_SHARE
+        if filled:
+            beyond = interpolate(filled[-1].image, level.image.shape[-2:], mode="bilinear", align_corners=True)
+        else:
+            beyond = (level.image * known).sum((-2, -1), keepdim=True) / known.sum((-2, -1), keepdim=True).clamp_min(1)
+        filled.append(Level(torch.where(known, level.image, beyond), level.mask))
+    return filled[::-1]

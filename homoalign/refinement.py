@@ -10,6 +10,8 @@ B pairs, H W rows and columns, N points.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
@@ -42,23 +44,57 @@ SUPPORT_PX = 2
 """A spline is read from pixels this far away."""
 
 
-def refine_template(template: Template, src: Level) -> Template:
+@dataclass(frozen=True, slots=True)
+class Cleaned:
+    """Source images that were denoised on their own.
+
+    Attributes:
+        noise_share: (B,) float64, of noise in the energy of the points' slopes; of all pairs.
+        index: (b,) int64, the pairs that are noisy enough.
+        image: (b, 1, H, W), theirs without the noise.
+    """
+
+    noise_share: Tensor
+    index: Tensor
+    image: Tensor
+
+
+def clean_source(template: Template, src: Level) -> Cleaned:
+    """Denoise the source images of which `refine_template` or `refine_template_at` want it so.
+
+    Args:
+        template: of the full-size images, from src itself.
+        src: source images.
+    """
+    share = _noise_share(template, src.noise)
+    # Of all pixels the last run takes what dst helps to tell.
+    index = torch.nonzero(share > (WORTH_DENOISING_EARLY if template.is_whole else WORTH_DENOISING))[:, 0]
+    image = take(src.image, index)
+    return Cleaned(share, index, denoise(image, image, src.noise[index]) if len(index) else image)
+
+
+def refine_template(template: Template, cleaned: Cleaned) -> Template:
     """Return the template with the slopes of src without its noise, where it is noisy.
 
     Args:
         template: of the full-size images.
-        src: source images.
+        cleaned: what `clean_source` made of src.
     """
-    sigma = src.noise
-    index = _noisy(sigma, template, WORTH_DENOISING_EARLY)
-    if len(index) == 0:
+    early = torch.nonzero(cleaned.noise_share[cleaned.index] > WORTH_DENOISING_EARLY)[:, 0]
+    if len(early) == 0:
         return template
-    image = take(src.image, index)
-    return template.with_slopes_of(denoise(image, image, sigma[index]), index)
+    return template.with_slopes_of(take(cleaned.image, early), cleaned.index[early])
 
 
 def refine_template_at(
-    template: Template, problem: DirectProblem, src: Level, dst: Level, state: Alignment, *, loss_width: float
+    template: Template,
+    cleaned: Cleaned,
+    problem: DirectProblem,
+    src: Level,
+    dst: Level,
+    state: Alignment,
+    *,
+    loss_width: float,
 ) -> Template:
     """Return the template with the slopes of src without its noise, where it is noisy, told with dst's help.
 
@@ -67,24 +103,22 @@ def refine_template_at(
 
     Args:
         template: of the full-size images.
+        cleaned: what `clean_source` made of src.
         problem: of the same points, dst read by a spline.
         src: source images.
         dst: destination images.
         state: an alignment that is good to a fraction of a pixel.
         loss_width: of the robust loss, in standard deviations of the residual.
     """
-    src_noise = src.noise
-    index = _noisy(src_noise, template, WORTH_DENOISING)
+    index = torch.nonzero(cleaned.noise_share > WORTH_DENOISING)[:, 0]
     if len(index) == 0:
         return template
-    image = guide = take(src.image, index)
-    sigma = src_noise[index]
+    image, clean = take(src.image, index), cleaned.image
     if template.is_whole:
         dst_noise = dst.noise / state.gain.abs().clamp_min(1e-3)
-        guide, sigma = _merge(problem, src.image, state, src_noise, dst_noise, loss_width)
-        guide, sigma = take(guide, index), sigma[index]
-    clean = denoise(image, guide, sigma)
-    drowned = torch.nonzero(torch.isin(index, _noisy(src_noise, template, DROWNED)))[:, 0]
+        guide, sigma = _merge(problem, src.image, state, src.noise, dst_noise, loss_width)
+        clean = denoise(image, take(guide, index), sigma[index])
+    drowned = torch.nonzero(cleaned.noise_share[index] > DROWNED)[:, 0]
     told = clean.index_copy(0, drowned, _neighbours(image[drowned])) if len(drowned) else clean
     return template.with_slopes_of(clean, index, told)
 
@@ -109,7 +143,7 @@ def undo_attenuation(problem: DirectProblem, src: Level, state: Alignment) -> Al
         src: source images of the pairs.
         state: an alignment that is good to a fraction of a pixel.
     """
-    index = _noisy(src.noise, problem.template, DROWNED)
+    index = torch.nonzero(_noise_share(problem.template, src.noise) > DROWNED)[:, 0]
     if len(index) == 0:
         return state
     part, start = problem.select(index), state.select(index)
@@ -131,11 +165,14 @@ def undo_attenuation(problem: DirectProblem, src: Level, state: Alignment) -> Al
     return state.put(index, Alignment(start.dst_homo_src, gain, bias))
 
 
-def _noisy(sigma: Tensor, template: Template, least_share: float) -> Tensor:
-    """Return the int64 indices of the pairs whose slopes hold at least this share of noise."""
-    slope = template.slope[..., :: max(1, template.slope.shape[-1] // ENERGY_POINTS) | 1]
-    energy = 2 * slope.flatten(1).square().mean(-1).double() / template.half_side**2
-    return torch.nonzero(sigma.square() > least_share * energy)[:, 0]
+def _noise_share(template: Template, sigma: Tensor) -> Tensor:
+    """Return (B,) float64, the share of noise of (B,) `sigma` in the energy of the template's slopes."""
+    stride = max(1, template.slope.shape[-1] // ENERGY_POINTS) | 1
+    if kernels.serves(template.slope):
+        energy = kernels.mean_square(template.slope.flatten(0, 1), stride).view(-1, 2).mean(-1)
+    else:
+        energy = template.slope[..., ::stride].flatten(1).square().mean(-1).double()
+    return sigma.square() / (2 * energy / template.half_side**2)
 
 
 def _merge(

@@ -135,6 +135,39 @@ def build_frame(src_size: tuple[int, int], dst_size: tuple[int, int], level: int
 
 
 @dataclass(frozen=True, slots=True)
+class Freedom:
+    """Which of the ten parameters are solved for.
+
+    Attributes:
+        motion_parameters: the first so many of the basis of motion.
+        light: whether gain and bias are.
+        free: (10,) float64, 1 for parameters that are solved for and 0 for those that stay as they are.
+        fixed: (10, 10) float64, 1 on the diagonal for those that stay.
+        is_motion: (10,) bool, True for the eight parameters of motion.
+    """
+
+    motion_parameters: int
+    light: bool
+    free: Tensor
+    fixed: Tensor
+    is_motion: Tensor
+
+    def restrict(self, motion_parameters: int) -> Freedom:
+        """Return that of the first `motion_parameters` at most."""
+        return freedom_of(min(motion_parameters, self.motion_parameters), self.light, self.free.device)
+
+
+@lru_cache(maxsize=64)
+def freedom_of(motion_parameters: int, light: bool, device: torch.device) -> Freedom:
+    """Return what is free: the first parameters of motion, and gain and bias or not."""
+    with torch.inference_mode(False):  # kept for later calls
+        free = torch.ones(10, dtype=torch.float64, device=device)
+        free[motion_parameters:8] = 0
+        free[8:] = float(light)
+        return Freedom(motion_parameters, light, free, (1 - free).diag(), torch.arange(10, device=device) < 8)
+
+
+@dataclass(frozen=True, slots=True)
 class DirectProblem:
     """The pairs of one pyramid level; a `solver.Problem` whose state is an `Alignment`.
 
@@ -145,9 +178,7 @@ class DirectProblem:
         src_size: (height, width) of src at this level, pixels.
         template: chosen points of src.
         scale_floor: (B,) float64.
-        free: (10,) float64, 1 for parameters that are solved for and 0 for those that stay as they are.
-        fixed: (10, 10) float64, 1 on the diagonal for those that stay.
-        is_motion: (10,) bool, True for the eight parameters of motion.
+        freedom: which parameters are solved for.
         interpolation: of dst.
     """
 
@@ -157,9 +188,7 @@ class DirectProblem:
     dst_size: tuple[int, int]
     template: Template
     scale_floor: Tensor
-    free: Tensor
-    fixed: Tensor
-    is_motion: Tensor
+    freedom: Freedom
     interpolation: Interpolation
 
     def select(self, index: Tensor) -> DirectProblem:
@@ -173,10 +202,8 @@ class DirectProblem:
 
     def restrict(self, stride: int, motion_parameters: int) -> DirectProblem:
         """Return the problem on every `stride`-th point, free in the first `motion_parameters` of the basis."""
-        free = self.free.clone()
-        free[motion_parameters:8] = 0
         template = self.template if stride == 1 else self.template.every(stride)
-        return replace(self, free=free, fixed=(1 - free).diag(), template=template)
+        return replace(self, freedom=self.freedom.restrict(motion_parameters), template=template)
 
     @property
     def frame(self) -> Frame:
@@ -189,9 +216,11 @@ class DirectProblem:
         is_plausible = frame.is_plausible(dst_homo_src)
         if kernels.serves(u):
             matrix = (dst_homo_src.flatten(1) @ frame.dst_homo_centred).view(-1, 3, 3)
-            usable = self.template.usable & is_plausible[:, None]
+            matrix = torch.where(is_plausible[:, None, None], matrix, torch.nan)  # reads as nothing
             is_spline = self.interpolation == "spline"
-            return kernels.read(self.dst.image, self.dst.mask, matrix, u, usable, BORDER_PX, is_spline=is_spline)
+            return kernels.read(
+                self.dst.image, self.dst.mask, matrix, u, self.template.usable, BORDER_PX, is_spline=is_spline
+            )
         # Everything up to grid_sample's own coordinates goes into one matrix: a pass over the points saved.
         matrix = (dst_homo_src.flatten(1) @ frame.unit_homo_centred).view(-1, 3, 3).to(u.dtype)
         xyw = torch.baddbmm(matrix[:, :, 2:], matrix[:, :, :2], u)  # (B, 3, N)
@@ -220,7 +249,7 @@ class DirectProblem:
         """
         JtJ, Jtr = products(self.template, residual, weight)
         size = self._size(state)
-        return JtJ * (size[:, :, None] * size[:, None, :]) + self.fixed, -Jtr * size
+        return JtJ * (size[:, :, None] * size[:, None, :]) + self.freedom.fixed, -Jtr * size
 
     def precision_sums(self, state: Alignment, loss_width: float, blocks: int) -> PrecisionSums:
         """Do what `precision.sum_scores` does, on the processor in one pass."""
@@ -248,8 +277,8 @@ class DirectProblem:
         size = self._size(state)
         both = size[:, :, None] * size[:, None, :]
         return sums._replace(
-            information=sums.information * both + self.fixed,
-            sensitivity=sums.sensitivity * both + self.fixed,
+            information=sums.information * both + self.freedom.fixed,
+            sensitivity=sums.sensitivity * both + self.freedom.fixed,
             scores=sums.scores * size[..., None],
         )
 
@@ -273,11 +302,11 @@ class DirectProblem:
         observed = jacobian_of(slope, template.value, template.u)
         product = ((template.jacobian() * weight[:, None]) @ observed.mT).double()
         size = self._size(state)
-        return product * (size[:, :, None] * size[:, None, :]) + self.fixed
+        return product * (size[:, :, None] * size[:, None, :]) + self.freedom.fixed
 
     def _size(self, state: Alignment) -> Tensor:
         """(B, 10): the residual's slopes over the template's; 0 for parameters that are not free."""
-        return torch.where(self.is_motion, state.gain[:, None], 1.0) * self.free
+        return torch.where(self.freedom.is_motion, state.gain[:, None], 1.0) * self.freedom.free
 
     def step(self, state: Alignment, step: Tensor) -> Alignment:
         """Return the state after `step` (B, 10)."""
@@ -332,8 +361,6 @@ def build_problem(
         max_points: about how many points; all pixels where there are no more.
         fit_photometric: whether gain and bias are free.
     """
-    free = torch.ones(10, dtype=torch.float64, device=dst.image.device)
-    free[8:] = float(fit_photometric)
     return DirectProblem(
         dst=dst,
         level=level,
@@ -342,8 +369,6 @@ def build_problem(
         template=build_template(src, max_points),
         # Half a percent of the contrast is about the interpolation error of a sharp noise-free photograph.
         scale_floor=(0.005 * dst.contrast).clamp_min(1e-7),
-        free=free,
-        fixed=(1 - free).diag(),
-        is_motion=torch.arange(10, device=free.device) < 8,
+        freedom=freedom_of(8, fit_photometric, dst.image.device),
         interpolation="bilinear",
     )

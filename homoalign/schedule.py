@@ -5,9 +5,12 @@ B pairs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from homoalign import kernels
+from torch import Tensor
+
+from homoalign import gpu, kernels
 from homoalign.config import AlignConfig
 from homoalign.kernels.solver import solve_direct
 from homoalign.residual import Alignment, DirectProblem
@@ -73,15 +76,25 @@ def plan_runs(level: int, count: int, num_points: int, config: AlignConfig, *, i
 def solve_run(problem: DirectProblem, state: Alignment, run: Run, config: AlignConfig) -> Solution[Alignment]:
     """Do a run of a level, from `state`."""
     part = problem.restrict(run.stride, run.motion_parameters)
-    solver = solve_direct if kernels.serves(part.template.u) else solve
-    return solver(
+    return _solver_for(part.template.u)(
         part,
         state,
         max_iterations=config.max_iterations,
         step_tol_px=run.step_tol_px,
         loss_width=config.loss_width,
         # A tenth of what `min_overlap` asks for in the end: on the way a pair may see less.
-        min_seen=(0.1 * config.min_overlap * part.template.usable.sum(-1)).clamp_min(SMALLEST_PROBLEM),
+        min_seen=(0.1 * config.min_overlap * part.template.usable.count_nonzero(dim=-1)).clamp_min(SMALLEST_PROBLEM),
         slack=REFINED_SLACK if run.is_refined else Slack(),
         clean_loss_width=max(config.loss_width, CLEAN_LOSS_WIDTH) if run.is_refined else None,
     )
+
+
+def _solver_for(points: Tensor) -> Callable[..., Solution[Alignment]]:
+    """Return what solves where these points lie: one algorithm, for the processor, in Triton, and for any device."""
+    if kernels.serves(points):
+        return solve_direct
+    if gpu.serves(points):
+        from homoalign.gpu.solver import solve_on_device
+
+        return solve_on_device
+    return solve

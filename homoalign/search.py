@@ -112,7 +112,8 @@ def _search_scale(src: list[Level], dst: list[Level], scale: float, rotation: Te
     canvas_homo_canvas = turned_homo_src[None, :, None].repeat(batch, 1, peaks, 1, 1)
     canvas_homo_canvas[..., 0, 2] += x
     canvas_homo_canvas[..., 1, 2] += y
-    matrix = onto_dst.full_homo_canvas @ canvas_homo_canvas @ torch.linalg.inv(from_src.full_homo_canvas)
+    canvas_homo_full = torch.linalg.inv_ex(from_src.full_homo_canvas).inverse
+    matrix = onto_dst.full_homo_canvas @ canvas_homo_canvas @ canvas_homo_full
     return matrix.flatten(1, 2), score.flatten(1)
 
 

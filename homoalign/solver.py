@@ -213,6 +213,12 @@ def _next_damping(damping: Tensor, accepted: Tensor, extrapolated: Tensor) -> Te
     return torch.where(accepted, (damping / 10).clamp_min(1e-9), more)
 
 
+def _next_reason(reason: Tensor, is_there: Tensor, damping: Tensor) -> Tensor:
+    """Return (B,): why a pair ends with this step; `RUNNING` where it does not."""
+    reason = torch.where(is_there, CONVERGED, reason)
+    return torch.where((reason == RUNNING) & (damping > LARGEST_DAMPING), NO_DESCENT, reason)
+
+
 def solve(
     problem: Problem[StateT],
     start: StateT,
@@ -250,8 +256,9 @@ def solve(
     in_scales = _loss_widths(residual, seen, part.scale_floor, loss_width, clean_loss_width)
     damping = torch.full(everyone.shape, INITIAL_DAMPING, dtype=torch.float64, device=everyone.device)
     memory: Memory | None = None
+    are_running = bool((reason == RUNNING).all())
     for _ in range(max_iterations):
-        if not (reason == RUNNING).all():
+        if not are_running:
             whole = whole.put(pairs, state)
             stop[pairs] = torch.where(reason == RUNNING, MAX_ITERATIONS, reason)
             keep = torch.nonzero(reason == RUNNING)[:, 0]
@@ -273,8 +280,9 @@ def solve(
         length_px = part.length_px(torch.stack([step, plain_step])).amin(0)
         # Of a step this short the cost says nothing: it is taken as it is.
         arrived = solved & (length_px <= step_tol_px)
-        if arrived.all():
-            state, reason = candidate, torch.full_like(reason, CONVERGED)
+        # On a GPU one more look at the residuals costs less than to wait for the answer.
+        if residual.device.type == "cpu" and arrived.all():
+            state, reason, are_running = candidate, torch.full_like(reason, CONVERGED), False
             continue
         new_residual, new_seen = part.evaluate(candidate)
 
@@ -283,17 +291,15 @@ def solve(
         falls = rise < torch.where(length_px <= slack.step_px, slack.cost, 0.0)
         accepted = arrived | (solved & enough & falls)
         memory = Memory(plain_step, step, accepted, JtJ, length_px)
-        if accepted.all():  # most often; saves a pass over the residuals
-            state, residual, seen = candidate, new_residual, new_seen
-        else:
-            state = candidate.where(accepted, state)
-            residual = torch.where(accepted[:, None], new_residual, residual)
-            seen = torch.where(accepted[:, None], new_seen, seen)
-
-        stalled = ~accepted & enough & ~extrapolated & (length_px <= SHORT_PX)
-        reason = torch.where(arrived | (solved & stalled), CONVERGED, reason)
+        stalled = solved & ~accepted & enough & ~extrapolated & (length_px <= SHORT_PX)
         damping = _next_damping(damping, accepted, extrapolated)
-        reason = torch.where((reason == RUNNING) & (damping > LARGEST_DAMPING), NO_DESCENT, reason)
+        reason = _next_reason(reason, arrived | stalled, damping)
+        # Read together: the host waits for the device once a step.
+        are_running, are_accepted = torch.stack([(reason == RUNNING).all(), accepted.all()]).tolist()
+        if not are_accepted:  # seldom; else a pass over the residuals is saved
+            candidate, row = candidate.where(accepted, state), accepted[:, None]
+            new_residual, new_seen = torch.where(row, new_residual, residual), torch.where(row, new_seen, seen)
+        state, residual, seen = candidate, new_residual, new_seen
     else:
         whole = whole.put(pairs, state)
         stop[pairs] = torch.where(reason == RUNNING, MAX_ITERATIONS, reason)

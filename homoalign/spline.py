@@ -9,6 +9,8 @@ B pairs, C channels, H W rows and columns, N points.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample, pad
@@ -83,6 +85,13 @@ def _filter(values: Tensor, dim: int) -> Tensor:
     return values
 
 
+@lru_cache(maxsize=64)
+def _half_sides(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return (2, 1), from the middle of an image to its outermost pixels' centres; kept, as copies to a GPU wait."""
+    with torch.inference_mode(False):
+        return torch.tensor([[(width - 1) / 2], [(height - 1) / 2]], dtype=dtype, device=device)
+
+
 def read_spline(coefficients: Tensor, unit: Tensor) -> Tensor:
     """Read a spline at points; beyond the image's border its border's coefficients.
 
@@ -95,7 +104,7 @@ def read_spline(coefficients: Tensor, unit: Tensor) -> Tensor:
         (B, C, N).
     """
     height, width = coefficients.shape[-2:]
-    half = torch.tensor([(width - 3) / 2, (height - 3) / 2], dtype=unit.dtype, device=unit.device)[:, None]
+    half = _half_sides(height - 2, width - 2, unit.dtype, unit.device)
     xy = torch.addcmul(half + 1, half, unit)  # pixels of the coefficients
     t = xy.frac()
     first = xy.sub_(t)

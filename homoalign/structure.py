@@ -58,7 +58,8 @@ class Structure:
 
 def describe(level: Level) -> Structure:
     """Return the structure channels of a level's (B, 1, H, W) images."""
-    usable = usable_pixels(level.image, level.mask).to(level.image)  # gradients are mirrored on the border
+    # Gradients are mirrored on the border.
+    usable = usable_pixels(level.image, level.mask).to(level.image).expand_as(level.image)
     if kernels.serves(level.image):
         settings = (len(HARMONICS), 2 * WINDOW_RADIUS + 1, ENERGY_FLOOR, ROUNDING)
         return Structure(kernels.describe(level.image[:, 0], usable[:, 0], settings), usable)

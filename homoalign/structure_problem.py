@@ -205,7 +205,8 @@ class LevelRefiner:
 def standing_still(dst_homo_src: Tensor) -> Alignment:
     """Return the state in which nothing is left of the motion."""
     one = torch.ones(len(dst_homo_src), dtype=torch.float64, device=dst_homo_src.device)
-    return Alignment(torch.eye(3).to(dst_homo_src).expand(len(one), 3, 3), one, torch.zeros_like(one))
+    identity = torch.eye(3, dtype=dst_homo_src.dtype, device=dst_homo_src.device)
+    return Alignment(identity.expand(len(one), 3, 3), one, torch.zeros_like(one))
 
 
 @dataclass(frozen=True, slots=True)

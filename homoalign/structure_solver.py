@@ -20,6 +20,7 @@ from homoalign.schedule import MOTION_PARAMETERS
 from homoalign.status import StopReason
 from homoalign.structure_problem import LevelRefiner, standing_still
 from homoalign.track import Solved, Track, append_trace
+from homoalign.zoom import match_levels
 
 RUNS = 3
 """Times a level's structure is described anew."""
@@ -29,6 +30,12 @@ TOL_PX = 0.25
 
 FINEST_SIDE_PX = 512
 """The finest level has sides of at most this, in the geometric mean: beyond it structure gains nothing but noise."""
+
+YARDSTICK_SIDE_PX = 256
+"""Coarser levels are judged by how well the structure agrees on the level of about this side..."""
+
+MOST_LOSS = 0.04
+"""... and what it agrees less well by more is not taken: on few pixels of little detail the solver may go astray."""
 
 FURTHEST = 0.03
 """Of the shorter side: structure may correct an answer on intensities by no more."""
@@ -59,6 +66,8 @@ def solve_unexplained(track: Track, solved: Solved) -> Solved:
 def solve_structure(track: Track) -> Solved:
     """Solve the levels from where structure is worth describing, for starts that are near.
 
+    What a coarse level makes worse is left as it was.
+
     Structure has no photometric model: gain and bias are those that match the moments, where the config wants any.
     """
     config, matrix = track.config, track.start.dst_homo_src
@@ -67,14 +76,24 @@ def solve_structure(track: Track) -> Solved:
     levels: list[list[LevelTrace]] = [[] for _ in range(len(matrix))]
     still = standing_still(matrix)
     finest = _finest_level(track)
+    yardstick = max(finest, match_levels(track.src, track.dst, zoom=0, side_px=YARDSTICK_SIDE_PX).src_level)
+    judge = LevelRefiner(track.src[yardstick], track.dst[yardstick], pair, 1, config)
+    score = judge.score(homography.rescale(matrix, yardstick), YARDSTICK_SIDE_PX)
     for level in range(max(track.coarsest, finest), finest - 1, -1):
         refiner = LevelRefiner(track.src[level], track.dst[level], pair, config.points_per_level, config)
         found, taken = homography.rescale(matrix, level), torch.zeros_like(total)
         for _ in range(RUNS):
             before, (found, steps) = found, refiner.refine(found, MOTION_PARAMETERS[config.model])
             taken += steps
-        matrix, total = homography.rescale(found, -level), total + taken
+        found, total = homography.rescale(found, -level), total + taken
+        if level > yardstick:
+            found_score = judge.score(homography.rescale(found, yardstick), YARDSTICK_SIDE_PX)
+            is_astray = found_score < score - MOST_LOSS
+            found = torch.where(is_astray[:, None, None], matrix, found)
+            score = torch.where(is_astray, score, found_score)
+        matrix = found
         append_trace(levels, track, level, Alignment(matrix, still.gain, still.bias), taken)
+    found = homography.rescale(matrix, finest)
     size = image_size(track.src[finest].image)
     moved = homography.corner_errors(found, before, *size).amax(-1)
     stop = [StopReason.CONVERGED if px <= TOL_PX else StopReason.MAX_ITERATIONS for px in moved.tolist()]

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, max_pool2d, pad
 
 from homoalign import homography, kernels
-from homoalign.pyramid import Level, take
+from homoalign.pyramid import Level, is_everyone, take
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,9 @@ class Template:
     grid: tuple[int, int] | None
 
     def select(self, index: Tensor) -> Template:
-        """Return the pairs that `index` (int64) names."""
+        """Return the pairs that `index` (int64) names; this template itself where it names all in their order."""
+        if is_everyone(index, len(self.u)):
+            return self
         return replace(
             self,
             chosen=self.chosen[index],
@@ -71,13 +73,14 @@ class Template:
 
     def every(self, stride: int) -> Template:
         """Return every `stride`-th point."""
+        value = self.value[:, ::stride].contiguous()
         return replace(
             self,
-            chosen=self.chosen[:, ::stride].contiguous(),
+            chosen=self.chosen[:, ::stride],
             u=self.u[..., ::stride].contiguous(),
-            value=self.value[:, ::stride].contiguous(),
+            value=value,
             slope=self.slope[..., ::stride].contiguous(),
-            brightness=self.brightness[:, ::stride].contiguous(),
+            brightness=value if self.brightness is self.value else self.brightness[:, ::stride].contiguous(),
             usable=self.usable[:, ::stride].contiguous(),
             is_whole=self.is_whole and stride == 1,
             grid=self.grid if stride == 1 else None,
@@ -94,10 +97,11 @@ class Template:
         everyone = len(index) == len(self.u)
         chosen = take(self.chosen, index)
         if kernels.serves(image):
-            slope = kernels.slopes_at(image[:, 0], chosen, self.half_side)
+            slope, level = kernels.slopes_at(image[:, 0], chosen, self.half_side)
         else:
-            slope = self.half_side * _at(central_differences(image), chosen)
-        level = _at((image if brightness is None else brightness), chosen)[:, 0]
+            slope, level = self.half_side * _at(central_differences(image), chosen), _at(image, chosen)[:, 0]
+        if brightness is not None:
+            level = _at(brightness, chosen)[:, 0]
         if everyone:
             return replace(self, slope=slope, brightness=level)
         return replace(
@@ -140,28 +144,40 @@ def build_template(src: Level, max_points: int) -> Template:
     """
     height, width = src.image.shape[-2:]
     cell_side = side_of_cells(height, width, max_points)
-    chosen, usable, slope, u = _choose(src, cell_side)
-    whole = cell_side == 1
-    grid = height // cell_side, width // cell_side
     half_side = max(height, width) / 2
-    empty = Template(chosen, u, u[:, 0], u, u[:, 0], usable, half_side, whole, grid)
-    value = _at(src.image, chosen)[:, 0]
-    return replace(empty, value=value, slope=half_side * slope, brightness=value)
+    points = _choose(src, cell_side, half_side)
+    return Template(
+        chosen=points.chosen,
+        u=points.u,
+        value=points.value,
+        slope=points.slope,
+        brightness=points.value,
+        usable=points.usable,
+        half_side=half_side,
+        is_whole=cell_side == 1,
+        grid=(height // cell_side, width // cell_side),
+    )
 
 
-def _choose(src: Level, cell_side: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the points of a level, whether they are usable, their slopes per pixel, and centred coordinates."""
+def _choose(src: Level, cell_side: int, half_side: float) -> kernels.Points:
+    """Return the points of a level."""
     if kernels.serves(src.image) and cell_side > 1:
-        usable = usable_pixels(src.image, src.mask)
-        chosen, slope, u = kernels.steepest_slopes(src.image[:, 0], usable[:, 0], cell_side)
-        return chosen, usable.flatten(1).gather(1, chosen), slope, u
+        return kernels.steepest_points(src.image[:, 0], usable_pixels(src.image, src.mask)[:, 0], cell_side)
     chosen, usable = steepest_of_cells(src.slope, src.mask, cell_side=cell_side)
     size = src.image.shape[-2:]
     if cell_side > 1:
-        return chosen, usable, _at(src.slope, chosen), centred(chosen, *size)
-    u = _grid(*size, chosen.device).expand(len(chosen), -1, -1)
-    # Kernels would copy what is expanded at every call.
-    return chosen, usable, src.slope.flatten(2), u.contiguous() if kernels.serves(u) else u
+        u = centred(chosen, *size)
+    else:
+        u = _grid(*size, chosen.device).expand(len(chosen), -1, -1)
+        # Kernels would copy what is expanded at every call.
+        u = u.contiguous() if kernels.serves(u) else u
+    return kernels.Points(
+        chosen=chosen,
+        usable=usable,
+        value=_at(src.image, chosen)[:, 0],
+        slope=half_side * _at(src.slope, chosen),
+        u=u,
+    )
 
 
 def central_differences(image: Tensor) -> Tensor:
@@ -232,20 +248,31 @@ def steepest_of_cells(slope: Tensor, mask: Tensor | None, *, cell_side: int) -> 
     usable = usable_pixels(slope, mask)
     if cell_side == 1:
         everything = torch.arange(height * width, device=slope.device)
-        return everything.expand(batch, -1), usable.flatten(1)
+        return everything.expand(batch, -1), usable.flatten(1).expand(batch, -1).contiguous()
     steepness = torch.where(usable, slope.square().sum(1, keepdim=True), -1.0)
     _, chosen = max_pool2d(steepness, cell_side, return_indices=True)
     chosen = chosen.flatten(1)
-    return chosen, usable.flatten(1).gather(1, chosen)
+    return chosen, usable.flatten(1).expand(batch, -1).gather(1, chosen)
 
 
 def usable_pixels(image: Tensor, mask: Tensor | None) -> Tensor:
-    """Return (B, 1, H, W) bool: False on the border, and where a slope reads a pixel that `mask` (B, 1, H, W) hides."""
-    usable = torch.zeros(len(image), 1, *image.shape[-2:], dtype=torch.bool, device=image.device)
-    usable[..., 1:-1, 1:-1] = True
-    if mask is not None:
-        # A pixel's gradient reads its neighbours.
-        if kernels.serves(mask):
-            return kernels.usable_pixels(mask[:, 0])[:, None]
-        usable &= -max_pool2d(-mask, 3, stride=1, padding=1) > 0.5
-    return usable
+    """Return (B, 1, H, W) bool: False on the border, and where a slope reads a pixel that `mask` (B, 1, H, W) hides.
+
+    Without a mask (1, 1, H, W), for all pairs.
+    """
+    usable = _off_border(*image.shape[-2:], image.device)
+    if mask is None:
+        return usable
+    # A pixel's gradient reads its neighbours.
+    if kernels.serves(mask):
+        return kernels.usable_pixels(mask[:, 0])[:, None]
+    return usable & (-max_pool2d(-mask, 3, stride=1, padding=1) > 0.5)
+
+
+@lru_cache(maxsize=64)
+def _off_border(height: int, width: int, device: torch.device) -> Tensor:
+    """Return (1, 1, H, W) bool, False on the border."""
+    with torch.inference_mode(False):  # kept for later calls
+        usable = torch.zeros(1, 1, height, width, dtype=torch.bool, device=device)
+        usable[..., 1:-1, 1:-1] = True
+        return usable

@@ -49,7 +49,7 @@ class MatchedLevels:
 
     def _shrinks(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return (3,) for src and for dst: what takes homogeneous full-size pixels to those of the level."""
-        src, dst = (like.new_tensor([0.5**level, 0.5**level, 1]) for level in (self.src_level, self.dst_level))
+        src, dst = (homography.shrink_to(level, like.dtype, like.device) for level in (self.src_level, self.dst_level))
         return src, dst
 
 

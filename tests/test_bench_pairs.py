@@ -13,6 +13,7 @@ from jobs.bench.photographs import find_photographs, load_gray, resized_gray
 from jobs.bench.photometric import Light, draw_lights, lit, photometric_pairs
 from jobs.bench.precision import precision_pairs
 from jobs.bench.range import PRESETS
+from jobs.bench.surround import draw_insides, surround_pairs
 from jobs.errors import UsageError
 from jobs.synthetic import corner_points, load_photograph, to_gray, warp_points
 
@@ -111,6 +112,21 @@ def test_covers_hide_what_they_say_and_more_begins_with_less():
     assert hidden_some.mean() == pytest.approx(0.2, abs=0.03)  # a cover's pixel may be what it hides
     assert hidden_much.mean() == pytest.approx(0.4, abs=0.04)
     assert bare.bound_px < some.bound_px < much.bound_px
+
+
+def test_surrounds_are_black_and_those_of_a_camera_the_same_in_both_images():
+    render = dataclasses.replace(RENDER, pairs=1)
+    pairs = {pair.case: pair for pair in surround_pairs(render, 128, 5.0, 0.0)}
+    insides = draw_insides((128, 128), np.random.default_rng(0))
+    for case, (of_src, of_dst) in insides.items():
+        assert 0.6 < of_src.mean() <= 1
+        assert np.array_equal(of_src, of_dst) == (case != "nodata")
+    for case in ("aperture", "letterbox", "nodata"):
+        for side in ("src", "dst"):
+            bare, framed = getattr(pairs["none"], side), getattr(pairs[case], side)
+            assert (framed[framed != bare] == 0).all()
+            assert (framed[0, :4] == 0).all()
+        assert pairs[case].bound_px > pairs["none"].bound_px
 
 
 def test_photographs_may_be_names_files_and_folders(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -70,9 +71,44 @@ def test_warming_up_leaves_nothing_to_compile():
     assert done.stdout == "\n"
 
 
+SUM = """
+import torch
+
+from homoalign import kernels
+
+generator = torch.Generator().manual_seed(0)
+height, width = grid = (45, 61)
+value = torch.rand(1, height * width, generator=generator)
+y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+u = torch.stack([(x - 30).flatten(), (y - 22).flatten()])[None] / 30.5
+slope, residual = torch.randn(1, 2, height * width, generator=generator), torch.randn(value.shape, generator=generator)
+floor = torch.full((1,), 1e-3, dtype=torch.float64)
+points, seen = (slope, value, value, u), torch.ones(value.shape, dtype=torch.bool)
+sums = kernels.precision_sums(
+    points, 0.1 * residual, seen, value, torch.ones(1), floor, grid=grid, side=6, loss_width=2.4, samples=8192
+)
+print(*(float.hex(each) for part in sums for each in part.flatten().tolist()))
+"""
+
+
+def test_bits_do_not_depend_on_what_a_process_compiled_and_what_it_loaded(tmp_path):
+    """Where kernels call each other, the copy that comes first serves all: the one compiled here, or a caller's."""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    compiling, loading = (
+        subprocess.run(
+            [sys.executable, "-c", SUM], env=environment, capture_output=True, text=True, check=True, timeout=250
+        ).stdout
+        for _ in range(2)
+    )
+    assert list(tmp_path.rglob("*._precision_sums-*.nbc"))
+    assert len(compiling.split()) > 200
+    assert compiling == loading
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_worker_compiles_before_its_rows_are_timed(monkeypatch, device):
+def test_a_worker_keeps_its_memory_and_compiles_before_its_rows_are_timed(monkeypatch, device):
     calls = []
+    monkeypatch.setattr(child, "keep_freed_memory", lambda: calls.append("keep"))
     monkeypatch.setattr(aligner, "warm_up", lambda: calls.append("warm"))
     child.prepare_process(1, device)
-    assert calls == (["warm"] if device == "cpu" else [])
+    assert calls == (["keep", "warm"] if device == "cpu" else ["keep"])

@@ -10,6 +10,8 @@ from homoalign import AlignConfig
 from homoalign.homography import corner_errors
 from homoalign.hypotheses import STAGES, Hypotheses, agreement, keep_distinct, refine
 from homoalign.pyramid import Level, build_pyramid, num_levels
+from homoalign.schedule import HOMOGRAPHY
+from homoalign.structure_problem import LevelRefiner
 
 SIZE = (120, 128)
 CONFIG = AlignConfig()
@@ -79,8 +81,24 @@ def test_what_a_stage_found_is_where_the_next_one_starts(make_pair):
     coarse, fine = (refine(*levels, start, CONFIG, stages) for stages in (STAGES[:1], STAGES[1:2]))
     both = refine(*levels, start, CONFIG, STAGES[:2])
     assert errors_px(fine, truth).item() > 1  # too far for it alone
-    assert errors_px(both, truth).item() < errors_px(coarse, truth).item()
+    assert len(coarse.pair) == len(STAGES[0].states)
+    assert errors_px(both, truth).item() < errors_px(coarse, truth)[0]
     assert errors_px(both, truth).item() < 0.3
+
+
+def test_where_eight_parameters_go_astray_four_go_on(make_pair, monkeypatch):
+    src, dst, truth = make_pair(size=SIZE)
+    start = hypotheses((0, moved(truth, 4, 2), 0.0))
+    bare = LevelRefiner.refine
+
+    def refine_badly(self, dst_homo_src, motion_parameters):
+        found, steps = bare(self, dst_homo_src, motion_parameters)
+        is_coarse = self._max_points == STAGES[0].max_points
+        return (found @ shift(25) if is_coarse and motion_parameters == HOMOGRAPHY else found), steps
+
+    monkeypatch.setattr(LevelRefiner, "refine", refine_badly)
+    found = refine(pyramid_of(src), pyramid_of(dst), start, CONFIG)
+    assert errors_px(found, truth)[0] < 0.3
 
 
 def test_inverted_contrast_is_refined_as_well(make_pair):

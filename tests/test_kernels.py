@@ -14,6 +14,7 @@ from homoalign.intensity import to_gray
 from homoalign.kernels.pixels import means_of_windows
 from homoalign.noise import denoise, noise_level, smooth
 from homoalign.pyramid import Level
+from homoalign.refinement import clean_source
 from homoalign.residual import Alignment, build_problem
 from homoalign.sampling import sample_unit, unit_from_pixels
 from homoalign.solver import robust_scale
@@ -129,6 +130,12 @@ def test_bytes_are_grayed_as_torch_grays_them(rng, by_torch, channels):
         torch.testing.assert_close(gray, by_torch(lambda layout=layout: to_gray(layout)[0]), atol=1e-6, rtol=0)
 
 
+def test_bytes_become_the_intensities_that_torch_makes_of_them_to_the_bit(by_torch):
+    image = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    assert torch.equal(to_gray(image)[0], by_torch(lambda: to_gray(image)[0]))
+    assert to_gray(image)[0].max() == 1
+
+
 @pytest.mark.parametrize("hole", [1, 2, 4])
 @pytest.mark.parametrize("size", [(40, 57), (9, 640)])
 def test_images_are_smoothed_as_torch_smooths_them(rng, by_torch, size, hole):
@@ -182,6 +189,34 @@ def test_the_fit_is_that_of_torch(rng, by_torch, matrix, masked):
     for name in ("photometric_l1", "zncc", "overlap", "inlier_ratio"):
         ours, expected = getattr(measure(), name), getattr(by_torch(measure), name)
         torch.testing.assert_close(ours, expected, atol=2e-3, rtol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_levels_are_warped_as_torch_warps_them(rng, by_torch, masked):
+    src, dst = torch.rand(3, 1, 45, 60, generator=rng), torch.rand(3, 1, 45, 600, generator=rng)
+    masks = [(torch.rand(3, 1, *image.shape[-2:], generator=rng) < 0.9).float() for image in (src, dst)]
+    levels = [Level(image, mask if masked else None) for image, mask in zip((src, dst), masks, strict=True)]
+    near = torch.tensor([[1.1, 0.02, -2], [0.01, 0.9, 3], [1e-4, 2e-4, 1]], dtype=torch.float64)
+    # All pixels' centres on others', the outermost ones a rounding off the image.
+    turned = torch.tensor([[-1, 0, 59 + 5e-6], [0, -1, 44 - 5e-6], [0, 0, 1]], dtype=torch.float64)
+    matrices = torch.stack([near, turned, torch.full_like(near, torch.nan)])
+    warped, covered = metrics.warp_level(*levels, matrices)
+    expected, expected_covered = by_torch(lambda: metrics.warp_level(*levels, matrices))
+    assert torch.equal(covered, expected_covered)
+    torch.testing.assert_close(warped, expected, atol=1e-4, rtol=0)
+    assert covered[1].sum() == 45 * 60 if not masked else covered[1].sum() < 0.95 * 45 * 60
+    assert not covered[2].any()
+
+
+def test_noise_has_the_share_of_the_slopes_that_torch_finds(rng, by_torch):
+    image = torch.rand(2, 1, 150, 200, generator=rng)
+    template = build_template(Level(image, None), 10**6)
+
+    def share():
+        return clean_source(template, Level(image, None)).noise_share
+
+    ours, expected = share(), by_torch(share)
+    torch.testing.assert_close(ours, expected, atol=0, rtol=1e-4)
 
 
 @pytest.mark.parametrize("num_functions", [photometry.LINEAR, photometry.NUM_FUNCTIONS])

@@ -38,3 +38,13 @@ def test_small_images_are_denoised_on_the_scales_they_have(rng):
     both = denoise(image, image, torch.ones(2, dtype=torch.float64))
     assert both.var() < 0.5
     assert torch.equal(both[1:], denoise(image[1:], image[1:], torch.ones(1, dtype=torch.float64)))
+
+
+def test_the_noise_of_what_is_masked_does_not_count(rng):
+    noise = 0.03 * torch.randn(2, 1, 60, 80, generator=rng)
+    noise[0, :, :, :50] = 0
+    mask = torch.ones_like(noise)
+    mask[0, :, :, :50] = 0
+    assert noise_level(noise)[0] == 0
+    torch.testing.assert_close(noise_level(noise, mask), torch.full((2,), 0.03).double(), rtol=0.1, atol=0)
+    torch.testing.assert_close(noise_level(noise, 0 * mask), noise_level(noise))  # nothing is left to look at

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from homoalign import align
+from homoalign.evidence import EVIDENCE
 from homoalign.precision import BLOCKS, measure_precision, sum_scores
+from jobs.degrade import add_vignette, adjust_exposure, to_uint8
 from jobs.synthetic import corner_points, load_scene, random_homography, render_pair, warp_points
 
 N = 40 * BLOCKS
@@ -95,3 +97,20 @@ def test_the_predicted_ellipses_hold_the_errors_of_corners(sigma_8bit):
         inside += (distance < 5.991).tolist()
     assert 0.85 < np.mean(inside) <= 1
     assert np.mean(inside) < 1 or len(inside) < 100
+
+
+def test_residuals_smaller_than_rounding_do_not_promise_too_much():
+    """Of paper, and of what is in the shade, most pixels are rounded alike in both images."""
+    size, inside, smaller = (160, 200), [], []
+    for number, name in enumerate(("page", "text", "grass") * 8):
+        rng = np.random.default_rng(number)
+        pair = render_pair(load_scene(name, gray=True), random_homography(rng, size, 6.0), size, rng=rng)
+        dst = add_vignette(adjust_exposure(pair.dst, gamma=1.4), strength=0.4)
+        result = align(to_uint8(pair.src), to_uint8(dst))
+        corners = corner_points(size)
+        error = warp_points(result.dst_homo_src[0].numpy(), corners) - warp_points(pair.dst_homo_src, corners)
+        distance = np.einsum("ni,nij,nj->n", error, np.linalg.inv(result.corner_covariance[0].numpy()), error)
+        inside += (distance < 5.991).tolist()
+        smaller.append(result.evidence[0, EVIDENCE.index("unexplained")].item() < 1)
+    assert np.mean(smaller) > 0.8
+    assert np.mean(inside) > 0.97

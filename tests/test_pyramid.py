@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from homoalign.pyramid import Level, build_pyramid, halve, num_levels
+from homoalign.pyramid import Level, build_pyramid, halve, num_levels, take
 
 
 def wave(height, width, fx, fy):
@@ -46,3 +47,25 @@ def test_slopes_are_per_pixel():
     slope = Level((3 * x - 2 * y)[None, None], None).slope
     assert slope[0, 0, 1:-1, 1:-1].unique().tolist() == [3.0]
     assert slope[0, 1, 1:-1, 1:-1].unique().tolist() == [-2.0]
+
+
+def test_rows_are_taken_in_the_order_that_is_asked_for():
+    values = torch.arange(6).view(3, 2)
+    assert take(values, torch.tensor([2, 0, 1])).tolist() == [[4, 5], [0, 1], [2, 3]]
+    assert take(values, torch.arange(3)) is values
+
+
+@pytest.mark.parametrize("size", [(64, 64), (61, 90)])
+def test_what_is_masked_goes_on_where_the_rest_ends(size, rng):
+    y, x = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
+    ramp = (0.2 + 0.004 * x + 0.002 * y)[None, None].float()
+    mask = ((x - 30) ** 2 + (y - 30) ** 2 < 24**2).float()[None, None]
+    image = torch.where(mask > 0, ramp, 7 * torch.rand(ramp.shape, generator=rng))
+    full, *coarser = build_pyramid(Level(image, mask), 4)
+    assert torch.equal(full.image[mask > 0], ramp[mask > 0])
+    assert torch.equal(full.mask, mask)
+    for level in (full, *coarser):
+        assert level.image.amin() >= 0.2 - 1e-5
+        assert level.image.amax() <= ramp[mask > 0].amax() + 1e-5
+    steps = torch.cat([full.image.diff(dim=dim).abs().flatten() for dim in (-1, -2)])
+    assert steps.max() < 0.05  # of the 0.004 of the ramp, and the 7 of what is masked

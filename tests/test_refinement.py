@@ -2,8 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 
 from homoalign import AlignConfig, align
+from homoalign.pyramid import Level
+from homoalign.refinement import clean_source, refine_template, refine_template_at, spline_level
+from homoalign.residual import Alignment, build_problem
+from jobs.bench.photographs import load_gray
 from jobs.synthetic import load_scene, random_homography, render_pair
 
 SIGMA = 20 / 255
@@ -20,3 +25,30 @@ def test_noise_above_the_contrast_does_not_flatten_the_gain(numpy_rng):
     result = align(src, dst, gt=pair.dst_homo_src, config=AlignConfig(use_search=False))
     assert result.gain.item() == pytest.approx(1, abs=0.15)
     assert result.gt_corner_error_px.item() < 0.15
+
+
+@pytest.mark.parametrize("max_points", [6000, 10**6])
+def test_gradients_lose_their_noise_on_some_points_and_on_all(max_points):
+    rng = np.random.default_rng(0)
+    names = ("astronaut", "camera")
+    clean = np.stack([load_gray(name)[100:260, 100:300] for name in names])[:, None]
+    src, dst = (
+        Level(torch.from_numpy((clean + SIGMA * rng.standard_normal(clean.shape)).astype(np.float32)), None)
+        for _ in range(2)
+    )
+    problem = build_problem(src, spline_level(dst), level=0, max_points=max_points, fit_photometric=True)
+    template, everyone = problem.template, torch.arange(2)
+    assert template.is_whole == (max_points == 10**6)
+    slope = template.with_slopes_of(torch.from_numpy(clean).float(), everyone).slope
+    one = torch.ones(2, dtype=torch.float64)
+    state = Alignment(torch.eye(3, dtype=torch.float64).repeat(2, 1, 1), one, 0 * one)
+    cleaned = clean_source(template, src)
+    early = refine_template(template, cleaned)
+    late = refine_template_at(template, cleaned, problem, src, dst, state, loss_width=2.4)
+
+    def error(of):
+        return (of.slope - slope).square().mean((-2, -1))
+
+    noisy = error(template.with_slopes_of(src.image, everyone))
+    assert (error(early) < 0.5 * noisy).all()
+    assert (error(late) < 0.6 * noisy).all()

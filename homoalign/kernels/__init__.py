@@ -10,7 +10,7 @@ B pairs, H W rows and columns, N points.
 import torch
 from torch import Tensor
 
-from homoalign.kernels.fit import FitSums, count_inside, fit_sums, warp_difference
+from homoalign.kernels.fit import FitSums, count_inside, fit_sums, warp_difference, warp_level
 from homoalign.kernels.light import NOISE_TERMS, REWEIGHTINGS, RIDGE, light_cost, light_template, regress_light
 from homoalign.kernels.parts import Grid, block_energies, common_motion, cross_spectrum, cut, peaks
 from homoalign.kernels.patterns import local_patterns, pattern_sums, products_of_spectra, second_best, weighted_patterns
@@ -18,15 +18,16 @@ from homoalign.kernels.pixels import (
     convolve,
     gray_of_bytes,
     halve,
+    look_up,
     smooth,
     spread,
 )
 from homoalign.kernels.precision import PrecisionSums, precision_sums, share_of_rows
 from homoalign.kernels.reading import read
 from homoalign.kernels.refinement import keep_band, merge, squared_difference
-from homoalign.kernels.robust import SCALE_OF_MEDIAN, magnitude_quantile, median
+from homoalign.kernels.robust import SCALE_OF_MEDIAN, magnitude_quantile, mean_square, median
 from homoalign.kernels.shifts import LEAST_ENERGY, best_shifts
-from homoalign.kernels.slopes import slopes_at, sobel, steepest_slopes, usable_pixels
+from homoalign.kernels.slopes import Points, slopes_at, sobel, steepest_points, usable_pixels
 from homoalign.kernels.structure import describe
 from homoalign.kernels.sums import normal_equations
 
@@ -38,6 +39,7 @@ __all__ = [
     "SCALE_OF_MEDIAN",
     "FitSums",
     "Grid",
+    "Points",
     "PrecisionSums",
     "best_shifts",
     "block_energies",
@@ -54,7 +56,9 @@ __all__ = [
     "light_cost",
     "light_template",
     "local_patterns",
+    "look_up",
     "magnitude_quantile",
+    "mean_square",
     "median",
     "merge",
     "normal_equations",
@@ -72,9 +76,10 @@ __all__ = [
     "sobel",
     "spread",
     "squared_difference",
-    "steepest_slopes",
+    "steepest_points",
     "usable_pixels",
     "warp_difference",
+    "warp_level",
     "weighted_patterns",
 ]
 

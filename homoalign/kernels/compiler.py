@@ -25,8 +25,12 @@ FAST = {"nsz", "arcp", "contract", "afn", "reassoc"}
 
 
 def compiled(function: Function) -> Function:
-    """Compile at the first call, and keep the machine code for other processes where there is a folder for it."""
-    settings = {"nogil": True, "fastmath": FAST, "error_model": "numpy", "boundscheck": False}
+    """Compile at the first call, and keep the machine code for other processes where there is a folder for it.
+
+    Kernels that others call become part of them. Called, the copy that was loaded first would serve all of them, and
+    copies round unlike each other: a pair's answer would depend on what else the process had compiled or loaded.
+    """
+    settings = {"nogil": True, "forceinline": True, "fastmath": FAST, "error_model": "numpy", "boundscheck": False}
     try:
         return numba.njit(cache=True, **settings)(function)  # type: ignore[no-any-return]
     except RuntimeError:  # neither the package's folder nor the user's can be written

@@ -16,6 +16,9 @@ from homoalign.kernels.reading import read_pair
 
 NUM_SUMS = 8
 
+ROUNDING_PX = 1e-4
+"""So far off the image the outermost pixels' centres may come to lie by rounding."""
+
 
 class FitSums(NamedTuple):
     """Sums over the overlap, (B,) float64; a is the warped source, b is dst, both less a constant.
@@ -104,17 +107,60 @@ def _fit_sums(
     value, seen = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.bool_)
     rest = np.empty(NUM_SUMS, np.float32)
     for b in range(len(dst)):
-        has_mask = dst_mask.shape[1] > 0
         for y in range(height):
             for first in range(0, width, BLOCK):
                 n = min(BLOCK, width - first)
                 _read_row(src[b], src_mask[b], src_homo_dst[b], y, first, value[:n], seen[:n])
-                if has_mask:
-                    for k in range(n):
-                        seen[k] &= dst_mask[b, y, first + k] > np.float32(0.5)
+                _hide(dst_mask[b], y, first, seen[:n])
                 _sum_block(value[:n], seen[:n], dst[b, y, first : first + n], light[b], rest)
                 for i in range(NUM_SUMS):
                     sums[b, i] += rest[i]
+
+
+def warp_level(
+    src: Tensor, src_mask: Tensor | None, dst_mask: Tensor | None, src_homo_dst: Tensor, size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Do what `metrics.warp_level` does.
+
+    Args:
+        src: (B, h, w) float32.
+        src_mask: (B, h, w) float32 or None.
+        dst_mask: (B, H, W) float32 or None.
+        src_homo_dst: (B, 3, 3), dst to src pixels; nothing is covered where it is NaN.
+        size: (height, width) of dst, pixels.
+
+    Returns:
+        warped: (B, H, W) float32.
+        covered: (B, H, W) bool.
+    """
+    warped, covered = torch.empty(len(src), *size), torch.empty(len(src), *size, dtype=torch.bool)
+    none = torch.empty(len(src), 0, 0)
+    masks = (none if src_mask is None else src_mask, none if dst_mask is None else dst_mask)
+    _warp_level(*arrays(src, *masks, src_homo_dst.double(), warped, covered))
+    return warped, covered
+
+
+@compiled
+def _warp_level(
+    src: Floats, src_mask: Floats, dst_mask: Floats, src_homo_dst: Doubles, warped: Floats, covered: Bools
+) -> None:
+    zero = np.float32(0)
+    for b in range(len(src)):
+        for y in range(warped.shape[1]):
+            for first in range(0, warped.shape[2], BLOCK):
+                value, seen = warped[b, y, first : first + BLOCK], covered[b, y, first : first + BLOCK]
+                _read_row(src[b], src_mask[b], src_homo_dst[b], y, first, value, seen)
+                _hide(dst_mask[b], y, first, seen)
+                for k in range(value.size):
+                    value[k] = value[k] if seen[k] else zero
+
+
+@compiled
+def _hide(mask: Floats, y: int, first: int, seen: Bools) -> None:
+    """Call not seen what lies under a mask, an empty one being none."""
+    if mask.size > 0:
+        for k in range(seen.size):
+            seen[k] &= mask[y, first + k] > np.float32(0.5)
 
 
 @compiled
@@ -132,7 +178,7 @@ def _read_row(
     for k in range(n):
         column[0, k] = k
         usable[k] = matrix[2, 2] + matrix[2, 0] * np.float32(k) > 0
-    read_pair(image, mask, matrix, column, usable, np.float32(0), False, value, seen)
+    read_pair(image, mask, matrix, column, usable, np.float32(-ROUNDING_PX), False, value, seen)
 
 
 def warp_difference(src: Tensor, matrices: tuple[Tensor, Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -75,6 +75,13 @@ def gray_of_bytes(image: Tensor, weights: tuple[float, ...]) -> Tensor:
     return gray
 
 
+def look_up(image: Tensor, table: Tensor) -> Tensor:
+    """Return float32, entries of `table` (256,) float32, of uint8 of any shape."""
+    found = torch.empty(image.shape)
+    _look_up(*arrays(image.flatten(), table, found.view(-1)))
+    return found
+
+
 def smooth(image: Tensor, hole: int) -> Tensor:
     """Do what `noise.smooth` does, on (B, H, W) float32."""
     result = torch.empty_like(image, memory_format=torch.contiguous_format)
@@ -203,3 +210,9 @@ def _gray_of_bytes(image: NDArray[np.uint8], weights: Floats, gray: Floats) -> N
             row, of_row = image[b, i], gray[b, i]
             for k in range(len(row)):
                 of_row[k] = red * np.float32(row[k, 0]) + green * np.float32(row[k, 1]) + blue * np.float32(row[k, 2])
+
+
+@compiled
+def _look_up(image: NDArray[np.uint8], table: Floats, found: Floats) -> None:
+    for k in range(image.size):
+        found[k] = table[image[k]]

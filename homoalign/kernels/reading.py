@@ -18,7 +18,7 @@ def read(
     Args:
         image: (B, 1, H, W) float32; (B, 1, H + 2, W + 2) of `spline.spline_coefficients` where `is_spline`.
         mask: (B, 1, H, W) float32 or None.
-        matrix: (B, 3, 3) from coordinates of `u` to the image's pixels.
+        matrix: (B, 3, 3) from coordinates of `u` to the image's pixels; nothing is seen where it is NaN.
         u: (B, 2, N) float32.
         usable: (B, N) bool.
         margin: pixels from the border within which nothing is seen.

@@ -34,6 +34,23 @@ def median(magnitude: Tensor) -> Tensor:
     return found
 
 
+def mean_square(values: Tensor, stride: int) -> Tensor:
+    """Return (B,) float64, the mean square of every `stride`-th of (B, N) float32."""
+    found = torch.empty(len(values), dtype=torch.float64)
+    _mean_square(stride, *arrays(values, found))
+    return found
+
+
+@compiled
+def _mean_square(stride: int, values: Floats, found: Doubles) -> None:
+    for b in range(len(found)):
+        total, count = 0.0, 0
+        for k in range(0, values.shape[1], stride):
+            total += values[b, k] * values[b, k]
+            count += 1
+        found[b] = total / count
+
+
 @compiled
 def _median(magnitude: Floats, found: Doubles) -> None:
     for b in range(len(found)):

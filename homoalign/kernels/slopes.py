@@ -5,6 +5,8 @@ B pairs, H W rows and columns, N points.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,25 +23,43 @@ def sobel(image: Tensor) -> Tensor:
     return slope
 
 
-def steepest_slopes(image: Tensor, usable: Tensor, cell_side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the steepest usable pixel of every square cell, by Sobel's slopes.
+class Points(NamedTuple):
+    """Chosen pixels.
+
+    Attributes:
+        chosen: (B, N) int64 flat pixel indices, row by row.
+        usable: (B, N) bool.
+        value: (B, N) float32, intensities.
+        slope: (B, 2, N) float32, along x and y, per centred unit; 0 where not usable.
+        u: (B, 2, N) float32, centred coordinates.
+    """
+
+    chosen: Tensor
+    usable: Tensor
+    value: Tensor
+    slope: Tensor
+    u: Tensor
+
+
+def steepest_points(image: Tensor, usable: Tensor, cell_side: int) -> Points:
+    """Find the steepest usable pixel of every square cell, by Sobel's slopes; the first pixel where none is usable.
 
     Args:
         image: (B, H, W) float32.
-        usable: (B, H, W) bool, False on the border.
+        usable: (B, H, W) bool, or (1, H, W) of all pairs, False on the border.
         cell_side: pixels; the ragged rows and columns at the far ends belong to no cell.
-
-    Returns:
-        chosen: (B, N) int64 flat pixel indices, row by row; a cell's first pixel where none is usable.
-        slope: (B, 2, N) float32 there, along x and y, per pixel; 0 where not usable.
-        u: (B, 2, N) float32, centred coordinates of the same.
     """
     batch, height, width = image.shape
     num_points = (height // cell_side) * (width // cell_side)
-    chosen = torch.empty(batch, num_points, dtype=torch.int64)
-    slope, u = torch.empty(batch, 2, num_points), torch.empty(batch, 2, num_points)
-    _steepest_slopes(cell_side, *arrays(image, usable, chosen, slope, u))
-    return chosen, slope, u
+    points = Points(
+        chosen=torch.empty(batch, num_points, dtype=torch.int64),
+        usable=torch.empty(batch, num_points, dtype=torch.bool),
+        value=torch.empty(batch, num_points),
+        slope=torch.empty(batch, 2, num_points),
+        u=torch.empty(batch, 2, num_points),
+    )
+    _steepest_points(cell_side, *arrays(image, usable, *points))
+    return points
 
 
 def usable_pixels(mask: Tensor) -> Tensor:
@@ -50,8 +70,15 @@ def usable_pixels(mask: Tensor) -> Tensor:
 
 
 @compiled
-def _steepest_slopes(
-    cell_side: int, image: Floats, usable: Bools, chosen: NDArray[np.int64], slope: Floats, u: Floats
+def _steepest_points(
+    cell_side: int,
+    image: Floats,
+    usable: Bools,
+    chosen: NDArray[np.int64],
+    usable_at: Bools,
+    value: Floats,
+    slope: Floats,
+    u: Floats,
 ) -> None:
     height, width = image.shape[1], image.shape[2]
     half_side = np.float32(max(height, width) / 2)
@@ -60,6 +87,7 @@ def _steepest_slopes(
     across, down = np.zeros((cell_side, width), np.float32), np.zeros((cell_side, width), np.float32)
     best, best_row = np.empty(width, np.float32), np.empty(width, np.int32)
     for b in range(len(image)):
+        may = usable[b if len(usable) > 1 else 0]
         for cell_row in range(height // cell_side):
             top = cell_row * cell_side
             best[:] = 0
@@ -67,7 +95,7 @@ def _steepest_slopes(
             for i in range(cell_side):
                 if 0 < top + i < height - 1:
                     above, here, below = image[b, top + i - 1], image[b, top + i], image[b, top + i + 1]
-                    _slopes_of_row(above, here, below, usable[b, top + i], across[i], down[i])
+                    _slopes_of_row(above, here, below, may[top + i], across[i], down[i])
                     _keep_steepest(across[i], down[i], np.int32(i), best, best_row)
                 else:
                     across[i] = 0
@@ -83,11 +111,12 @@ def _steepest_slopes(
                     y = best_row[j] if is_better else y
                 if steepest == 0:
                     # All flat: the first usable one.
-                    y, x = _first_usable(usable[b, top : top + cell_side, left : left + cell_side])
+                    y, x = _first_usable(may[top : top + cell_side, left : left + cell_side])
                     x += left
                 n = cell_row * columns + cell
                 chosen[b, n] = (top + y) * width + x
-                slope[b, 0, n], slope[b, 1, n] = across[y, x], down[y, x]
+                usable_at[b, n], value[b, n] = may[top + y, x], image[b, top + y, x]
+                slope[b, 0, n], slope[b, 1, n] = half_side * across[y, x], half_side * down[y, x]
                 u[b, 0, n] = (np.float32(x) - middle_x) / half_side
                 u[b, 1, n] = (np.float32(top + y) - middle_y) / half_side
 
@@ -156,28 +185,33 @@ def _sobel(image: Floats, slope: Floats) -> None:
                 down[k] = eighth * (two * below[j] + two * below[k] - two * above[j] - two * above[k])
 
 
-def slopes_at(image: Tensor, chosen: Tensor, factor: float) -> Tensor:
-    """Return (B, 2, N) float32, `factor` times `template.central_differences` along x and y at pixels.
+def slopes_at(image: Tensor, chosen: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """Read an image at pixels.
 
     Args:
         image: (B, H, W) float32.
         chosen: (B, N) int64, flat pixel indices.
-        factor: as in the result.
+        factor: of the slopes.
+
+    Returns:
+        slope: (B, 2, N) float32, `factor` times `template.central_differences` along x and y.
+        value: (B, N) float32.
     """
-    slope = torch.empty(len(image), 2, chosen.shape[1])
-    _slopes_at(np.float32(factor / 2), *arrays(image, chosen, slope))
-    return slope
+    slope, value = torch.empty(len(image), 2, chosen.shape[1]), torch.empty(chosen.shape)
+    _slopes_at(np.float32(factor / 2), *arrays(image, chosen, slope, value))
+    return slope, value
 
 
 @compiled
-def _slopes_at(half: np.float32, image: Floats, chosen: NDArray[np.int64], slope: Floats) -> None:
+def _slopes_at(half: np.float32, image: Floats, chosen: NDArray[np.int64], slope: Floats, value: Floats) -> None:
     height, width = image.shape[1], image.shape[2]
     for b in range(len(image)):
-        flat, across, down = image[b].reshape(-1), slope[b, 0], slope[b, 1]
+        flat, across, down, here = image[b].reshape(-1), slope[b, 0], slope[b, 1], value[b]
         for k in range(across.size):
             i = np.uint32(chosen[b, k])  # whose division is faster
             y = i // np.uint32(width)
             x = i - y * np.uint32(width)
+            here[k] = flat[i]
             # Mirrored at the outermost pixels.
             across[k] = half * (flat[i + 1] - flat[i - 1]) if 0 < x < width - 1 else np.float32(0)
             down[k] = half * (flat[i + width] - flat[i - width]) if 0 < y < height - 1 else np.float32(0)

@@ -72,7 +72,7 @@ def solve_direct(
         template.slope.contiguous().numpy(),
         template.brightness.contiguous().numpy(),
         problem.scale_floor.contiguous().numpy(),
-        problem.free.numpy(),
+        problem.freedom.free.numpy(),
         frame.dst_homo_centred.numpy(),
         frame.src_motion.numpy(),
         frame.src_corners.numpy(),

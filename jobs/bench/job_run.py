@@ -30,7 +30,7 @@ from jobs.bench.job_pairs import JobPairs
 from jobs.bench.methods import corner_distance_px
 from jobs.bench.processes import TreeMeter, fresh_processes
 from jobs.bench.score import median
-from jobs.child import set_threads
+from jobs.child import keep_freed_memory, set_threads
 from jobs.errors import UsageError
 from jobs.fetch import PairImages
 from jobs.plan import build_plan
@@ -149,6 +149,7 @@ def start_worker() -> None:
     """Make this process one like Ray's workers: one thread, and as ready to make way for others on a busy machine."""
     os.nice(RAY_NICENESS)
     set_threads(1)
+    keep_freed_memory()
 
 
 def shard_tasks(run: RunConfig) -> list[ShardTask]:

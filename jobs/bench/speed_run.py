@@ -24,7 +24,7 @@ from jobs.bench.measure import time_call
 from jobs.bench.methods import ECC, HOMOALIGN, SIFT, as_rgb, mean_distance_px
 from jobs.bench.pairs import BenchPair
 from jobs.bench.processes import MB, fresh_processes, memory_mb
-from jobs.child import set_threads
+from jobs.child import keep_freed_memory, set_threads
 from jobs.synthetic import Matrix
 
 PEERS = {ECC: peers.ecc_multi_scale, SIFT: peers.sift_magsac}
@@ -139,6 +139,7 @@ def run_lap(candidate: Candidate, file: Path) -> Lap:
 def _prepared(candidate: Candidate, file: Path) -> tuple[list[Call], float]:
     """Return what a lap calls, warm, and the memory in use before the first call."""
     set_threads(1)
+    keep_freed_memory()
     with np.load(file) as images:
         src, dst = images["src"], images["dst"]
     if candidate.method == HOMOALIGN:
