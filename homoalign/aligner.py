@@ -91,7 +91,7 @@ def warm_up() -> None:
     """
     rng = np.random.default_rng(0)
     spots = interpolate(torch.from_numpy(rng.random((1, 3, 8, 8), np.float32)), size=(48, 48), mode="bilinear")
-    views = torch.cat([spots, spots.roll(1, dims=-1).square()])  # in another light
+    views = torch.cat([spots, 2.5 * spots.roll(1, dims=-1).square()])  # in another light, too bright in places
     noisy = views + torch.from_numpy(rng.normal(0, 0.03, views.shape))
     src, otherwise_lit = (255 * noisy.clamp(0, 1)).to(torch.uint8)[:, None]
     for points in (64, 4096):  # some pixels, all pixels

@@ -24,7 +24,7 @@ from homoalign.precision import measure_precision
 from homoalign.pyramid import Level
 from homoalign.refinement import clean_source, refine_template, refine_template_at, spline_level, undo_attenuation
 from homoalign.residual import Alignment, DirectProblem, build_problem
-from homoalign.saturation import unsaturated_points
+from homoalign.saturation import Saturation, find_saturation
 from homoalign.schedule import MOTION_PARAMETERS, REFINED_SLACK, plan_runs, solve_run
 from homoalign.solver import REASONS
 from homoalign.status import StopReason
@@ -58,16 +58,14 @@ def finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solved
     template = lit = refine_template(raw.template, cleaned)
     # Of noise as strong as the contrast a tone curve says more than of src.
     is_clear = src.noise.square() < LARGEST_NOISE * src.contrast.square()
-    every = raw.template.usable
+    every, saturation = raw.template.usable, find_saturation(raw.template, src, dst)
     if is_beside:
         raw, light, state, taken = clear_away(raw, template, template, light, state, is_clear, track)
         lit = apply_light(template, light)
     for run in plan_runs(0, len(track.src), raw.template.u.shape[-1], config, is_near=track.is_near):
         state, _ = to_plain(light.is_rich, lit.value, raw, state)
         light = Light.plain(state.gain)
-        shown = unsaturated_points(raw.template, src, dst, state)
-        usable = every & shown
-        raw = replace(raw, template=replace(raw.template, usable=raw.template.usable & shown))
+        raw, usable = _leave_out_cut_off(raw, every, saturation, state)
         if run.is_refined:
             raw = replace(raw, dst=spline_level(dst), interpolation="spline")
         # Before the last run only the light of those that were solved on normalised images is needed.
@@ -99,6 +97,16 @@ def finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solved
     state, plain_scale = to_plain(light.is_rich, lit.value, raw, solved.alignment)
     append_trace(solved.levels, track, 0, state, taken)
     return replace(solved, alignment=state, scale=torch.where(light.is_rich, plain_scale, solved.fitted_scale))
+
+
+def _leave_out_cut_off(
+    raw: DirectProblem, every: Tensor, saturation: Saturation | None, state: Alignment
+) -> tuple[DirectProblem, Tensor]:
+    """Return the problem, and (B, N) bool `every`, without the points that dst shows cut off."""
+    if saturation is None:
+        return raw, every
+    shown = saturation.shows(raw.template.usable, state)
+    return replace(raw, template=replace(raw.template, usable=raw.template.usable & shown)), every & shown
 
 
 def _fit_light_of(

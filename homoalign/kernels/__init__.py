@@ -26,6 +26,7 @@ from homoalign.kernels.precision import PrecisionSums, precision_sums, share_of_
 from homoalign.kernels.reading import read
 from homoalign.kernels.refinement import keep_band, merge, squared_difference
 from homoalign.kernels.robust import SCALE_OF_MEDIAN, magnitude_quantile, mean_square, median
+from homoalign.kernels.saturation import not_cut_off
 from homoalign.kernels.shifts import LEAST_ENERGY, best_shifts
 from homoalign.kernels.slopes import Points, slopes_at, sobel, steepest_points, usable_pixels
 from homoalign.kernels.structure import describe
@@ -62,6 +63,7 @@ __all__ = [
     "median",
     "merge",
     "normal_equations",
+    "not_cut_off",
     "pattern_sums",
     "peaks",
     "precision_sums",
