@@ -28,7 +28,7 @@ from homoalign.result import AlignResult
 from homoalign.status import Status
 from homoalign.surround import find_insides
 
-PIXELS_AT_A_TIME = 2**18
+PIXELS_AT_A_TIME = 2**19
 """On a processor pairs are solved in groups of about this many pixels of dst, which the cache holds."""
 
 PAIRS_AT_A_TIME, MOST_PIXELS_AT_A_TIME = 4, 2**21

@@ -25,7 +25,7 @@ AT_END = 0.5 / 255
 LEAST_CLIPPED = 0.005
 """Share of dst's pixels at an end of the range from which it is one that the light was cut off at."""
 
-SAMPLING = 3
+SAMPLING = 5
 """Every such row and column is asked for that."""
 
 REACH = 2.0

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from homoalign.kernels.compiler import BLOCK, Bools, Doubles, Floats, arrays, compiled
-from homoalign.kernels.reading import read_pair
+from homoalign.kernels.reading import keep_whole, place, read_bilinear
 
 NUM_SUMS = 8
+
+TILE_ROWS = 32
+"""Rows of dst at a time."""
 
 ROUNDING_PX = 1e-4
 """So far off the image the outermost pixels' centres may come to lie by rounding."""
@@ -104,17 +107,18 @@ def _fit_sums(
     src: Floats, src_mask: Floats, dst: Floats, dst_mask: Floats, src_homo_dst: Doubles, light: Doubles, sums: Doubles
 ) -> None:
     height, width = dst.shape[1], dst.shape[2]
-    value, seen = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.bool_)
+    value, seen = np.empty((TILE_ROWS, BLOCK), np.float32), np.empty((TILE_ROWS, BLOCK), np.bool_)
     rest = np.empty(NUM_SUMS, np.float32)
     for b in range(len(dst)):
-        for y in range(height):
-            for first in range(0, width, BLOCK):
-                n = min(BLOCK, width - first)
-                _read_row(src[b], src_mask[b], src_homo_dst[b], y, first, value[:n], seen[:n])
-                _hide(dst_mask[b], y, first, seen[:n])
-                _sum_block(value[:n], seen[:n], dst[b, y, first : first + n], light[b], rest)
-                for i in range(NUM_SUMS):
-                    sums[b, i] += rest[i]
+        for top in range(0, height, TILE_ROWS):
+            for left in range(0, width, BLOCK):
+                rows, n = min(TILE_ROWS, height - top), min(BLOCK, width - left)
+                _read_tile(src[b], src_mask[b], src_homo_dst[b], top, left, value[:rows, :n], seen[:rows, :n])
+                for i in range(rows):
+                    _hide(dst_mask[b], top + i, left, seen[i, :n])
+                    _sum_block(value[i, :n], seen[i, :n], dst[b, top + i, left : left + n], light[b], rest)
+                    for j in range(NUM_SUMS):
+                        sums[b, j] += rest[j]
 
 
 def warp_level(
@@ -144,15 +148,15 @@ def warp_level(
 def _warp_level(
     src: Floats, src_mask: Floats, dst_mask: Floats, src_homo_dst: Doubles, warped: Floats, covered: Bools
 ) -> None:
-    zero = np.float32(0)
     for b in range(len(src)):
-        for y in range(warped.shape[1]):
-            for first in range(0, warped.shape[2], BLOCK):
-                value, seen = warped[b, y, first : first + BLOCK], covered[b, y, first : first + BLOCK]
-                _read_row(src[b], src_mask[b], src_homo_dst[b], y, first, value, seen)
-                _hide(dst_mask[b], y, first, seen)
-                for k in range(value.size):
-                    value[k] = value[k] if seen[k] else zero
+        for top in range(0, warped.shape[1], TILE_ROWS):
+            for left in range(0, warped.shape[2], BLOCK):
+                value = warped[b, top : top + TILE_ROWS, left : left + BLOCK]
+                seen = covered[b, top : top + TILE_ROWS, left : left + BLOCK]
+                _read_tile(src[b], src_mask[b], src_homo_dst[b], top, left, value, seen)
+                for i in range(len(value)):
+                    _hide(dst_mask[b], top + i, left, seen[i])
+                    _blacken(seen[i], value[i])
 
 
 @compiled
@@ -164,21 +168,45 @@ def _hide(mask: Floats, y: int, first: int, seen: Bools) -> None:
 
 
 @compiled
-def _read_row(
-    image: Floats, mask: Floats, src_homo_dst: Doubles, y: int, first: int, value: Floats, seen: Bools
+def _blacken(seen: Bools, value: Floats) -> None:
+    """Write zeros where nothing is seen."""
+    zero = np.float32(0)
+    for k in range(value.size):
+        value[k] = value[k] if seen[k] else zero
+
+
+@compiled
+def _read_tile(
+    image: Floats, mask: Floats, src_homo_dst: Doubles, top: int, left: int, value: Floats, seen: Bools
 ) -> None:
-    """Read an image where the pixels of a part of dst's row `y` lie on it, from column `first` on."""
-    n = value.size
-    column, usable = np.zeros((2, n), np.float32), np.empty(n, np.bool_)
-    # The first pixel is moved to the origin, where float32 has digits to spare.
+    """Read an image where the pixels of a part of dst, from row `top` and column `left` on, lie on it."""
+    rows, n = value.shape
+    height, width = image.shape
+    flat, flat_mask = image.reshape(-1), mask.reshape(-1)
+    ramp, zeros, usable = np.empty(n, np.float32), np.zeros(n, np.float32), np.empty(n, np.bool_)
+    column, row = np.empty(n, np.int32), np.empty(n, np.int32)
+    tx, ty, of_mask = np.empty(n, np.float32), np.empty(n, np.float32), np.empty(n, np.float32)
     matrix = np.empty((3, 3), np.float32)
-    for i in range(3):
-        matrix[i, 0], matrix[i, 1] = src_homo_dst[i, 0], 0
-        matrix[i, 2] = src_homo_dst[i, 0] * first + src_homo_dst[i, 1] * y + src_homo_dst[i, 2]
     for k in range(n):
-        column[0, k] = k
-        usable[k] = matrix[2, 2] + matrix[2, 0] * np.float32(k) > 0
-    read_pair(image, mask, matrix, column, usable, np.float32(-ROUNDING_PX), False, value, seen)
+        ramp[k] = k
+    for i in range(rows):
+        # The first pixel is moved to the origin, where float32 has digits to spare.
+        for j in range(3):
+            matrix[j, 0], matrix[j, 1] = src_homo_dst[j, 0], 0
+            matrix[j, 2] = src_homo_dst[j, 0] * left + src_homo_dst[j, 1] * (top + i) + src_homo_dst[j, 2]
+        _mark_before(matrix, ramp, usable)
+        place(matrix, ramp, zeros, height, width, np.float32(-ROUNDING_PX), usable, tx, ty, column, row, seen[i])
+        if flat_mask.size > 0:
+            read_bilinear(flat_mask, width, column, row, tx, ty, of_mask)
+            keep_whole(of_mask, seen[i])
+        read_bilinear(flat, width, column, row, tx, ty, value[i])
+
+
+@compiled
+def _mark_before(matrix: Floats, ramp: Floats, usable: Bools) -> None:
+    """Say which pixels of a row lie before the camera."""
+    for k in range(ramp.size):
+        usable[k] = matrix[2, 2] + matrix[2, 0] * ramp[k] > 0
 
 
 def warp_difference(src: Tensor, matrices: tuple[Tensor, Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -205,18 +233,19 @@ def _warp_difference(
 ) -> None:
     height, width = size
     no_mask = np.empty((0, 0), np.float32)
-    a, b = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-    in_a, in_b = np.empty(BLOCK, np.bool_), np.empty(BLOCK, np.bool_)
+    a, b = np.empty((TILE_ROWS, BLOCK), np.float32), np.empty((TILE_ROWS, BLOCK), np.float32)
+    in_a, in_b = np.empty((TILE_ROWS, BLOCK), np.bool_), np.empty((TILE_ROWS, BLOCK), np.bool_)
     for i in range(len(src)):
-        for y in range(height):
+        for top in range(0, height, TILE_ROWS):
             for left in range(0, width, BLOCK):
-                n = min(BLOCK, width - left)
+                rows, n = min(TILE_ROWS, height - top), min(BLOCK, width - left)
                 for c in range(src.shape[1]):
-                    _read_row(src[i, c], no_mask, first[i], y, left, a[:n], in_a[:n])
-                    _read_row(src[i, c], no_mask, second[i], y, left, b[:n], in_b[:n])
-                    off, both = _sum_off(a[:n], b[:n], in_a[:n], in_b[:n])
-                    difference[i] += off / src.shape[1]
-                count[i] += both
+                    _read_tile(src[i, c], no_mask, first[i], top, left, a[:rows, :n], in_a[:rows, :n])
+                    _read_tile(src[i, c], no_mask, second[i], top, left, b[:rows, :n], in_b[:rows, :n])
+                    for y in range(rows):
+                        off, both = _sum_off(a[y, :n], b[y, :n], in_a[y, :n], in_b[y, :n])
+                        difference[i] += off / src.shape[1]
+                        count[i] += both if c == 0 else 0.0
 
 
 @compiled

@@ -84,24 +84,30 @@ def read_pair(
         last = min(value.size, first + BLOCK)
         n = last - first
         values, sees = value[first:last], seen[first:last]
-        _place(
+        place(
             matrix, u[0, first:last], u[1, first:last], height, width, margin, usable[first:last],
             tx[:n], ty[:n], column[:n], row[:n], sees,
         )  # fmt: skip
         if flat_mask.size > 0:
-            _read_bilinear(flat_mask, width, column, row, tx, ty, weight[0, :n])
-            for k in range(n):
-                sees[k] &= weight[0, k] > np.float32(0.999)
+            read_bilinear(flat_mask, width, column, row, tx, ty, weight[0, :n])
+            keep_whole(weight[0, :n], sees)
         if is_spline:
             _cubic_weights(tx[:n], weight[0], weight[1], weight[2], weight[3])
             _cubic_weights(ty[:n], weight[4], weight[5], weight[6], weight[7])
             _read_spline(flat, width + 2, column, row, weight, values)
         else:
-            _read_bilinear(flat, width, column, row, tx, ty, values)
+            read_bilinear(flat, width, column, row, tx, ty, values)
 
 
 @compiled
-def _place(
+def keep_whole(of_mask: Floats, seen: Bools) -> None:
+    """Call not seen what a mask hides in part."""
+    for k in range(seen.size):
+        seen[k] &= of_mask[k] > np.float32(0.999)
+
+
+@compiled
+def place(
     matrix: Floats,
     u: Floats,
     v: Floats,
@@ -170,7 +176,7 @@ def _read_spline(
 
 
 @compiled
-def _read_bilinear(
+def read_bilinear(
     flat: Floats,
     stride: int,
     column: NDArray[np.int32],
@@ -179,6 +185,7 @@ def _read_bilinear(
     ty: Floats,
     value: Floats,
 ) -> None:
+    """Interpolate between the four pixels around each point."""
     down, right = np.uint64(stride), np.uint64(1)
     for k in range(value.size):
         i = np.uint64(row[k]) * down + np.uint64(column[k])
