@@ -301,7 +301,12 @@ def test_a_pair_that_runs_out_of_steps_goes_on_from_there():
     pair = render_pair(load_scene("camera", gray=True), random_homography(rng, size, 32.0), size, rng=rng)
 
     def solve():
-        return align(pair.src.clip(0, 1), pair.dst.clip(0, 1), gt=pair.dst_homo_src, config=BARE)
+        return align(
+            pair.src.clip(0, 1),
+            pair.dst.clip(0, 1),
+            gt=pair.dst_homo_src,
+            config=dataclasses.replace(BARE, max_iterations=12),
+        )
 
     result = solve()
     with pytest.MonkeyPatch.context() as patch:
