@@ -79,20 +79,21 @@ def residual_noise(src: Tensor, dst: Tensor, gain: Tensor) -> Tensor:
     return torch.hypot(gain * src.clamp_min(QUANTISATION), dst.clamp_min(QUANTISATION))
 
 
-def denoise(image: Tensor, guide: Tensor, guide_sigma: Tensor) -> Tensor:
+def denoise(image: Tensor, guide: Tensor, guide_sigma: Tensor, *, bands: int = len(BAND_NOISE)) -> Tensor:
     """Take white noise away, band by band, keeping what stands out of it locally.
 
     Args:
         image: (B, 1, H, W) float.
         guide: (B, 1, H, W), what the local energies are read from: the image itself, or one like it with less noise.
         guide_sigma: (B,) standard deviation of the guide's noise, in the image's units.
+        bands: how many, from the finest on; the rest stays as it is.
 
     Returns:
         (B, 1, H, W).
     """
     variance = guide_sigma.square().to(image)
     kept = torch.zeros_like(image)
-    for scale, gain in enumerate(BAND_NOISE):
+    for scale, gain in enumerate(BAND_NOISE[:bands]):
         hole = 2**scale
         if 4 * hole >= min(image.shape[-2:]):
             break

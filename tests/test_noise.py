@@ -48,3 +48,12 @@ def test_the_noise_of_what_is_masked_does_not_count(rng):
     assert noise_level(noise)[0] == 0
     torch.testing.assert_close(noise_level(noise, mask), torch.full((2,), 0.03).double(), rtol=0.1, atol=0)
     torch.testing.assert_close(noise_level(noise, 0 * mask), noise_level(noise))  # nothing is left to look at
+
+
+def test_bands_beyond_those_asked_for_stay_as_they_are(rng):
+    image = torch.rand(1, 1, 64, 64, generator=rng, dtype=torch.float32)
+    sigma = torch.full((1,), 10.0, dtype=torch.float64)  # nothing stands out of it
+    coarse = image
+    for bands in (0, 1, 2):
+        assert (denoise(image, image, sigma, bands=bands) - coarse).abs().max() < 1e-5
+        coarse = smooth(coarse, 2**bands)

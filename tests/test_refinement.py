@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from homoalign import AlignConfig, align
+from homoalign.noise import denoise
 from homoalign.pyramid import Level
-from homoalign.refinement import clean_source, refine_template, refine_template_at, spline_level
+from homoalign.refinement import DROWNED, clean_source, refine_template, refine_template_at, spline_level
 from homoalign.residual import Alignment, build_problem
 from jobs.bench.photographs import load_gray
 from jobs.synthetic import load_scene, random_homography, render_pair
@@ -52,3 +53,24 @@ def test_gradients_lose_their_noise_on_some_points_and_on_all(max_points):
     noisy = error(template.with_slopes_of(src.image, everyone))
     assert (error(early) < 0.5 * noisy).all()
     assert (error(late) < 0.6 * noisy).all()
+
+
+def test_drowned_and_clear_pairs_are_denoised_together_as_each_alone():
+    rng = np.random.default_rng(0)
+    clean = np.stack([load_gray(name)[100:260, 100:300] for name in ("astronaut", "brick", "camera")])[:, None]
+    sigma = np.array([4, 40, 4])[:, None, None, None] / 255
+    src = Level(torch.from_numpy((clean + sigma * rng.standard_normal(clean.shape)).astype(np.float32)), None)
+
+    def cleaned(level):
+        problem = build_problem(level, level, level=0, max_points=6000, fit_photometric=True)
+        return clean_source(problem.template, level)
+
+    together = cleaned(src)
+    assert (together.noise_share > DROWNED).tolist() == [False, True, False]
+    for i in range(3):
+        alone = cleaned(src.select(torch.tensor([i])))
+        assert torch.equal(alone.image, together.image[i : i + 1])
+    # The third band of the drowned one is freed of noise as well.
+    image, noise = src.image[1:2], src.noise[1:2]
+    assert torch.equal(together.image[1:2], denoise(image, image, noise, bands=3))
+    assert not torch.equal(together.image[1:2], denoise(image, image, noise, bands=2))
