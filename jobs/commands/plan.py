@@ -92,7 +92,7 @@ def _estimate(run: RunConfig, manifest: Manifest, plan: Plan, state: RunState, s
         "device": device,
         "workers": workers,
         "rows_left": left,
-        "seconds": round(seconds * left / workers, 1),
+        "seconds": round(seconds * left / workers, 3),
     }
 
 
