@@ -168,9 +168,9 @@ def prepare_process(num_threads: int, device: str) -> None:
     """Set the numeric libraries' threads, keep freed memory, and compile before a row's time runs."""
     set_threads(num_threads)
     keep_freed_memory()
-    if device == "cpu":
-        from homoalign.aligner import warm_up
+    from homoalign.aligner import warm_up  # loaded on any device, before a row's time runs
 
+    if device == "cpu":
         warm_up()
 
 

@@ -53,3 +53,10 @@ def test_help_imports_neither_torch_nor_ray():
         "assert CliRunner().invoke(main, ['--help']).exit_code == 0"
     )
     assert {"torch", "ray"}.isdisjoint(loaded)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_worker_loads_the_library_before_its_rows_are_timed(device):
+    prepare = f"from jobs import child; child.prepare_process(1, {device!r})"
+    assert "homoalign.aligner" not in loaded_after("from jobs import child")
+    assert "homoalign.aligner" in loaded_after(prepare)

@@ -13,7 +13,7 @@ from jobs.bench.options import BenchOptions, RenderOptions, bench_options, parse
 from jobs.bench.pairs import CHANGE, BenchPair, draw_pairs
 from jobs.bench.photographs import load_gray
 from jobs.bench.score import as_json, precision_figures, ratio_to_case, rows_by_case
-from jobs.degrade import occlude, to_uint8
+from jobs.degrade import occlude
 from jobs.errors import UsageError
 from jobs.synthetic import PHOTOGRAPHS
 
@@ -71,13 +71,4 @@ def occlusion_pairs(
             bound = mean_corner_error_bound(
                 views.dst, views.dst_homo_src, (size, size), variance=pixel_variance(sigma_8bit), usable=~covered
             )
-            noisy = drawn.noisy(sigma_8bit, dst=dst)
-            yield BenchPair(
-                number=drawn.number,
-                name=drawn.name,
-                case=case_of(percent),
-                src=to_uint8(noisy[0]),
-                dst=to_uint8(noisy[1]),
-                dst_homo_src=views.dst_homo_src,
-                bound_px=bound,
-            )
+            yield drawn.as_pair(case_of(percent), drawn.noisy(sigma_8bit, dst=dst), bound)

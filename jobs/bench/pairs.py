@@ -7,7 +7,7 @@ benchmark (noise, light, cover) share motion, photograph and noise pair by pair.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,19 @@ class Drawn:
         rng = self.rng(NOISE)
         views = (self.views.src if src is None else src, self.views.dst if dst is None else dst)
         return [add_noise(view, sigma_8bit=sigma_8bit, rng=rng) for view in views]
+
+    def as_pair(self, case: str, images: Sequence[Image], bound_px: float) -> BenchPair:
+        """Return src and dst as they are now, rounded to 8 bits, with the truth."""
+        src, dst = map(to_uint8, images)
+        return BenchPair(
+            number=self.number,
+            name=self.name,
+            case=case,
+            src=src,
+            dst=dst,
+            dst_homo_src=self.views.dst_homo_src,
+            bound_px=bound_px,
+        )
 
 
 def stream_of(seed: int, number: int, stream: int) -> np.random.Generator:

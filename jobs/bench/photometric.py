@@ -16,7 +16,7 @@ from jobs.bench.methods import run_methods
 from jobs.bench.options import BenchOptions, RenderOptions, bench_options, render_options
 from jobs.bench.pairs import CHANGE, BenchPair, Drawn, draw_pairs
 from jobs.bench.score import as_json, precision_figures, ratio_to_case, rows_by_case
-from jobs.degrade import add_vignette, adjust_exposure, compress_jpeg, to_uint8
+from jobs.degrade import add_vignette, adjust_exposure, compress_jpeg
 from jobs.synthetic import Image
 
 JPEG_QUALITY = 30
@@ -111,15 +111,7 @@ def change_light(drawn: Drawn, case: str, light: Light, sigma_8bit: float) -> Be
     noisy = drawn.noisy(sigma_8bit, dst=dst)
     if light.jpeg:
         noisy = [compress_jpeg(image, quality=JPEG_QUALITY) for image in noisy]
-    return BenchPair(
-        number=drawn.number,
-        name=drawn.name,
-        case=case,
-        src=to_uint8(noisy[0]),
-        dst=to_uint8(noisy[1]),
-        dst_homo_src=views.dst_homo_src,
-        bound_px=bound,
-    )
+    return drawn.as_pair(case, noisy, bound)
 
 
 def lit(image: Image, light: Light) -> tuple[Image, Image, npt.NDArray[np.bool_]]:

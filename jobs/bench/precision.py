@@ -12,7 +12,6 @@ from jobs.bench.methods import run_methods
 from jobs.bench.options import BenchOptions, RenderOptions, bench_options, parse_numbers, render_options
 from jobs.bench.pairs import BenchPair, draw_pairs
 from jobs.bench.score import as_json, precision_figures, rows_by_case
-from jobs.degrade import to_uint8
 
 
 @click.command(
@@ -47,14 +46,5 @@ def precision_pairs(
     for drawn in draw_pairs(render, size=size, offset_px=offset_px):
         views = drawn.views
         for sigma in sigmas_8bit:
-            src, dst = map(to_uint8, drawn.noisy(sigma))
             bound = mean_corner_error_bound(views.dst, views.dst_homo_src, (size, size), variance=pixel_variance(sigma))
-            yield BenchPair(
-                number=drawn.number,
-                name=drawn.name,
-                case=f"sigma {sigma:g}",
-                src=src,
-                dst=dst,
-                dst_homo_src=views.dst_homo_src,
-                bound_px=bound,
-            )
+            yield drawn.as_pair(f"sigma {sigma:g}", drawn.noisy(sigma), bound)

@@ -14,7 +14,6 @@ from jobs.bench.methods import run_methods
 from jobs.bench.options import BenchOptions, RenderOptions, bench_options, render_options
 from jobs.bench.pairs import CHANGE, BenchPair, draw_pairs
 from jobs.bench.score import as_json, precision_figures, ratio_to_case, rows_by_case
-from jobs.degrade import to_uint8
 from jobs.synthetic import Size
 
 BARE = "none"
@@ -54,17 +53,10 @@ def surround_pairs(render: RenderOptions, size: int, offset_px: float, sigma_8bi
         for case, insides in draw_insides((size, size), drawn.rng(CHANGE)).items():
             framed = [np.where(inside, view, 0) for view, inside in zip((views.src, views.dst), insides, strict=True)]
             noisy = drawn.noisy(sigma_8bit, src=framed[0], dst=framed[1])
-            yield BenchPair(
-                number=drawn.number,
-                name=drawn.name,
-                case=case,
-                src=to_uint8(noisy[0]),
-                dst=to_uint8(noisy[1]),
-                dst_homo_src=views.dst_homo_src,
-                bound_px=mean_corner_error_bound(
-                    views.dst, views.dst_homo_src, (size, size), variance=pixel_variance(sigma_8bit), usable=insides[1]
-                ),
+            bound = mean_corner_error_bound(
+                views.dst, views.dst_homo_src, (size, size), variance=pixel_variance(sigma_8bit), usable=insides[1]
             )
+            yield drawn.as_pair(case, noisy, bound)
 
 
 def draw_insides(size: Size, rng: np.random.Generator) -> dict[str, tuple[Where, Where]]:
