@@ -7,9 +7,15 @@ from __future__ import annotations
 
 import faulthandler
 import threading
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
+
+
+SLACK = 0.01
+"""Share of the time allowed that may pass before the watchdog is wound up again: every start of its clock ends one
+thread and begins another, which at each row's every step would be a hundredth of a small pair's time."""
 
 
 class Watch(Protocol):
@@ -51,8 +57,10 @@ class UnderWay:
 
     def end(self, numbers: Sequence[int]) -> None:
         """Forget a group."""
-        self.ended_last = tuple(numbers)
-        self.groups -= Counter([self.ended_last])
+        group = self.ended_last = tuple(numbers)
+        self.groups[group] -= 1
+        if self.groups[group] <= 0:
+            del self.groups[group]
 
     def rows(self) -> list[int]:
         """Return the rows of all groups, in order."""
@@ -81,6 +89,7 @@ class Watchdog:
         self.row_timeout_s = row_timeout_s
         self.under_way = UnderWay()
         self.changed = threading.Lock()
+        self._allowed_s, self._wound_up_at = 0.0, 0.0
 
     def __enter__(self) -> Watchdog:
         with self.changed:
@@ -106,4 +115,9 @@ class Watchdog:
         """Do nothing: no one looks into this process once it is gone."""
 
     def _wind_up(self) -> None:
-        faulthandler.dump_traceback_later(self.row_timeout_s * self.under_way.most_rows(), exit=True)
+        """Start the clock anew, unless it runs for as long and was started a moment ago."""
+        allowed_s, now = self.row_timeout_s * self.under_way.most_rows(), time.monotonic()
+        if allowed_s == self._allowed_s and now - self._wound_up_at < SLACK * allowed_s:
+            return
+        self._allowed_s, self._wound_up_at = allowed_s, now
+        faulthandler.dump_traceback_later((1 + SLACK) * allowed_s, exit=True)

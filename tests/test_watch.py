@@ -9,7 +9,7 @@ import time
 import pytest
 from job_pairs import ENVIRONMENT, ROOT
 
-from jobs.watch import UnderWay
+from jobs.watch import SLACK, UnderWay, Watchdog
 
 
 def test_what_is_under_way_is_what_began_and_did_not_end():
@@ -72,3 +72,21 @@ with Watchdog(2.0) as dog:
 time.sleep(2.5)
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, timeout=50, check=True)
+
+
+def test_the_clock_is_started_anew_when_the_time_allowed_changes_or_some_of_it_is_over(monkeypatch):
+    now, started = [100.0], []
+    monkeypatch.setattr("jobs.watch.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("faulthandler.dump_traceback_later", lambda timeout, exit: started.append(timeout))
+    with Watchdog(50.0) as dog:
+        assert started == [50 * (1 + SLACK)]
+        for number in range(20):  # as fast as nothing
+            dog.begin([number])
+            dog.end([number])
+        assert len(started) == 1
+        now[0] += 1.01 * SLACK * 50
+        dog.begin([20])
+        assert started[1:] == [50 * (1 + SLACK)]
+        dog.begin([21, 22, 23])  # more time for more rows, at once
+        dog.end([21, 22, 23])  # and less
+        assert started[2:] == [150 * (1 + SLACK), 50 * (1 + SLACK)]
