@@ -141,6 +141,7 @@ def _attempt_matched(
         solved = solve_structure(track)
     else:
         solved = solve_gauss_newton(track)
+        track = track.with_noise(solved.noise)
         if batch.config.signal == "auto":
             solved = solve_unexplained(track, solved)
     if batch.config.solver != "adam" and batch.config.signal == "auto":

@@ -16,13 +16,20 @@ from homoalign.config import AlignConfig
 from homoalign.earned import WEAK_480, give_up_freedom
 from homoalign.homography import image_size
 from homoalign.joint import solve_jointly
-from homoalign.leftover import is_noise
+from homoalign.leftover import loudness
 from homoalign.metrics import corner_std
-from homoalign.noise import UNEXPLAINED, residual_noise
+from homoalign.noise import QUANTISATION, UNEXPLAINED, residual_noise
 from homoalign.photometry import Light, apply_light, fit_light, sample, to_plain
 from homoalign.precision import measure_precision
 from homoalign.pyramid import Level
-from homoalign.refinement import clean_source, refine_template, refine_template_at, spline_level, undo_attenuation
+from homoalign.refinement import (
+    Cleaned,
+    clean_source,
+    refine_template,
+    refine_template_at,
+    spline_level,
+    undo_attenuation,
+)
 from homoalign.residual import Alignment, DirectProblem, build_problem
 from homoalign.saturation import Saturation, find_saturation
 from homoalign.schedule import MOTION_PARAMETERS, REFINED_SLACK, plan_runs, solve_run
@@ -41,12 +48,14 @@ FURTHEST = 0.04
 def finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solved:
     """Solve the full size: dst's light is fitted where it takes more than a gain and a bias, noise is taken away.
 
+    Before the last run the images' noise is told anew, by what is left: first of a gain and a bias, then of all light.
+
     Args:
         track: the pairs.
         descent: where they are.
         is_beside: whether something is known to be in the way, so that it is left out from the first run on.
     """
-    config, state = track.config, descent.state
+    config, state, before = track.config, descent.state, track
     src, dst = track.src[0], track.dst[0]
     fit = config.photometric != "none"
     raw = build_problem(src, dst, level=0, max_points=config.final_points, fit_photometric=fit)
@@ -60,14 +69,14 @@ def finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solved
     is_clear = src.noise.square() < LARGEST_NOISE * src.contrast.square()
     every, saturation = raw.template.usable, find_saturation(raw.template, src, dst)
     if is_beside:
-        raw, light, state, taken = clear_away(raw, template, template, light, state, is_clear, track)
-        lit = apply_light(template, light)
+        raw, lit, light, state, taken = _clear_away(raw, template, template, light, state, is_clear, track)
     for run in plan_runs(0, len(track.src), raw.template.u.shape[-1], config, is_near=track.is_near):
         state, _ = to_plain(light.is_rich, lit.value, raw, state)
         light = Light.plain(state.gain)
         raw, usable = _leave_out_cut_off(raw, every, saturation, state)
         if run.is_refined:
             raw = replace(raw, dst=spline_level(dst), interpolation="spline")
+            track = _hear(track, replace(raw, template=template), state)
         # Before the last run only the light of those that were solved on normalised images is needed.
         index = torch.nonzero((descent.is_normalised | run.is_refined) & is_clear)[:, 0]
         if config.photometric == "auto" and len(index):
@@ -75,17 +84,18 @@ def finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solved
         lit = apply_light(replace(template, usable=raw.template.usable), light)
         problem = replace(raw, template=lit)
         if run.is_refined:
-            raw, lit = replace(raw, template=replace(raw.template, usable=usable)), replace(lit, usable=usable)
-            raw, light, state, more = clear_away(raw, template, lit, light, state, is_clear, track)
+            if bool(light.is_rich.any()):
+                track = _hear(track, problem, state)
+            cleaned = cleaned if track is before else clean_source(raw.template, track.src[0])
+            raw = replace(raw, template=replace(raw.template, usable=usable))
+            lit = replace(lit, usable=usable)
+            raw, lit, light, state, more = _clear_away(raw, template, lit, light, state, is_clear, track)
             taken += more
-            if bool((more > 0).any()):
-                lit = apply_light(replace(template, usable=raw.template.usable), light)
-            problem = replace(raw, template=lit)
-            template = refine_template_at(raw.template, cleaned, problem, src, dst, state, loss_width=config.loss_width)
+            template = _refine(replace(raw, template=lit), raw.template, cleaned, state, track)
             lit = apply_light(template, light)
             problem = replace(raw, template=lit)
             if fit:
-                state = undo_attenuation(problem, src, state)
+                state = undo_attenuation(problem, track.src[0], state)
         solution = solve_run(problem, state, run, config)
         state = solution.state
         taken += solution.num_iterations
@@ -96,7 +106,19 @@ def finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solved
     solved = _conclude(track, of_level, replace(raw, template=lit), stop)
     state, plain_scale = to_plain(light.is_rich, lit.value, raw, solved.alignment)
     append_trace(solved.levels, track, 0, state, taken)
-    return replace(solved, alignment=state, scale=torch.where(light.is_rich, plain_scale, solved.fitted_scale))
+    scale = torch.where(light.is_rich, plain_scale, solved.fitted_scale)
+    return replace(solved, alignment=state, scale=scale)
+
+
+def _hear(track: Track, problem: DirectProblem, state: Alignment) -> Track:
+    """Return the pairs with as much noise as there is in what is left, where that is noise, and more than they show."""
+    src, dst = track.src[0], track.dst[0]
+    shown = residual_noise(src.noise, dst.noise, state.gain)
+    factor = loudness(problem, state, shown, dst.contrast, track.config.loss_width)
+    if not bool((factor > 1).any()):
+        return track
+    factor = factor[:, None]
+    return track.with_noise(torch.where(factor > 1, factor * track.noise.clamp_min(QUANTISATION), track.noise))
 
 
 def _leave_out_cut_off(
@@ -107,6 +129,28 @@ def _leave_out_cut_off(
         return raw, every
     shown = saturation.shows(raw.template.usable, state)
     return replace(raw, template=replace(raw.template, usable=raw.template.usable & shown)), every & shown
+
+
+def _refine(lit: DirectProblem, template: Template, cleaned: Cleaned, state: Alignment, track: Track) -> Template:
+    """Return the template with the slopes to go by in the last run."""
+    src, dst = track.src[0], track.dst[0]
+    return refine_template_at(template, cleaned, lit, src, dst, state, loss_width=track.config.loss_width)
+
+
+def _clear_away(
+    raw: DirectProblem,
+    template: Template,
+    lit: Template,
+    light: Light,
+    state: Alignment,
+    is_clear: Tensor,
+    track: Track,
+) -> tuple[DirectProblem, Template, Light, Alignment, Tensor]:
+    """Do what `clear_away` does, and return the lit template that belongs to it as the second."""
+    raw, light, state, taken = clear_away(raw, template, lit, light, state, is_clear, track)
+    if bool((taken > 0).any()):
+        lit = apply_light(replace(template, usable=raw.template.usable), light)
+    return raw, lit, light, state, taken
 
 
 def _fit_light_of(
@@ -170,12 +214,10 @@ def _conclude(track: Track, descent: Descent, problem: DirectProblem, stop: list
             loss_width=config.loss_width,
             step_tol_px=config.step_tol_px,
         )
-    noisy = torch.zeros_like(is_explained)
-    open_ = torch.nonzero(~is_explained)[:, 0]
-    if len(open_):
-        found = is_noise(problem.select(open_), state.select(open_), dst.contrast[open_], config.loss_width)
-        noisy = noisy.index_copy(0, open_, found)
-    return Solved(state, stop, descent.num_iterations, fitted_scale, fitted_scale, covariance, descent.levels, noisy)
+    if not bool(is_explained.all()):
+        track = _hear(track, problem, state)
+    noise = track.noise
+    return Solved(state, stop, descent.num_iterations, fitted_scale, fitted_scale, covariance, descent.levels, noise)
 
 
 def solve_beside_cover(track: Track, solved: Solved) -> Solved:
@@ -187,7 +229,7 @@ def solve_beside_cover(track: Track, solved: Solved) -> Solved:
     """
     before = solved.alignment
     noise = residual_noise(track.src[0].noise, track.dst[0].noise, before.gain)
-    index = torch.nonzero(~(solved.fitted_scale <= UNEXPLAINED * noise) & ~solved.is_noise)[:, 0]
+    index = torch.nonzero(~(solved.fitted_scale <= UNEXPLAINED * noise))[:, 0]
     index = index[before.dst_homo_src[index].isfinite().flatten(1).all(-1)]
     if len(index) == 0:
         return solved

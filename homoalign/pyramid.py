@@ -29,10 +29,12 @@ class Level:
     Attributes:
         image: (B, 1, H, W) float32, intensities in [0, 1].
         mask: (B, 1, H, W) float32, 1 where the pixel is used and 0 where not; None where all are.
+        known_noise: (B,) float64, of `noise`, where something tells it better than the image itself.
     """
 
     image: Tensor
     mask: Tensor | None
+    known_noise: Tensor | None = None
 
     @cached_property
     def slope(self) -> Tensor:
@@ -49,8 +51,8 @@ class Level:
 
     @cached_property
     def noise(self) -> Tensor:
-        """(B,) float64, standard deviation of the image's white noise where it is used, see `noise_level`."""
-        return noise_level(self.image, self.mask)
+        """(B,) float64, standard deviation of the image's noise where it is used, white noise: see `noise_level`."""
+        return noise_level(self.image, self.mask) if self.known_noise is None else self.known_noise
 
     @cached_property
     def contrast(self) -> Tensor:
@@ -63,7 +65,8 @@ class Level:
 
     def select(self, index: Tensor) -> Level:
         """Return the pairs that `index` (int64) names."""
-        return Level(take(self.image, index), None if self.mask is None else take(self.mask, index))
+        mask, noise = (None if some is None else take(some, index) for some in (self.mask, self.known_noise))
+        return Level(take(self.image, index), mask, noise)
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:

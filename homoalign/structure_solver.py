@@ -44,12 +44,11 @@ FURTHEST = 0.03
 def solve_unexplained(track: Track, solved: Solved) -> Solved:
     """Solve on structure the pairs whose intensities differ by more than noise, from where intensities end.
 
-    Intensities are the more precise where they say the same of both images, and biased where they do not. What lossy
-    compression leaves is more than the noise that the images show, but noise.
+    Intensities are the more precise where they say the same of both images, and biased where they do not.
     """
     alignment = solved.alignment
     explained = residual_noise(track.src[0].noise, track.dst[0].noise, alignment.gain)
-    index = torch.nonzero((solved.fitted_scale > UNEXPLAINED * explained) & ~solved.is_noise)[:, 0]
+    index = torch.nonzero(solved.fitted_scale > UNEXPLAINED * explained)[:, 0]
     if len(index) == 0:
         return solved
     part = replace(track.select(index), start=alignment.select(index), first_level=0)
@@ -105,7 +104,7 @@ def solve_structure(track: Track) -> Solved:
     if config.photometric != "none":
         alignment = Alignment(matrix, *intensities.matched_moments(matrix))
     unknown = torch.full_like(alignment.gain, math.nan)
-    return Solved(alignment, stop, total, unknown, unknown, covariance, levels, unknown < 0)
+    return Solved(alignment, stop, total, unknown, unknown, covariance, levels, track.noise)
 
 
 def _finest_level(track: Track) -> int:

@@ -86,6 +86,28 @@ class Template:
             grid=self.grid if stride == 1 else None,
         )
 
+    def every_row(self, stride: int) -> Template:
+        """Return every `stride`-th row of a grid of points, a grid again."""
+        if self.grid is None:
+            raise ValueError("a part of the points has no rows")
+        rows, columns = self.grid
+
+        def take_rows(values: Tensor) -> Tensor:
+            return values.view(*values.shape[:-1], rows, columns)[..., ::stride, :].flatten(-2)
+
+        value = take_rows(self.value)
+        return replace(
+            self,
+            chosen=take_rows(self.chosen),
+            u=take_rows(self.u),
+            value=value,
+            slope=take_rows(self.slope),
+            brightness=value if self.brightness is self.value else take_rows(self.brightness),
+            usable=take_rows(self.usable),
+            is_whole=self.is_whole and stride == 1,
+            grid=(-(-rows // stride), columns),
+        )
+
     def with_slopes_of(self, image: Tensor, index: Tensor, brightness: Tensor | None = None) -> Template:
         """Return this template with the slopes of another image of src for the pairs that `index` names.
 

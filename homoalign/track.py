@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from homoalign import homography, metrics
@@ -65,6 +66,17 @@ class Track:
             gt=None if self.gt is None else self.gt[index],
         )
 
+    @property
+    def noise(self) -> Tensor:
+        """(B, 2) float64, standard deviations of the noise of src and of dst, full size."""
+        return torch.stack([self.src[0].noise, self.dst[0].noise], dim=-1)
+
+    def with_noise(self, noise: Tensor) -> Track:
+        """Return the pairs with (B, 2) `noise` instead of what the images show."""
+        sides = zip((self.src, self.dst), noise.unbind(-1), strict=True)
+        src, dst = ([replace(pyramid[0], known_noise=known), *pyramid[1:]] for pyramid, known in sides)
+        return replace(self, src=src, dst=dst)
+
     def shallow(self, min_side_px: int) -> Track:
         """Return the same without the levels whose shorter side is below this, but with two levels at least."""
         sides = [
@@ -116,7 +128,7 @@ class Solved:
         fitted_scale: (B,) the same with all of dst's light fitted; NaN likewise.
         covariance: (B, P, P) of the parameters, the first eight those of sl(3); NaN where not estimated.
         levels: the traces, coarse to fine; empty unless asked for.
-        is_noise: (B,) bool, whether the residual is known to have nothing of the image in it.
+        noise: (B, 2) `Track.noise`, by what the first solver left where that tells it better than the images do.
     """
 
     alignment: Alignment
@@ -126,7 +138,7 @@ class Solved:
     fitted_scale: Tensor
     covariance: Tensor
     levels: list[list[LevelTrace]]
-    is_noise: Tensor
+    noise: Tensor
 
     def select(self, index: Tensor) -> Solved:
         """Return the pairs that `index` (int64) names."""
@@ -139,7 +151,7 @@ class Solved:
             self.fitted_scale[index],
             self.covariance[index],
             [self.levels[i] for i in rows],
-            self.is_noise[index],
+            self.noise[index],
         )
 
     def put(self, index: Tensor, part: Solved) -> Solved:
@@ -158,7 +170,7 @@ class Solved:
             self.fitted_scale,
             covariance,
             levels,
-            self.is_noise.index_copy(0, index, part.is_noise),
+            self.noise,
         )
 
 

@@ -168,5 +168,5 @@ def solve_tutorial(track: Track) -> Solved:
         fitted_scale=nan,
         covariance=nan[:, None, None].expand(-1, 8, 8),
         levels=levels,
-        is_noise=nan < 0,
+        noise=track.noise,
     )

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-
 SLACK = 0.01
 """Share of the time allowed that may pass before the watchdog is wound up again: every start of its clock ends one
 thread and begins another, which at each row's every step would be a hundredth of a small pair's time."""

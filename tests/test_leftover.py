@@ -1,41 +1,130 @@
-"""What compression leaves is noise; what another sharpness leaves is not."""
+"""What compression leaves is noise; what another sharpness, motion or place leaves is not."""
+
+import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
-from homoalign import AlignConfig, align
+from homoalign import AlignConfig, Status, align, leftover
+from homoalign.homography import corner_errors
+from homoalign.leftover import loudness
+from homoalign.noise import residual_noise
+from homoalign.pyramid import Level
+from homoalign.residual import Alignment, build_problem
 from jobs.degrade import add_blur, add_noise, compress_jpeg, to_uint8
 
 NEAR = AlignConfig(use_search=False, use_features=False)
+ON_INTENSITY = dataclasses.replace(NEAR, signal="intensity")
+NAMES = ("astronaut", "camera", "chelsea", "coins", "text")
 
 
-def views(make_pair, name, change, *, sigma_8bit):
-    src, dst, truth = make_pair(name, size=(160, 160), max_offset_px=4.0)
+def views(make_pair, name, change, *, sigma_8bit, size=(160, 160)):
+    src, dst, truth = make_pair(name, size=size, max_offset_px=4.0)
     rng = np.random.default_rng(0)
     changed = (change(add_noise(image, sigma_8bit=sigma_8bit, rng=rng), side) for side, image in enumerate((src, dst)))
     return *changed, truth
 
 
+def compressed(quality):
+    return lambda image, _: to_uint8(compress_jpeg(image, quality=quality))
+
+
+def aligned(make_pair, name, change, *, sigma=0.02, off_px=0.0):
+    """Two noisy views of a photograph as a problem at its solution, `off_px` beside it."""
+    rng = np.random.default_rng(1)
+    src, _, _ = make_pair(name, size=(200, 240))
+    src, dst = (
+        Level(torch.from_numpy(image + sigma * rng.standard_normal(image.shape).astype(np.float32))[None, None], None)
+        for image in (src, change(src))
+    )
+    problem = build_problem(src, dst, level=0, max_points=10**6, fit_photometric=True)
+    matrix = torch.eye(3, dtype=torch.float64)[None].clone()
+    matrix[:, 0, 2] = off_px
+    one = torch.ones(1, dtype=torch.float64)
+    return problem, Alignment(matrix, one, 0 * one), src, dst
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("change", "off_px", "is_noise"),
+    [
+        (lambda image: image, 0.0, True),
+        (lambda image: add_blur(image, sigma_px=1.2), 0.0, False),
+        (lambda image: image, 2.0, False),
+        (lambda image: image[:, ::-1].copy(), 0.0, False),
+        (np.sqrt, 0.0, False),
+    ],
+    ids=["alike", "blurred", "beside", "another", "lit"],
+)
+def test_what_is_left_is_noise_only_where_it_does_not_follow_from_the_image(make_pair, name, change, off_px, is_noise):
+    problem, state, src, dst = aligned(make_pair, name, change, off_px=off_px)
+    shown = residual_noise(src.noise, dst.noise, state.gain) / 3  # as an image whose finest scale a codec took
+    found = loudness(problem, state, shown, dst.contrast, 2.4).item()
+    assert found == (pytest.approx(3.0, rel=0.1) if is_noise else 1.0)
+
+
+def test_what_is_left_and_no_more_than_is_shown_is_not_louder(make_pair):
+    problem, state, src, dst = aligned(make_pair, "camera", lambda image: image)
+    shown = residual_noise(src.noise, dst.noise, state.gain)
+    assert loudness(problem, state, shown, dst.contrast, 2.4).item() == 1.0
+
+
+def test_noise_is_told_apart_as_torch_does_it_and_on_some_rows_as_on_all(make_pair, by_torch, monkeypatch):
+    problem, state, _, _ = aligned(make_pair, "coins", lambda image: image)
+    everyone, width = torch.arange(1), torch.full((1,), 0.05, dtype=torch.float64)
+
+    def shares():
+        sums = leftover._products(*leftover._some_rows(problem, everyone), state, width)
+        return [find(sums, told) for find in (leftover._told, leftover._told_of_itself) for told in ((0, 1), (0, 1, 4))]
+
+    of_all = shares()
+    torch.testing.assert_close(by_torch(shares), of_all, rtol=1e-3, atol=1e-3)
+    monkeypatch.setattr(leftover, "POINTS", 10_000)
+    torch.testing.assert_close(shares(), of_all, rtol=0.2, atol=0.01)
+    torch.testing.assert_close(by_torch(shares), shares(), rtol=1e-3, atol=1e-3)
+
+
 def test_heavy_compression_leaves_the_alignment_on_intensities(make_pair):
     ratios = []
-    for name in ("astronaut", "camera", "chelsea", "coins", "text"):
-        src, dst, truth = views(
-            make_pair, name, lambda image, _: to_uint8(compress_jpeg(image, quality=30)), sigma_8bit=5.0
-        )
+    for name in NAMES:
+        src, dst, truth = views(make_pair, name, compressed(30), sigma_8bit=5.0)
         by_itself, on_intensity = (
-            align(src, dst, gt=truth, config=config).gt_corner_error_px.item()
-            for config in (NEAR, AlignConfig(use_search=False, use_features=False, signal="intensity"))
+            align(src, dst, gt=truth, config=config).gt_corner_error_px.item() for config in (NEAR, ON_INTENSITY)
         )
         ratios.append(by_itself / on_intensity)
     assert np.median(ratios) == pytest.approx(1.0, abs=0.05)
 
 
+@pytest.mark.parametrize(("quality", "sigma_8bit"), [(30, 5.0), (90, 0.0)])
+def test_the_precision_of_compressed_pairs_is_that_of_their_noise(make_pair, quality, sigma_8bit):
+    """Taken for something else than noise, it would be predicted tens of times as large as it is."""
+    in_std = []
+    for name in NAMES:
+        src, dst, truth = views(make_pair, name, compressed(quality), sigma_8bit=sigma_8bit, size=(240, 240))
+        result = align(src, dst, config=NEAR)
+        assert result.status == [Status.OK]
+        error = corner_errors(result.dst_homo_src, torch.from_numpy(truth)[None], 240, 240).square().mean().sqrt()
+        in_std.append(error.item() / result.corner_std_px.item())
+    assert 0.3 < np.median(in_std) < 2
+    assert max(in_std) < 4
+
+
+def test_faint_texture_under_compression_is_no_change_of_light(make_pair):
+    """Blocks that a codec evens out look like a slow light, which would take up what little tells the motion."""
+    fixed, ratios = dataclasses.replace(ON_INTENSITY, photometric="none"), []
+    for _ in range(10):
+        src, dst, truth = views(make_pair, "clock_motion", compressed(30), sigma_8bit=5.0, size=(256, 256))
+        by_itself, in_one_light = (
+            align(src, dst, init=truth, gt=truth, config=config).gt_corner_error_px.item() for config in (NEAR, fixed)
+        )
+        ratios.append(by_itself / in_one_light)
+    assert np.median(ratios) < 1.5
+
+
 def test_a_difference_in_sharpness_is_not_noise(make_pair):
-    src, dst, truth = views(
+    src, dst, _ = views(
         make_pair, "camera", lambda image, side: to_uint8(add_blur(image, sigma_px=0.1 + 2 * side)), sigma_8bit=1.0
     )
-    by_itself, on_intensity = (
-        align(src, dst, gt=truth, config=config).dst_homo_src
-        for config in (NEAR, AlignConfig(use_search=False, use_features=False, signal="intensity"))
-    )
+    by_itself, on_intensity = (align(src, dst, config=config).dst_homo_src for config in (NEAR, ON_INTENSITY))
     assert not np.array_equal(by_itself.numpy(), on_intensity.numpy())

@@ -77,7 +77,7 @@ time.sleep(2.5)
 def test_the_clock_is_started_anew_when_the_time_allowed_changes_or_some_of_it_is_over(monkeypatch):
     now, started = [100.0], []
     monkeypatch.setattr("jobs.watch.time.monotonic", lambda: now[0])
-    monkeypatch.setattr("faulthandler.dump_traceback_later", lambda timeout, exit: started.append(timeout))
+    monkeypatch.setattr("faulthandler.dump_traceback_later", lambda timeout, **_: started.append(timeout))
     with Watchdog(50.0) as dog:
         assert started == [50 * (1 + SLACK)]
         for number in range(20):  # as fast as nothing

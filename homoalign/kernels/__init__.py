@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from homoalign.kernels.fit import FitSums, count_inside, fit_sums, warp_difference, warp_level
+from homoalign.kernels.leftover import block_products
 from homoalign.kernels.light import NOISE_TERMS, REWEIGHTINGS, RIDGE, light_cost, light_template, regress_light
 from homoalign.kernels.parts import Grid, block_energies, common_motion, cross_spectrum, cut, peaks
 from homoalign.kernels.patterns import local_patterns, pattern_sums, products_of_spectra, second_best, weighted_patterns
@@ -44,6 +45,7 @@ __all__ = [
     "PrecisionSums",
     "best_shifts",
     "block_energies",
+    "block_products",
     "common_motion",
     "convolve",
     "count_inside",
