@@ -32,7 +32,7 @@ from homoalign.status import Initialisation
 from homoalign.structure_solver import solve_structure, solve_unexplained
 from homoalign.track import Solved, Track
 from homoalign.tutorial import solve_tutorial
-from homoalign.widening import widen_by_parts, widen_of_flat
+from homoalign.widening import widen_by_parts, widen_of_codec, widen_of_flat
 from homoalign.witnesses import ask_witnesses, is_plain
 from homoalign.zoom import MatchedLevels, match_levels, zoom_octave
 
@@ -282,6 +282,8 @@ def _measure(
         track, level, matrix, level_matrix, covariance, evidence, dst_size
     )
     covariance = widen_of_flat(covariance, unexplained)
+    shown = torch.stack([batch.src[matched.src_level].noise, batch.dst[matched.dst_level].noise], dim=-1)
+    covariance = widen_of_codec(covariance, (track.noise > shown).any(-1))
     asked = torch.nonzero(needs_structure(evidence))[:, 0]
     if len(asked) > 0:
         score = structure_score(batch.select(asked), matrix[asked.to(matrix.device)])

@@ -15,6 +15,11 @@ PARTS_SHARE = 0.3
 they would have is added too, as a bias: blur, JPEG and depth move an answer without a trace in the scatter of its
 residuals, but not all blocks alike."""
 
+OF_CODEC = 1.5
+"""Of variances, where noise was told by what the alignment leaves: a codec's blocks lie alike in both images, and what
+that does to an answer leaves no trace. Of the corners of 108 right pairs at JPEG qualities of 15 to 70, 92 % were
+inside their 95 % ellipses without this, 95 % are with it."""
+
 LEAST_UNEXPLAINED = 0.3
 """Residuals below this share of the noise say no more."""
 
@@ -36,3 +41,8 @@ def widen_of_flat(covariance: Tensor, unexplained: Tensor) -> Tensor:
     """
     smaller = unexplained.clamp(LEAST_UNEXPLAINED, 1).nan_to_num(1.0)
     return covariance / smaller.square()[:, None, None, None]
+
+
+def widen_of_codec(covariance: Tensor, is_told_anew: Tensor) -> Tensor:
+    """Widen (B, 4, 2, 2) corner covariances where the images' noise was told by what is left: (B,) bool."""
+    return covariance * torch.where(is_told_anew, OF_CODEC, 1.0)[:, None, None, None]

@@ -30,6 +30,10 @@ def compressed(quality):
     return lambda image, _: to_uint8(compress_jpeg(image, quality=quality))
 
 
+def uncompressed(image, _):
+    return to_uint8(image)
+
+
 def aligned(make_pair, name, change, *, sigma=0.02, off_px=0.0):
     """Two noisy views of a photograph as a problem at its solution, `off_px` beside it."""
     rng = np.random.default_rng(1)
@@ -108,6 +112,18 @@ def test_the_precision_of_compressed_pairs_is_that_of_their_noise(make_pair, qua
         in_std.append(error.item() / result.corner_std_px.item())
     assert 0.3 < np.median(in_std) < 2
     assert max(in_std) < 4
+
+
+def test_only_where_what_is_left_told_the_noise_blocks_of_a_codec_widen_the_precision(make_pair, monkeypatch):
+    clean, packed = ([*views(make_pair, "coins", change, sigma_8bit=5.0)] for change in (uncompressed, compressed(30)))
+
+    def std(pair):
+        return align(*pair[:2], config=NEAR).corner_std_px.item()
+
+    wide = [std(clean), std(packed)]
+    monkeypatch.setattr("homoalign.widening.OF_CODEC", 1.0)
+    assert std(clean) == wide[0]
+    assert std(packed) == pytest.approx(wide[1] / 1.5**0.5)
 
 
 def test_faint_texture_under_compression_is_no_change_of_light(make_pair):
