@@ -46,7 +46,7 @@ def clear_away(
     state: Alignment,
     is_clear: Tensor,
     track: Track,
-) -> tuple[DirectProblem, Light, Alignment, Tensor]:
+) -> tuple[DirectProblem, Template, Light, Alignment, Tensor]:
     """Leave out what lies in the way of either image, where something does, and solve again without it.
 
     Args:
@@ -60,17 +60,18 @@ def clear_away(
 
     Returns:
         raw: without the points that are covered.
+        lit: likewise.
         light, state: of the others.
         num_iterations: (B,) int32.
     """
     config, taken = track.config, torch.zeros(len(is_clear), dtype=torch.int32, device=is_clear.device)
     if config.photometric != "auto":  # light that is not modelled would pass for a cover
-        return raw, light, state, taken
+        return raw, lit, light, state, taken
     whole = replace(raw, template=lit)
     noise = residual_noise(track.src[0].noise, track.dst[0].noise, state.gain)
     index = torch.nonzero(is_hindered(whole, state, noise))[:, 0]
     if len(index) == 0:
-        return raw, light, state, taken
+        return raw, lit, light, state, taken
     # One light for all of the frame and something in the way look alike: what leaves more of the frame clear it is.
     all_light, under = light.select(index), state.select(index)
     plain, _ = to_plain(all_light.is_rich, lit.value[index], raw.select(index), under)
@@ -85,7 +86,7 @@ def clear_away(
     problem = replace(part, template=apply_light(part.template, kept))
     sure = torch.nonzero(uncover(problem, found).is_cover)[:, 0]
     if len(sure) == 0:
-        return raw, light, state, taken
+        return raw, lit, light, state, taken
     index, is_lit = index[sure], is_lit[sure]
     part, problem, found = part.select(sure), problem.select(sure), found.select(sure)
     rough = plan_runs(0, len(track.src), part.template.u.shape[-1], config)[0]
@@ -113,4 +114,6 @@ def clear_away(
         some, found = some.put(fitted, of_clear), found.put(fitted, lit_state)
     usable = raw.template.usable.index_copy(0, index, usable)
     raw = replace(raw, template=replace(raw.template, usable=usable))
-    return raw, light.put(index, some), state.put(index, found), taken
+    light = light.put(index, some)
+    lit = apply_light(replace(template, usable=raw.template.usable), light)
+    return raw, lit, light, state.put(index, found), taken

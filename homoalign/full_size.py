@@ -69,7 +69,7 @@ def finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solved
     is_clear = src.noise.square() < LARGEST_NOISE * src.contrast.square()
     every, saturation = raw.template.usable, find_saturation(raw.template, src, dst)
     if is_beside:
-        raw, lit, light, state, taken = _clear_away(raw, template, template, light, state, is_clear, track)
+        raw, lit, light, state, taken = clear_away(raw, template, template, light, state, is_clear, track)
     for run in plan_runs(0, len(track.src), raw.template.u.shape[-1], config, is_near=track.is_near):
         state, _ = to_plain(light.is_rich, lit.value, raw, state)
         light = Light.plain(state.gain)
@@ -89,7 +89,7 @@ def finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solved
             cleaned = cleaned if track is before else clean_source(raw.template, track.src[0])
             raw = replace(raw, template=replace(raw.template, usable=usable))
             lit = replace(lit, usable=usable)
-            raw, lit, light, state, more = _clear_away(raw, template, lit, light, state, is_clear, track)
+            raw, lit, light, state, more = clear_away(raw, template, lit, light, state, is_clear, track)
             taken += more
             template = _refine(replace(raw, template=lit), raw.template, cleaned, state, track)
             lit = apply_light(template, light)
@@ -135,22 +135,6 @@ def _refine(lit: DirectProblem, template: Template, cleaned: Cleaned, state: Ali
     """Return the template with the slopes to go by in the last run."""
     src, dst = track.src[0], track.dst[0]
     return refine_template_at(template, cleaned, lit, src, dst, state, loss_width=track.config.loss_width)
-
-
-def _clear_away(
-    raw: DirectProblem,
-    template: Template,
-    lit: Template,
-    light: Light,
-    state: Alignment,
-    is_clear: Tensor,
-    track: Track,
-) -> tuple[DirectProblem, Template, Light, Alignment, Tensor]:
-    """Do what `clear_away` does, and return the lit template that belongs to it as the second."""
-    raw, light, state, taken = clear_away(raw, template, lit, light, state, is_clear, track)
-    if bool((taken > 0).any()):
-        lit = apply_light(replace(template, usable=raw.template.usable), light)
-    return raw, lit, light, state, taken
 
 
 def _fit_light_of(
