@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from homoalign import AlignConfig, Status, align, leftover
+from homoalign import AlignConfig, Status, align, full_size, leftover
 from homoalign.homography import corner_errors
 from homoalign.leftover import loudness
 from homoalign.noise import residual_noise
 from homoalign.pyramid import Level
 from homoalign.residual import Alignment, build_problem
-from jobs.degrade import add_blur, add_noise, compress_jpeg, to_uint8
+from jobs.degrade import add_blur, add_noise, add_vignette, adjust_exposure, compress_jpeg, to_uint8
 
 NEAR = AlignConfig(use_search=False, use_features=False)
 ON_INTENSITY = dataclasses.replace(NEAR, signal="intensity")
@@ -28,6 +28,12 @@ def views(make_pair, name, change, *, sigma_8bit, size=(160, 160)):
 
 def compressed(quality):
     return lambda image, _: to_uint8(compress_jpeg(image, quality=quality))
+
+
+def lit_and_compressed(image, side):
+    if side:
+        image = add_vignette(adjust_exposure(image, gamma=0.7), strength=0.5)
+    return to_uint8(compress_jpeg(image, quality=40))
 
 
 def uncompressed(image, _):
@@ -68,6 +74,16 @@ def test_what_is_left_is_noise_only_where_it_does_not_follow_from_the_image(make
     assert found == (pytest.approx(3.0, rel=0.1) if is_noise else 1.0)
 
 
+@pytest.mark.parametrize("name", ["brick", "grass", "gravel"])
+def test_fine_texture_that_lost_its_sharpness_is_told_by_its_details_alone(make_pair, name):
+    problem, state, src, dst = aligned(make_pair, name, lambda image: add_blur(image, sigma_px=0.8), sigma=0.005)
+    variance, covariance = torch.stack([src.image.flatten(), dst.image.flatten()]).cov()[0]
+    gain = (covariance / variance)[None]  # as the solver would have it
+    state = dataclasses.replace(state, gain=gain.double(), bias=(dst.image.mean() - gain * src.image.mean()).double())
+    shown = residual_noise(src.noise, dst.noise, state.gain) / 10
+    assert loudness(problem, state, shown, dst.contrast, 2.4).item() == 1.0
+
+
 def test_what_is_left_and_no_more_than_is_shown_is_not_louder(make_pair):
     problem, state, src, dst = aligned(make_pair, "camera", lambda image: image)
     shown = residual_noise(src.noise, dst.noise, state.gain)
@@ -100,12 +116,16 @@ def test_heavy_compression_leaves_the_alignment_on_intensities(make_pair):
     assert np.median(ratios) == pytest.approx(1.0, abs=0.05)
 
 
-@pytest.mark.parametrize(("quality", "sigma_8bit"), [(30, 5.0), (90, 0.0)])
-def test_the_precision_of_compressed_pairs_is_that_of_their_noise(make_pair, quality, sigma_8bit):
+@pytest.mark.parametrize(
+    ("change", "sigma_8bit"),
+    [(compressed(30), 5.0), (compressed(90), 0.0), (lit_and_compressed, 5.0)],
+    ids=["much", "little", "lit"],
+)
+def test_the_precision_of_compressed_pairs_is_that_of_their_noise(make_pair, change, sigma_8bit):
     """Taken for something else than noise, it would be predicted tens of times as large as it is."""
     in_std = []
     for name in NAMES:
-        src, dst, truth = views(make_pair, name, compressed(quality), sigma_8bit=sigma_8bit, size=(240, 240))
+        src, dst, truth = views(make_pair, name, change, sigma_8bit=sigma_8bit, size=(240, 240))
         result = align(src, dst, config=NEAR)
         assert result.status == [Status.OK]
         error = corner_errors(result.dst_homo_src, torch.from_numpy(truth)[None], 240, 240).square().mean().sqrt()
@@ -124,6 +144,20 @@ def test_only_where_what_is_left_told_the_noise_blocks_of_a_codec_widen_the_prec
     monkeypatch.setattr("homoalign.widening.OF_CODEC", 1.0)
     assert std(clean) == wide[0]
     assert std(packed) == pytest.approx(wide[1] / 1.5**0.5)
+
+
+@pytest.mark.parametrize("change", [compressed(30), lit_and_compressed], ids=["compressed", "lit"])
+def test_gradients_are_freed_of_the_noise_that_is_left_not_of_what_the_images_show(make_pair, monkeypatch, change):
+    levels, clean = [], full_size.clean_source
+    monkeypatch.setattr(full_size, "clean_source", lambda *args: levels.append(args[1]) or clean(*args))
+    src, dst, _ = views(make_pair, "astronaut", change, sigma_8bit=5.0, size=(256, 256))
+    align(src, dst, config=ON_INTENSITY)
+    shown, told = (level.noise.item() for level in levels)
+    assert told > 3 * shown
+    levels.clear()
+    src, dst, _ = views(make_pair, "astronaut", uncompressed, sigma_8bit=5.0)
+    align(src, dst, config=ON_INTENSITY)
+    assert len(levels) == 1
 
 
 def test_faint_texture_under_compression_is_no_change_of_light(make_pair):

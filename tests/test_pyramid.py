@@ -69,3 +69,12 @@ def test_what_is_masked_goes_on_where_the_rest_ends(size, rng):
         assert level.image.amax() <= ramp[mask > 0].amax() + 1e-5
     steps = torch.cat([full.image.diff(dim=dim).abs().flatten() for dim in (-1, -2)])
     assert steps.max() < 0.05  # of the 0.004 of the ramp, and the 7 of what is masked
+
+
+def test_noise_that_is_known_goes_with_its_pair():
+    images = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    shown = Level(images, None)
+    known = Level(images, None, shown.noise + torch.tensor([0.0, 0.5, 1.0]))
+    for index in (torch.tensor([2, 0]), torch.arange(3)):
+        torch.testing.assert_close(known.select(index).noise, known.noise[index])
+        torch.testing.assert_close(shown.select(index).noise, shown.noise[index])
