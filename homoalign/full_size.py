@@ -76,7 +76,7 @@ def finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solved
         raw, usable = _leave_out_cut_off(raw, every, saturation, state)
         if run.is_refined:
             raw = replace(raw, dst=spline_level(dst), interpolation="spline")
-            track = _hear(track, replace(raw, template=template), state)
+            track = _hear(track, replace(raw, template=template), state, torch.ones_like(is_clear))
         # Before the last run only the light of those that were solved on normalised images is needed.
         index = torch.nonzero((descent.is_normalised | run.is_refined) & is_clear)[:, 0]
         if config.photometric == "auto" and len(index):
@@ -84,8 +84,7 @@ def finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solved
         lit = apply_light(replace(template, usable=raw.template.usable), light)
         problem = replace(raw, template=lit)
         if run.is_refined:
-            if bool(light.is_rich.any()):
-                track = _hear(track, problem, state)
+            track = _hear(track, problem, state, light.is_rich)
             cleaned = cleaned if track is before else clean_source(raw.template, track.src[0])
             raw = replace(raw, template=replace(raw.template, usable=usable))
             lit = replace(lit, usable=usable)
@@ -110,11 +109,17 @@ def finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solved
     return replace(solved, alignment=state, scale=scale)
 
 
-def _hear(track: Track, problem: DirectProblem, state: Alignment) -> Track:
-    """Return the pairs with as much noise as there is in what is left, where that is noise, and more than they show."""
+def _hear(track: Track, problem: DirectProblem, state: Alignment, among: Tensor) -> Track:
+    """Return the pairs with as much noise as there is in what is left, where that is noise, and more than they show.
+
+    Only those that (B,) bool `among` names, so that no pair's answer depends on which others it comes with.
+    """
+    if not bool(among.any()):
+        return track
     src, dst = track.src[0], track.dst[0]
     shown = residual_noise(src.noise, dst.noise, state.gain)
     factor = loudness(problem, state, shown, dst.contrast, track.config.loss_width)
+    factor = torch.where(among, factor, 1.0)
     if not bool((factor > 1).any()):
         return track
     factor = factor[:, None]
@@ -198,9 +203,7 @@ def _conclude(track: Track, descent: Descent, problem: DirectProblem, stop: list
             loss_width=config.loss_width,
             step_tol_px=config.step_tol_px,
         )
-    if not bool(is_explained.all()):
-        track = _hear(track, problem, state)
-    noise = track.noise
+    noise = _hear(track, problem, state, ~is_explained).noise
     return Solved(state, stop, descent.num_iterations, fitted_scale, fitted_scale, covariance, descent.levels, noise)
 
 

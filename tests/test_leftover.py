@@ -1,6 +1,7 @@
 """What compression leaves is noise; what another sharpness, motion or place leaves is not."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -30,10 +31,10 @@ def compressed(quality):
     return lambda image, _: to_uint8(compress_jpeg(image, quality=quality))
 
 
-def lit_and_compressed(image, side):
+def lit_and_compressed(image, side, quality=40):
     if side:
         image = add_vignette(adjust_exposure(image, gamma=0.7), strength=0.5)
-    return to_uint8(compress_jpeg(image, quality=40))
+    return to_uint8(compress_jpeg(image, quality=quality))
 
 
 def uncompressed(image, _):
@@ -158,6 +159,23 @@ def test_gradients_are_freed_of_the_noise_that_is_left_not_of_what_the_images_sh
     src, dst, _ = views(make_pair, "astronaut", uncompressed, sigma_8bit=5.0)
     align(src, dst, config=ON_INTENSITY)
     assert len(levels) == 1
+
+
+def test_a_pair_is_heard_with_others_as_it_is_alone(make_pair):
+    """Others are heard again where their light is rich, or where they are not explained in the end."""
+    lit_a_little = [
+        views(make_pair, name, functools.partial(lit_and_compressed, quality=quality), sigma_8bit=1.0)
+        for name in NAMES
+        for quality in (60, 85)
+    ]
+    blurred = views(make_pair, "camera", lambda image, side: to_uint8(add_blur(image, sigma_px=1 + side)), sigma_8bit=1)
+    pairs = [*lit_a_little, views(make_pair, "coins", compressed(30), sigma_8bit=5.0), blurred]
+    sides = [torch.from_numpy(np.stack(side))[:, None] for side in list(zip(*pairs, strict=True))[:2]]
+    together = align(*sides, config=NEAR)
+    for i, (src, dst, _) in enumerate(pairs):
+        alone = align(src, dst, config=NEAR)
+        assert torch.equal(alone.corner_std_px[0], together.corner_std_px[i])
+        assert torch.equal(alone.dst_homo_src[0], together.dst_homo_src[i])
 
 
 def test_faint_texture_under_compression_is_no_change_of_light(make_pair):
