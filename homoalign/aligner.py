@@ -70,7 +70,8 @@ def align(
     batch, pixels = len(pairs.dst), max(1, pairs.dst[0:1, 0].numel())
     group = _group_size(pixels) if pairs.dst.device.type == "cpu" else max(1, batch)
     # Half-precision matrix products would move the answer: a caller's autocast ends here.
-    with torch.no_grad(), torch.autocast(pairs.dst.device.type, enabled=False):
+    # Inference mode ends with it, so that a caller may differentiate through what comes back.
+    with torch.inference_mode(), torch.autocast(pairs.dst.device.type, enabled=False):
         parts = [
             _align_group(pairs.slice(i, i + group), config or AlignConfig(), trace) for i in range(0, batch, group)
         ]
@@ -225,8 +226,9 @@ def _contrast(level: Level) -> tuple[list[float], list[float]]:
     image = level.image.flatten(1)
     if level.mask is None:
         return [1.0] * len(image), level.contrast.tolist()
-    mask = level.mask.flatten(1).double()
-    count = mask.sum(-1).clamp_min(1)
-    mean = (image * mask).sum(-1) / count
-    variance = ((image - mean[:, None]).square() * mask).sum(-1) / count
-    return mask.mean(-1).tolist(), variance.sqrt().tolist()
+    mask = level.mask.flatten(1)
+    count = mask.sum(-1, dtype=torch.float64)
+    mean = (image * mask).sum(-1, dtype=torch.float64) / count.clamp_min(1)
+    off = (image - mean[:, None].to(image)) * mask
+    variance = off.square_().sum(-1, dtype=torch.float64) / count.clamp_min(1)
+    return (count / image.shape[-1]).tolist(), variance.sqrt().tolist()

@@ -14,10 +14,10 @@ B pairs, N points.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
+
+from homoalign.kept import kept
 
 # fmt: off
 SL3_BASIS = torch.tensor(
@@ -71,7 +71,7 @@ def image_size(image: Tensor) -> tuple[int, int]:
     return image.shape[-2], image.shape[-1]
 
 
-@lru_cache(maxsize=256)
+@kept(256)
 def image_corners(height: int, width: int, *, device: torch.device | None = None) -> Tensor:
     """Return (4, 2) float64: centres of the corner pixels, top-left, top-right, bottom-right, bottom-left."""
     right, bottom = width - 1.0, height - 1.0
@@ -101,7 +101,7 @@ def normalise(H_b_a: Tensor) -> Tensor:
     return H_b_a / H_b_a[..., 2:, 2:]
 
 
-@lru_cache(maxsize=256)
+@kept(256)
 def pixels_from_centred(height: int, width: int, *, device: torch.device | None = None) -> Tensor:
     """Return (3, 3) float64: maps u (centred, longer half side = 1) to the pixels of an image of this size."""
     half_side = max(height, width) / 2
@@ -127,11 +127,10 @@ def motion_of_step(step: Tensor) -> Tensor:
     return motion
 
 
-@lru_cache(maxsize=64)
+@kept(64)
 def _flat_basis(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return (count, 9), the first elements of `SL3_BASIS`; kept, since each copy to a GPU waits for it."""
-    with torch.inference_mode(False):
-        return SL3_BASIS[:count].flatten(1).to(device, dtype)
+    return SL3_BASIS[:count].flatten(1).to(device, dtype)
 
 
 def move(H_b_a: Tensor, motion: Tensor, height: int, width: int) -> Tensor:
@@ -170,11 +169,10 @@ def rescale(H_b_a: Tensor, level: int) -> Tensor:
     return shrink[:, None] * H_b_a / shrink
 
 
-@lru_cache(maxsize=64)
+@kept(64)
 def shrink_to(level: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return (3,): what takes homogeneous pixels of the full-size image to those of a pyramid level."""
-    with torch.inference_mode(False):  # kept for calls that may differentiate
-        return torch.tensor([0.5**level, 0.5**level, 1], dtype=dtype, device=device)
+    return torch.tensor([0.5**level, 0.5**level, 1], dtype=dtype, device=device)
 
 
 def frame_to_frame(src_size: tuple[int, int], dst_size: tuple[int, int]) -> Tensor:

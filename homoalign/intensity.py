@@ -5,8 +5,6 @@ B pairs, C channels, H W rows and columns.
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
@@ -35,7 +33,7 @@ def to_unit_range(image: Tensor) -> tuple[Tensor, Tensor | None]:
         TypeError: another dtype.
     """
     if kernels.serves(image, torch.uint8):
-        return kernels.look_up(image, _unit_of_byte()), None
+        return kernels.unit_of_bytes(image), None
     if image.dtype in FULL_SCALE:
         return image.float() / FULL_SCALE[image.dtype], None
     if not image.dtype.is_floating_point:
@@ -55,12 +53,6 @@ def to_unit_range(image: Tensor) -> tuple[Tensor, Tensor | None]:
         spread = (high - low).clamp_min(torch.finfo(torch.float32).tiny)
         image = torch.where(finite, (image - low[:, None, None, None]) / spread[:, None, None, None], 0.0)
     return image, None if all_finite else finite.all(1, keepdim=True)
-
-
-@cache
-def _unit_of_byte() -> Tensor:
-    """Return (256,) float32, what each byte is as an intensity."""
-    return torch.arange(256).float() / FULL_SCALE[torch.uint8]
 
 
 def to_gray(image: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -86,8 +78,7 @@ def to_gray(image: Tensor) -> tuple[Tensor, Tensor | None]:
         return image, finite
     weights = LUMA if channels >= 3 else (0.5, 0.5)
     if channels >= 3 and kernels.serves(image, torch.uint8):
-        colours = image[:, :3].permute(0, 2, 3, 1)
-        return kernels.gray_of_bytes(colours, tuple(weight / full_scale for weight in weights))[:, None], finite
+        return kernels.gray_of_bytes(image, tuple(weight / full_scale for weight in weights))[:, None], finite
     # Integers are weighted as they are: a pass over the colours saved.
     gray = image[:, 0:1].float() * (weights[0] / full_scale)
     for channel, weight in enumerate(weights[1:], start=1):

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool2d
 
 from homoalign import kernels
 from homoalign.homography import image_size
@@ -43,8 +42,8 @@ LEAST_TOLD = 0.02
 ENERGY_POINTS = 8192
 """Points, about, that the slopes' energy is read from."""
 
-SUPPORT_PX = 2
-"""A spline is read from pixels this far away."""
+ALL_OF_IT = 0.999
+"""Of a mask that was blurred over two pixels either way, which are what a spline is read from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,8 +226,8 @@ def spline_level(dst: Level) -> Level:
     """Return a level of spline coefficients; masked pixels do not ring into the others."""
     if dst.mask is None:
         return Level(spline_coefficients(dst.image), None)
-    share = smooth(smooth(dst.mask, 1), 2) if min(image_size(dst.image)) > 8 else dst.mask
+    near = smooth(dst.mask, 1)
+    share = smooth(near, 2) if min(image_size(dst.image)) > 8 else dst.mask
     around = smooth(smooth(dst.image * dst.mask, 1), 2) / share.clamp_min(1e-3) if share is not dst.mask else dst.image
-    side = 2 * SUPPORT_PX + 1
-    mask = -max_pool2d(-dst.mask, side, stride=1, padding=SUPPORT_PX)
+    mask = (near > ALL_OF_IT).to(dst.mask.dtype)
     return Level(spline_coefficients(torch.where(dst.mask > 0.5, dst.image, around)), mask)

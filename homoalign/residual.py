@@ -9,13 +9,13 @@ B pairs, H W rows and columns, N points, P = 8 + 2 parameters.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from homoalign import homography, kernels, sampling
 from homoalign.homography import image_size
+from homoalign.kept import kept
 from homoalign.kernels import PrecisionSums
 from homoalign.precision import sum_scores
 from homoalign.pyramid import Level
@@ -109,7 +109,7 @@ class Frame:
         return plausible
 
 
-@lru_cache(maxsize=256)
+@kept(256)
 def build_frame(src_size: tuple[int, int], dst_size: tuple[int, int], level: int, device: torch.device) -> Frame:
     """Build the constants of a level whose images have these (height, width)."""
     to_full = torch.tensor([2.0**level, 2.0**level, 1], dtype=torch.float64, device=device).diag()
@@ -157,14 +157,13 @@ class Freedom:
         return freedom_of(min(motion_parameters, self.motion_parameters), self.light, self.free.device)
 
 
-@lru_cache(maxsize=64)
+@kept(64)
 def freedom_of(motion_parameters: int, light: bool, device: torch.device) -> Freedom:
     """Return what is free: the first parameters of motion, and gain and bias or not."""
-    with torch.inference_mode(False):  # kept for later calls
-        free = torch.ones(10, dtype=torch.float64, device=device)
-        free[motion_parameters:8] = 0
-        free[8:] = float(light)
-        return Freedom(motion_parameters, light, free, (1 - free).diag(), torch.arange(10, device=device) < 8)
+    free = torch.ones(10, dtype=torch.float64, device=device)
+    free[motion_parameters:8] = 0
+    free[8:] = float(light)
+    return Freedom(motion_parameters, light, free, (1 - free).diag(), torch.arange(10, device=device) < 8)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ B pairs, C channels, H W rows and columns, N points.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from homoalign.homography import check_shape, image_size
+from homoalign.kept import kept
 from homoalign.spline import read_spline
 
 Interpolation = Literal["bilinear", "spline"]
@@ -36,15 +36,14 @@ def sample_unit(image: Tensor, unit: Tensor, interpolation: Interpolation = "bil
     return grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=True)[:, :, 0]
 
 
-@lru_cache(maxsize=256)
+@kept(256)
 def unit_from_pixels(height: int, width: int, *, device: torch.device) -> Tensor:
     """Return (3, 3) float64: pixels to [-1, 1] from the first pixel's centre to the last's."""
-    with torch.inference_mode(False):  # kept for calls that may differentiate
-        return torch.tensor(
-            [[2 / max(width - 1, 1), 0, -1], [0, 2 / max(height - 1, 1), -1], [0, 0, 1]],
-            dtype=torch.float64,
-            device=device,
-        )
+    return torch.tensor(
+        [[2 / max(width - 1, 1), 0, -1], [0, 2 / max(height - 1, 1), -1], [0, 0, 1]],
+        dtype=torch.float64,
+        device=device,
+    )
 
 
 def is_inside(xy: Tensor, size: tuple[int, int], margin: float = 0.0) -> Tensor:

@@ -9,13 +9,12 @@ B pairs, C channels, H W rows and columns, N points.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample, pad
 
 from homoalign import kernels
+from homoalign.kept import kept
 
 POLE = 3**0.5 - 2
 """Of the recursive filter that turns pixels into coefficients."""
@@ -85,11 +84,10 @@ def _filter(values: Tensor, dim: int) -> Tensor:
     return values
 
 
-@lru_cache(maxsize=64)
+@kept(64)
 def _half_sides(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return (2, 1), from the middle of an image to its outermost pixels' centres; kept, as copies to a GPU wait."""
-    with torch.inference_mode(False):
-        return torch.tensor([[(width - 1) / 2], [(height - 1) / 2]], dtype=dtype, device=device)
+    return torch.tensor([[(width - 1) / 2], [(height - 1) / 2]], dtype=dtype, device=device)
 
 
 def read_spline(coefficients: Tensor, unit: Tensor) -> Tensor:

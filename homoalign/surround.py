@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 SIDE_PX = 256
-"""The surround is looked for on an image of about this shorter side."""
+"""The surround is looked for on an image whose shorter side is no longer than this."""
 
 DEPTH = 0.06
 """Of the range of intensities: so near to one end of it are all of the surround's."""
@@ -46,7 +46,7 @@ def find_insides(gray: Tensor) -> tuple[Tensor, Tensor]:
     from homoalign.inside import find_inside  # OpenCV takes time to load, and most images need none of it
 
     inside = torch.ones_like(gray)
-    pitch = max(1, min(height, width) // SIDE_PX)
+    pitch = -(-min(height, width) // SIDE_PX)
     for i in torch.nonzero(is_framed)[:, 0].tolist():
         small = gray[i] if pitch == 1 else avg_pool2d(gray[i], pitch, ceil_mode=True, count_include_pad=False)
         found = find_inside(small[0].cpu().numpy())

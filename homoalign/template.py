@@ -12,13 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, max_pool2d, pad
 
 from homoalign import homography, kernels
+from homoalign.kept import kept
 from homoalign.pyramid import Level, is_everyone, take
 
 
@@ -190,7 +190,7 @@ def _choose(src: Level, cell_side: int, half_side: float) -> kernels.Points:
     if cell_side > 1:
         u = centred(chosen, *size)
     else:
-        u = _grid(*size, chosen.device).expand(len(chosen), -1, -1)
+        u = _grid(size[0], size[1], chosen.device).expand(len(chosen), -1, -1)
         # Kernels would copy what is expanded at every call.
         u = u.contiguous() if kernels.serves(u) else u
     return kernels.Points(
@@ -242,11 +242,10 @@ def centred(chosen: Tensor, height: int, width: int) -> Tensor:
     return torch.stack([x, y], dim=1)
 
 
-@lru_cache(maxsize=64)
+@kept(64)
 def _grid(height: int, width: int, device: torch.device) -> Tensor:
     """Return (1, 2, H * W) float32 centred coordinates of all pixels."""
-    with torch.inference_mode(False):  # kept for later calls
-        return centred(torch.arange(height * width, device=device)[None], height, width)
+    return centred(torch.arange(height * width, device=device)[None], height, width)
 
 
 def side_of_cells(height: int, width: int, max_points: int) -> int:
@@ -282,7 +281,7 @@ def usable_pixels(image: Tensor, mask: Tensor | None) -> Tensor:
 
     Without a mask (1, 1, H, W), for all pairs.
     """
-    usable = _off_border(*image.shape[-2:], image.device)
+    usable = _off_border(image.shape[-2], image.shape[-1], image.device)
     if mask is None:
         return usable
     # A pixel's gradient reads its neighbours.
@@ -291,10 +290,9 @@ def usable_pixels(image: Tensor, mask: Tensor | None) -> Tensor:
     return usable & (-max_pool2d(-mask, 3, stride=1, padding=1) > 0.5)
 
 
-@lru_cache(maxsize=64)
+@kept(64)
 def _off_border(height: int, width: int, device: torch.device) -> Tensor:
     """Return (1, 1, H, W) bool, False on the border."""
-    with torch.inference_mode(False):  # kept for later calls
-        usable = torch.zeros(1, 1, height, width, dtype=torch.bool, device=device)
-        usable[..., 1:-1, 1:-1] = True
-        return usable
+    usable = torch.zeros(1, 1, height, width, dtype=torch.bool, device=device)
+    usable[..., 1:-1, 1:-1] = True
+    return usable

@@ -133,12 +133,15 @@ def _level_from_full(level_image: Tensor, unit_from_full: Tensor) -> Tensor:
     return level_from_unit @ unit_from_full
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
 def solve_tutorial(track: Track) -> Solved:
     """Run kornia's tutorial on all channels; masks are not used, as it knows none."""
     config = track.config
     src, dst = track.src[0].image, track.dst[0].image
     if track.pairs.src.shape[1] == track.pairs.dst.shape[1]:
         src, dst = to_unit_range(track.pairs.src)[0], to_unit_range(track.pairs.dst)[0]
+    src, dst = src.clone(), dst.clone()  # what inference made cannot be differentiated through
     batch = len(src)
     levels: list[list[LevelTrace]] = [[] for _ in range(batch)]
     total = torch.zeros(batch, dtype=torch.int32, device=src.device)

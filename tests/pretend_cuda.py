@@ -89,7 +89,8 @@ class PretendCuda(TorchDispatchMode):
         self.waits: Counter[str] = Counter()
 
     def __enter__(self) -> PretendCuda:
-        self._before = torch.cuda._lazy_init, torch._C._only_lift_cpu_tensors()
+        self._before = torch.cuda._lazy_init, torch._C._only_lift_cpu_tensors(), torch.inference_mode
+        torch.inference_mode = torch.no_grad  # type: ignore[assignment,misc]  # tensors made in Python know no other
         if not torch.cuda.is_available():
             torch.cuda._lazy_init = lambda: None
         torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor(..., device=DEVICE)` comes through here, too
@@ -97,7 +98,7 @@ class PretendCuda(TorchDispatchMode):
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        torch.cuda._lazy_init, lift = self._before
+        torch.cuda._lazy_init, lift, torch.inference_mode = self._before  # type: ignore[misc]
         torch._C._set_only_lift_cpu_tensors(lift)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

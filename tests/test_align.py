@@ -1,7 +1,7 @@
 """The library's door: truth recovered, pairs independent, nothing degenerate raises."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -316,6 +316,17 @@ def test_a_gpu_agrees_with_the_cpu(make_pair):
     on_cpu, on_gpu = align(src, dst), align(src.cuda(), dst.cuda())
     assert on_gpu.status == on_cpu.status
     assert corner_error(on_gpu, on_cpu.dst_homo_src, (120, 160)).max().item() < 1e-2
+
+
+def test_what_comes_back_can_be_refined_by_gradients(make_pair):
+    src, dst, _ = make_pair()
+    images = as_batch(src, np.zeros_like(src))
+    result = align(images, as_batch(dst, dst))
+    tensors = [getattr(result, field.name) for field in fields(result)]
+    assert not any(value.is_inference() for value in tensors if isinstance(value, torch.Tensor))
+    matrix = result.dst_homo_src[:1].requires_grad_()
+    homoalign.warp(images[:1], matrix, dst.shape).sum().backward()
+    assert matrix.grad.isfinite().all()
 
 
 def test_an_image_without_pixels_is_too_small():

@@ -12,8 +12,6 @@ B pairs, N points, P = 8 + 2 parameters.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 import triton.language as tl
 from torch import Tensor
@@ -24,6 +22,7 @@ from homoalign.gpu.steps import damped_step, length_px, mixing_of, move, scale_t
 from homoalign.gpu.sums import normal_equations
 from homoalign.gpu.trial import placement, try_state
 from homoalign.homography import SL3_BASIS
+from homoalign.kept import kept
 from homoalign.residual import Alignment, DirectProblem
 from homoalign.solver import (
     CLEAN_TAIL,
@@ -130,11 +129,10 @@ def solve_on_device(
     return Solution(state, outcomes[:, 0].long(), outcomes[:, 1].clone())
 
 
-@lru_cache(maxsize=16)
+@kept(16)
 def _basis_on(device: torch.device) -> Tensor:
     """Return (8, 9) float64, the basis of motions; kept, for copying it there makes the host wait."""
-    with torch.inference_mode(False):
-        return SL3_BASIS.reshape(8, 9).to(device)
+    return SL3_BASIS.reshape(8, 9).to(device)
 
 
 @program("num_points", "stride", "height", "width", "u_pair_stride", "u_row_stride", "max_iterations")

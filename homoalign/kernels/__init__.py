@@ -19,9 +19,9 @@ from homoalign.kernels.pixels import (
     convolve,
     gray_of_bytes,
     halve,
-    look_up,
     smooth,
     spread,
+    unit_of_bytes,
 )
 from homoalign.kernels.precision import PrecisionSums, precision_sums, share_of_rows
 from homoalign.kernels.reading import read
@@ -59,7 +59,6 @@ __all__ = [
     "light_cost",
     "light_template",
     "local_patterns",
-    "look_up",
     "magnitude_quantile",
     "mean_square",
     "median",
@@ -81,6 +80,7 @@ __all__ = [
     "spread",
     "squared_difference",
     "steepest_points",
+    "unit_of_bytes",
     "usable_pixels",
     "warp_difference",
     "warp_level",

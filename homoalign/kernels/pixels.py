@@ -69,16 +69,20 @@ def convolve(image: Tensor, taps: tuple[float, ...], ends: int) -> Tensor:
 
 
 def gray_of_bytes(image: Tensor, weights: tuple[float, ...]) -> Tensor:
-    """Return (B, H, W) float32, the weighted sum of the three channels of (B, H, W, 3) uint8."""
-    gray = torch.empty(image.shape[:3])
-    _gray_of_bytes(image.contiguous().numpy(), np.array(weights, np.float32), gray.numpy())
+    """Return (B, H, W) float32, the weighted sum of the first three channels of (B, C, H, W) uint8, in any layout."""
+    gray = torch.empty(len(image), *image.shape[2:])
+    of_channels, pixels = np.array(weights, np.float32), image.movedim(1, -1)
+    if pixels.is_contiguous():
+        _gray_of_pixels(pixels.numpy(), of_channels, gray.numpy())
+    else:
+        _gray_of_planes(image.contiguous().flatten(2).numpy(), of_channels, gray.flatten(1).numpy())
     return gray
 
 
-def look_up(image: Tensor, table: Tensor) -> Tensor:
-    """Return float32, entries of `table` (256,) float32, of uint8 of any shape."""
+def unit_of_bytes(image: Tensor) -> Tensor:
+    """Return float32 in [0, 1] of uint8 of any shape."""
     found = torch.empty(image.shape)
-    _look_up(*arrays(image.flatten(), table, found.view(-1)))
+    _unit_of_bytes(*arrays(image.flatten(), found.view(-1)))
     return found
 
 
@@ -231,7 +235,7 @@ def mirrored(index: int, size: int) -> int:
 
 
 @compiled
-def _gray_of_bytes(image: NDArray[np.uint8], weights: Floats, gray: Floats) -> None:
+def _gray_of_pixels(image: NDArray[np.uint8], weights: Floats, gray: Floats) -> None:
     red, green, blue = weights[0], weights[1], weights[2]
     for b in range(len(image)):
         for i in range(image.shape[1]):
@@ -241,6 +245,22 @@ def _gray_of_bytes(image: NDArray[np.uint8], weights: Floats, gray: Floats) -> N
 
 
 @compiled
-def _look_up(image: NDArray[np.uint8], table: Floats, found: Floats) -> None:
+def _gray_of_planes(image: NDArray[np.uint8], weights: Floats, gray: Floats) -> None:
+    for b in range(len(image)):
+        _weigh_three(weights, image[b, 0], image[b, 1], image[b, 2], gray[b])
+
+
+@compiled
+def _weigh_three(
+    weights: Floats, red: NDArray[np.uint8], green: NDArray[np.uint8], blue: NDArray[np.uint8], gray: Floats
+) -> None:
+    of_red, of_green, of_blue = weights[0], weights[1], weights[2]
+    for k in range(gray.size):
+        gray[k] = of_red * np.float32(red[k]) + of_green * np.float32(green[k]) + of_blue * np.float32(blue[k])
+
+
+@compiled
+def _unit_of_bytes(image: NDArray[np.uint8], found: Floats) -> None:
+    over = 1 / 255  # in float64, which rounds as a division does
     for k in range(image.size):
-        found[k] = table[image[k]]
+        found[k] = np.float32(np.float64(image[k]) * over)
