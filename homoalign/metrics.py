@@ -70,16 +70,27 @@ class Fit:
 
 def warp_level(src: Level, dst: Level, dst_homo_src: Tensor) -> tuple[Tensor, Tensor]:
     """Warp a level of src onto the same level of dst: (B, H, W) values, and (B, H, W) bool where both count."""
-    size = image_size(dst.image)
+    return warp_onto(src, dst_homo_src, image_size(dst.image), dst.mask)
+
+
+def warp_onto(
+    src: Level, dst_homo_src: Tensor, size: tuple[int, int], dst_mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Warp a level of src onto a frame of (height, width) `size`, of which (B, 1, H, W) `dst_mask` is used.
+
+    Returns:
+        warped: (B, H, W), 0 where not covered.
+        covered: (B, H, W) bool, where both count.
+    """
     if kernels.serves(src.image):
-        masks = [None if level.mask is None else level.mask[:, 0] for level in (src, dst)]
+        masks = [None if mask is None else mask[:, 0] for mask in (src.mask, dst_mask)]
         return kernels.warp_level(src.image[:, 0], masks[0], masks[1], inverse(dst_homo_src), size)
     warped, covered = warp_with_coverage(src.image, dst_homo_src, size)
     if src.mask is not None:
         mask, _ = warp_with_coverage(src.mask, dst_homo_src, size)
         covered = covered & (mask[:, 0] > 0.999)
-    if dst.mask is not None:
-        covered = covered & (dst.mask[:, 0] > 0.5)
+    if dst_mask is not None:
+        covered = covered & (dst_mask[:, 0] > 0.5)
     return torch.where(covered, warped[:, 0], 0.0), covered
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
 from homoalign import kernels
-from homoalign.pyramid import Level
+from homoalign.pyramid import Level, take
 from homoalign.template import usable_pixels
 
 HARMONICS = (2, 4)
@@ -53,7 +53,7 @@ class Structure:
 
     def select(self, index: Tensor) -> Structure:
         """Return the images that `index` (int64) names."""
-        return Structure(self.channels[index], self.usable[index])
+        return Structure(take(self.channels, index), take(self.usable, index))
 
 
 def describe(level: Level) -> Structure:

@@ -9,21 +9,24 @@ B pairs, K hypotheses, each a row of one batch, C channels, N points, H W rows a
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
-from homoalign import homography, sampling
+from homoalign import homography, kernels, sampling
 from homoalign.config import AlignConfig
 from homoalign.homography import image_size
 from homoalign.kernels import PrecisionSums
+from homoalign.kernels.solver import Points, solve_points
+from homoalign.metrics import warp_onto
 from homoalign.precision import sum_scores
-from homoalign.pyramid import Level
+from homoalign.pyramid import Level, take
 from homoalign.residual import Alignment, Frame, build_frame
-from homoalign.sampling import warp_with_coverage
-from homoalign.solver import solve
+from homoalign.sampling import inverse
+from homoalign.solver import Slack, Solution, solve
 from homoalign.structure import Structure, correlation, describe
 from homoalign.template import block_sums, centred, side_of_cells, steepest_of_cells
 
@@ -36,7 +39,7 @@ SCALE_FLOOR = 1e-3
 """Least robust scale of the channels' residual; they are of size 1."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StructureProblem:
     """What is left of each hypothesis's motion; a `solver.Problem` whose state is an `Alignment` of src's frame.
 
@@ -45,7 +48,7 @@ class StructureProblem:
         size: (height, width) of the frame.
         u: (K, 2, N) float32, pixels of the frame in centred coordinates.
         src_value: (K, C * N) channels of src, one after another.
-        jacobian: (K, 8, C * N) their derivatives by the motion.
+        slope: (K, C, 2, N) float32, how they change along x and y, per centred unit.
         usable: (K, N) bool.
         grid: rows and columns of the points.
         free: (8,) float64, 1 for parameters that are solved for.
@@ -55,15 +58,48 @@ class StructureProblem:
     size: tuple[int, int]
     u: Tensor
     src_value: Tensor
-    jacobian: Tensor
+    slope: Tensor
     usable: Tensor
     grid: tuple[int, int]
     free: Tensor
+
+    @cached_property
+    def jacobian(self) -> Tensor:
+        """(K, 8, C * N), the derivatives of the channels by the motion."""
+        slope_x, slope_y = self.slope.unbind(2)
+        motion = [
+            (slope_x * along_x[:, None] + slope_y * along_y[:, None]).flatten(1)
+            for along_x, along_y in homography.velocities(self.u[:, 0], self.u[:, 1])
+        ]
+        return torch.stack(motion, dim=1)
 
     @property
     def scale_floor(self) -> Tensor:
         """(K,) float64."""
         return torch.full((len(self.u),), SCALE_FLOOR, dtype=torch.float64, device=self.u.device)
+
+    @property
+    def num_residuals(self) -> int:
+        """C * N."""
+        return self.src_value.shape[-1]
+
+    @property
+    def points(self) -> Points:
+        """The same for the compiled solver."""
+        by_channel = self.src_value.view(len(self.u), -1, self.u.shape[-1])
+        return Points(
+            image=self.dst.channels,
+            mask=self.dst.usable,
+            is_spline=False,
+            u=self.u,
+            usable=self.usable,
+            value=by_channel,
+            slope=self.slope,
+            brightness=by_channel,  # which is not followed
+            scale_floor=self.scale_floor,
+            free=torch.cat([self.free, torch.zeros_like(self.free[:2])]),
+            frame=self.frame,
+        )
 
     @property
     def frame(self) -> Frame:
@@ -77,7 +113,7 @@ class StructureProblem:
             dst=self.dst.select(index),
             u=self.u[index],
             src_value=self.src_value[index],
-            jacobian=self.jacobian[index],
+            slope=self.slope[index],
             usable=self.usable[index],
         )
 
@@ -89,7 +125,7 @@ class StructureProblem:
         unit = xyw[:, :2] / xyw[:, 2:]
         value = sampling.sample_unit(torch.cat([self.dst.channels, self.dst.usable], dim=1), unit)  # (K, C + 1, N)
         inside = (unit.abs() <= frame.unit_limit).all(1) & (xyw[:, 2] > 0)
-        seen = inside & self.usable & (value[:, -1] > 0.99)
+        seen = inside & self.usable & (value[:, -1] > 0.999)
         seen = seen[:, None].expand(-1, value.shape[1] - 1, -1).flatten(1)
         residual = torch.where(seen, value[:, :-1].flatten(1) - self.src_value, 0.0)
         return residual, seen.to(residual)
@@ -125,6 +161,20 @@ class StructureProblem:
         return self.frame.length_px(step)
 
 
+def _solve(problem: StructureProblem, start: Alignment, *, loss_width: float, min_seen: Tensor) -> Solution[Alignment]:
+    """Take a few steps: compiled on the processor, in torch elsewhere."""
+    run: Callable[..., Solution[Alignment]]
+    run = partial(solve_points, problem.points) if kernels.serves(problem.u) else partial(solve, problem)
+    return run(
+        start,
+        max_iterations=STEPS_PER_RUN,
+        step_tol_px=STEP_TOL_PX,
+        loss_width=loss_width,
+        min_seen=min_seen,
+        slack=Slack(),
+    )
+
+
 class LevelRefiner:
     """Refines hypotheses on one level of src and one of dst; what does not change is computed once.
 
@@ -153,10 +203,10 @@ class LevelRefiner:
         return StructureProblem(
             dst=self._warped(dst_homo_src),
             size=self._size,
-            u=self._template.u[self._member],
-            src_value=self._template.src_value[self._member],
-            jacobian=self._template.jacobian[self._member],
-            usable=self._template.usable[self._member],
+            u=take(self._template.u, self._member),
+            src_value=take(self._template.src_value, self._member),
+            slope=take(self._template.slope, self._member),
+            usable=take(self._template.usable, self._member),
             grid=self._template.grid,
             free=(torch.arange(8, device=dst_homo_src.device) < motion_parameters).double(),
         )
@@ -168,14 +218,9 @@ class LevelRefiner:
             dst_homo_src: (K, 3, 3), pixels of the levels; those that the solver spoils as they were.
             num_iterations: (K,) int32.
         """
-        start = standing_still(dst_homo_src)
-        solution = solve(
-            self.build_problem(dst_homo_src, motion_parameters),
-            start,
-            max_iterations=STEPS_PER_RUN,
-            step_tol_px=STEP_TOL_PX,
-            loss_width=self._config.loss_width,
-            min_seen=LEAST_SEEN * self._template.jacobian.shape[-1] * start.gain,
+        start, problem = standing_still(dst_homo_src), self.build_problem(dst_homo_src, motion_parameters)
+        solution = _solve(
+            problem, start, loss_width=self._config.loss_width, min_seen=LEAST_SEEN * problem.num_residuals * start.gain
         )
         moved = homography.normalise(dst_homo_src @ solution.state.dst_homo_src)
         kept = torch.where(self._keeps_sight(moved)[:, None, None], moved, dst_homo_src)
@@ -193,13 +238,8 @@ class LevelRefiner:
 
     def _warped(self, dst_homo_src: Tensor) -> Structure:
         """Describe dst as src would see it."""
-        src_homo_dst = torch.linalg.inv_ex(dst_homo_src).inverse
-        dst = self._dst.select(self._pair)
-        warped, covered = warp_with_coverage(dst.image, src_homo_dst, self._size)
-        mask = covered[:, None]
-        if dst.mask is not None:
-            mask = mask & (warp_with_coverage(dst.mask, src_homo_dst, self._size)[0] > 0.999)
-        return describe(Level(torch.where(mask, warped, 0.0), mask.to(warped)))
+        warped, covered = warp_onto(self._dst.select(self._pair), inverse(dst_homo_src), self._size)
+        return describe(Level(warped[:, None], covered[:, None].to(warped)))
 
 
 def standing_still(dst_homo_src: Tensor) -> Alignment:
@@ -215,7 +255,7 @@ class StructureTemplate:
 
     u: Tensor
     src_value: Tensor
-    jacobian: Tensor
+    slope: Tensor
     usable: Tensor
     grid: tuple[int, int]
 
@@ -229,9 +269,5 @@ def _build_template(src: Structure, max_points: int) -> StructureTemplate:
     half_side, u = max(height, width) / 2, centred(chosen, height, width)
     at_points = chosen[:, None].expand(-1, 2 * count, -1)
     slope = half_side * slope.flatten(2).gather(2, at_points).view(batch, count, 2, -1)  # (B, C, 2, N)
-    motion = [
-        (slope[:, :, 0] * along_x[:, None] + slope[:, :, 1] * along_y[:, None]).flatten(1)
-        for along_x, along_y in homography.velocities(u[:, 0], u[:, 1])
-    ]
     value = src.channels.flatten(2).gather(2, at_points[:, :count])
-    return StructureTemplate(u, value.flatten(1), torch.stack(motion, dim=1), usable, (height // side, width // side))
+    return StructureTemplate(u, value.flatten(1), slope, usable, (height // side, width // side))

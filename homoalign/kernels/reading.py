@@ -58,7 +58,9 @@ def _read(
     seen: Bools,
 ) -> None:
     for b in range(len(u)):
-        read_pair(image[b], mask[b], matrix[b], u[b], usable[b], margin, is_spline, value[b], seen[b])
+        read_pair(
+            image[b : b + 1], mask[b], matrix[b], u[b], usable[b], margin, is_spline, value[b : b + 1], seen[b]
+        )  # fmt: skip
 
 
 @compiled
@@ -73,17 +75,29 @@ def read_pair(
     value: Floats,
     seen: Bools,
 ) -> None:
-    """Read one image at warped points, as `read` does; an empty `mask` is none."""
-    width = image.shape[1] - (2 if is_spline else 0)
-    height = image.shape[0] - (2 if is_spline else 0)
-    flat, flat_mask = image.reshape(-1), mask.reshape(-1)
+    """Read the channels of one image at warped points, as `read` does.
+
+    Args:
+        image: (C, H, W), or of its spline.
+        mask: (H, W); an empty one is none.
+        matrix: (3, 3).
+        u: (2, N).
+        usable: (N,).
+        margin: pixels.
+        is_spline: cubic B-spline instead of bilinear.
+        value: (C, N), written.
+        seen: (N,), written.
+    """
+    ends = 2 if is_spline else 0
+    height, width = image.shape[1] - ends, image.shape[2] - ends
+    flat_mask = mask.reshape(-1)
     column, row = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int32)
     tx, ty = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     weight = np.empty((8, BLOCK), np.float32)
-    for first in range(0, value.size, BLOCK):
-        last = min(value.size, first + BLOCK)
+    for first in range(0, seen.size, BLOCK):
+        last = min(seen.size, first + BLOCK)
         n = last - first
-        values, sees = value[first:last], seen[first:last]
+        sees = seen[first:last]
         place(
             matrix, u[0, first:last], u[1, first:last], height, width, margin, usable[first:last],
             tx[:n], ty[:n], column[:n], row[:n], sees,
@@ -94,9 +108,11 @@ def read_pair(
         if is_spline:
             _cubic_weights(tx[:n], weight[0], weight[1], weight[2], weight[3])
             _cubic_weights(ty[:n], weight[4], weight[5], weight[6], weight[7])
-            _read_spline(flat, width + 2, column, row, weight, values)
-        else:
-            read_bilinear(flat, width, column, row, tx, ty, values)
+        for c in range(len(image)):
+            if is_spline:
+                _read_spline(image[c].reshape(-1), width + ends, column, row, weight, value[c, first:last])
+            else:
+                read_bilinear(image[c].reshape(-1), width, column, row, tx, ty, value[c, first:last])
 
 
 @compiled

@@ -1,25 +1,36 @@
-"""`solver.solve` for the intensities of one pair after another, compiled for the processor.
+"""`solver.solve` for one pair after another, compiled for the processor: on intensities, or on channels of structure.
 
 The same algorithm, step by step: what is written in `solver.py` about why holds here. There it serves any problem, in
 batches, as GPUs want it; here a pair's points stay in the cache, and no pair waits for another.
 
-N points, P = 8 + 2 parameters.
+B pairs, C channels, N points, P = 8 + 2 parameters.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from homoalign.homography import SL3_BASIS
-from homoalign.kernels.compiler import BLOCK, Bools, Doubles, Floats, compiled, factorise, solve_factorised
+from homoalign.kernels.compiler import (
+    BLOCK,
+    Bools,
+    Doubles,
+    Floats,
+    arrays,
+    compiled,
+    factorise,
+    solve_factorised,
+)
 from homoalign.kernels.reading import read_pair
 from homoalign.kernels.robust import robust_scale_of, tail_share_of
 from homoalign.kernels.sums import accumulate, accumulate_score, mirror
-from homoalign.residual import BORDER_PX, LEAST_DEPTH_RATIO, Alignment, DirectProblem
+from homoalign.residual import BORDER_PX, LEAST_DEPTH_RATIO, Alignment, DirectProblem, Frame
 from homoalign.solver import (
     CLEAN_TAIL,
     CONVERGED,
@@ -44,6 +55,37 @@ FACTORS = 16
 """So many factors 1 + (r / width)^2 are multiplied before their logarithm is taken; float64 holds the product."""
 
 
+@dataclass(frozen=True, slots=True)
+class Points:
+    """What is compared, and where.
+
+    Attributes:
+        image: (B, C, H, W) float32, to be read; (B, C, H + 2, W + 2) coefficients where `is_spline`.
+        mask: (B, 1, H, W) float32, what is used of it; None: all is.
+        is_spline: whether it is read by a cubic spline, else bilinearly.
+        u: (B, 2, N) float32, centred coordinates in src.
+        usable: (B, N) bool.
+        value: (B, C, N) float32, of src.
+        slope: (B, C, 2, N) float32, how it changes along x and y, per centred unit.
+        brightness: (B, C, N) float32, how it changes with the gain.
+        scale_floor: (B,) float64, least scale of the robust loss.
+        free: (10,) float64, 1 for parameters that are solved for.
+        frame: constant matrices of the level.
+    """
+
+    image: Tensor
+    mask: Tensor | None
+    is_spline: bool
+    u: Tensor
+    usable: Tensor
+    value: Tensor
+    slope: Tensor
+    brightness: Tensor
+    scale_floor: Tensor
+    free: Tensor
+    frame: Frame
+
+
 def solve_direct(
     problem: DirectProblem,
     start: Alignment,
@@ -51,40 +93,66 @@ def solve_direct(
     max_iterations: int,
     step_tol_px: float,
     loss_width: float,
-    min_seen: torch.Tensor,
+    min_seen: Tensor,
     slack: Slack,
     clean_loss_width: float | None = None,
 ) -> Solution[Alignment]:
     """Do what `solver.solve` does, for images on the processor; the arguments are the same."""
-    template, frame = problem.template, problem.frame
+    template = problem.template
+    points = Points(
+        image=problem.dst.image,
+        mask=problem.dst.mask,
+        is_spline=problem.interpolation == "spline",
+        u=template.u,
+        usable=template.usable,
+        value=template.value[:, None],
+        slope=template.slope[:, None],
+        brightness=template.brightness[:, None],
+        scale_floor=problem.scale_floor,
+        free=problem.freedom.free,
+        frame=problem.frame,
+    )
+    return solve_points(
+        points,
+        start,
+        max_iterations=max_iterations,
+        step_tol_px=step_tol_px,
+        loss_width=loss_width,
+        min_seen=min_seen,
+        slack=slack,
+        clean_loss_width=clean_loss_width,
+    )
+
+
+def solve_points(
+    points: Points,
+    start: Alignment,
+    *,
+    max_iterations: int,
+    step_tol_px: float,
+    loss_width: float,
+    min_seen: Tensor,
+    slack: Slack,
+    clean_loss_width: float | None = None,
+) -> Solution[Alignment]:
+    """Do what `solver.solve` does, for points on the processor; the arguments are the same.
+
+    The residual of a state is what is read less `gain * value + bias`.
+    """
+    frame = points.frame
     matrix, gain, bias = (part.clone().contiguous() for part in (start.dst_homo_src, start.gain, start.bias))
     stop = torch.full((len(gain),), MAX_ITERATIONS, dtype=torch.int64)
     num_iterations = torch.zeros(len(gain), dtype=torch.int32)
-    mask = problem.dst.mask
     no_mask = torch.empty(len(gain), 0, 0)
-    _solve(
-        problem.dst.image[:, 0].contiguous().numpy(),
-        (no_mask if mask is None else mask[:, 0].contiguous()).numpy(),
-        problem.interpolation == "spline",
-        template.u.contiguous().numpy(),
-        template.usable.contiguous().numpy(),
-        template.value.contiguous().numpy(),
-        template.slope.contiguous().numpy(),
-        template.brightness.contiguous().numpy(),
-        problem.scale_floor.contiguous().numpy(),
-        problem.freedom.free.numpy(),
-        frame.dst_homo_centred.numpy(),
-        frame.src_motion.numpy(),
-        frame.src_corners.numpy(),
-        frame.corner_motion.numpy(),
+    arguments = [
+        *arrays(points.image, no_mask if points.mask is None else points.mask[:, 0]),
+        points.is_spline,
+        *arrays(points.u, points.usable, points.value, points.slope, points.brightness, points.scale_floor),
+        *arrays(points.free, frame.dst_homo_centred, frame.src_motion, frame.src_corners, frame.corner_motion),
         (max_iterations, step_tol_px, loss_width, clean_loss_width or loss_width, slack.step_px, slack.cost),
-        min_seen.double().contiguous().numpy(),
-        matrix.numpy(),
-        gain.numpy(),
-        bias.numpy(),
-        stop.numpy(),
-        num_iterations.numpy(),
-    )
+        *arrays(min_seen.double(), matrix, gain, bias, stop, num_iterations),
+    ]
+    _solve(*arguments)
     return Solution(Alignment(matrix, gain, bias), stop, num_iterations)
 
 
@@ -113,9 +181,9 @@ def _solve(
     num_iterations: NDArray[np.int32],
 ) -> None:
     max_iterations, step_tol_px, loss_width, clean_loss_width, slack_px, slack_cost = limits
-    num_points = u.shape[2]
-    residual, new_residual = np.empty(num_points, np.float32), np.empty(num_points, np.float32)
-    seen, new_seen = np.empty(num_points, np.bool_), np.empty(num_points, np.bool_)
+    num_residuals = value.shape[1] * value.shape[2]
+    residual, new_residual = np.empty(num_residuals, np.float32), np.empty(num_residuals, np.float32)
+    seen, new_seen = np.empty(num_residuals, np.bool_), np.empty(num_residuals, np.bool_)
     JtJ, Jtr, step = np.empty((10, 10)), np.empty(10), np.empty(10)
     plain_step, last_plain, last_step = np.empty(10), np.empty(10), np.empty(10)
     state, candidate = np.empty(11), np.empty(11)  # a flat matrix, gain, bias
@@ -197,7 +265,7 @@ def _evaluate(
     residual: Floats,
     seen: Bools,
 ) -> int:
-    """Write residuals, zero where not seen, and return how many are seen."""
+    """Write residuals, channel by channel and zero where not seen, and return how many are seen."""
     nearest, furthest = np.inf, -np.inf
     for corner in range(4):
         w = state[6] * src_corners[0, corner] + state[7] * src_corners[1, corner] + state[8] * src_corners[2, corner]
@@ -214,13 +282,25 @@ def _evaluate(
         for i in range(9):
             total += state[i] * dst_homo_centred[i, j]
         matrix[j // 3, j % 3] = total
-    read_pair(image, mask, matrix, u, usable, np.float32(BORDER_PX), is_spline, residual, seen)
-    gain, bias, zero = np.float32(state[9]), np.float32(state[10]), np.float32(0)
+    num_channels, num_points = value.shape
+    by_channel, of_points = residual.reshape((num_channels, num_points)), seen[:num_points]
+    read_pair(image, mask, matrix, u, usable, np.float32(BORDER_PX), is_spline, by_channel, of_points)
+    gain, bias = np.float32(state[9]), np.float32(state[10])
+    for c in range(num_channels):
+        if c > 0:
+            seen[c * num_points : (c + 1) * num_points] = of_points
+        _subtract(gain, bias, value[c], of_points, by_channel[c])
     count = 0
-    for k in range(residual.size):
-        count += seen[k]
-        residual[k] = residual[k] - (gain * value[k] + bias) if seen[k] else zero
+    for k in range(num_points):
+        count += num_channels if of_points[k] else 0
     return count
+
+
+@compiled
+def _subtract(gain: np.float32, bias: np.float32, value: Floats, seen: Bools, residual: Floats) -> None:
+    zero = np.float32(0)
+    for k in range(residual.size):
+        residual[k] = residual[k] - (gain * value[k] + bias) if seen[k] else zero
 
 
 @compiled
@@ -246,21 +326,30 @@ def _normal_equations(
     Jtr[:] = 0
     if is_curvature_new:
         JtJ[:] = 0
-    one, zero = np.float32(1), np.float32(0)
-    for first in range(0, residual.size, BLOCK):
-        last = min(residual.size, first + BLOCK)
-        of_block, seen_of_block = residual[first:last], seen[first:last]
-        for k in range(last - first):
-            in_widths = of_block[k] * over_width
-            weight[k] = one / (one + in_widths * in_widths) if seen_of_block[k] else zero
-        if is_curvature_new:
-            accumulate(slope, brightness, u, of_block, weight[: last - first], first, rows, JtJ, Jtr)
-        else:
-            accumulate_score(slope, brightness, u, of_block, weight[: last - first], first, rows, Jtr)
+    num_points = u.shape[1]
+    for c in range(len(slope)):
+        for first in range(0, num_points, BLOCK):
+            last = min(num_points, first + BLOCK)
+            of_block = residual[c * num_points + first : c * num_points + last]
+            of_weight = weight[: last - first]
+            _weigh(of_block, seen[first:last], over_width, of_weight)
+            if is_curvature_new:
+                accumulate(slope[c], brightness[c], u, of_block, of_weight, first, rows, JtJ, Jtr)
+            else:
+                accumulate_score(slope[c], brightness[c], u, of_block, of_weight, first, rows, Jtr)
     for i in range(10):
         Jtr[i] *= -free[i] * (gain if i < 8 else 1.0)
     if is_curvature_new:
         _finish_curvature(free, gain, JtJ)
+
+
+@compiled
+def _weigh(residual: Floats, seen: Bools, over_width: np.float32, weight: Floats) -> None:
+    """Write Cauchy weights."""
+    one, zero = np.float32(1), np.float32(0)
+    for k in range(residual.size):
+        in_widths = residual[k] * over_width
+        weight[k] = one / (one + in_widths * in_widths) if seen[k] else zero
 
 
 @compiled
