@@ -33,8 +33,8 @@ MAX_SAMPLES = 10_000
 LEAST_MATCHES = 12
 """Three times what a homography needs: fewer agree by chance."""
 
-ROWS_AT_A_TIME = 2048
-"""Of the table of distances between both images' features."""
+ROWS_AT_A_TIME = 128
+"""Of the table of distances between both images' features: what the cache holds."""
 
 
 def match_features(src: list[Level], dst: list[Level]) -> Tensor:
@@ -114,12 +114,14 @@ def _match_pair(src: Any, dst: Any) -> npt.NDArray[np.float64] | None:
 
 def _nearest_neighbours(src: Tensor, dst: Tensor) -> tuple[Tensor, Tensor]:
     """Return which features (N, 128) of src match which (M, 128) of dst, by the ratio test; (K,) indices each."""
-    dst_energy = dst.square().sum(-1)
+    dst_energy, dst_by_column = dst.square().sum(-1), dst.mT.contiguous()
     best, index = [], []
     for rows in torch.split(src, ROWS_AT_A_TIME):
-        squared = (rows.square().sum(-1, keepdim=True) + dst_energy).sub_(rows @ dst.mT, alpha=2)
-        distance, nearest = squared.topk(2, dim=-1, largest=False)
-        best.append(distance[:, 0] < RATIO**2 * distance[:, 1])
-        index.append(nearest[:, 0])
+        beyond_src = torch.addmm(dst_energy, rows, dst_by_column, alpha=-2)  # squared, less the energy of src
+        first, nearest = beyond_src.min(-1)
+        second = beyond_src.scatter_(1, nearest[:, None], torch.inf).amin(-1)
+        src_energy = rows.square().sum(-1)
+        best.append(src_energy + first < RATIO**2 * (src_energy + second))
+        index.append(nearest)
     matched = torch.nonzero(torch.cat(best))[:, 0]
     return matched, torch.cat(index)[matched]

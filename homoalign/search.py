@@ -153,16 +153,17 @@ def _turn(structure: Structure, rotation: Tensor) -> tuple[Tensor, Tensor, Tenso
     height, width = image_size(structure.usable)
     side = math.ceil(math.hypot(height, width))
     middle = (side - 1) / 2
-    offset = torch.arange(side, dtype=torch.float64, device=rotation.device) - middle
-    y, x = torch.meshgrid(offset, offset, indexing="ij")
+    offset = torch.arange(side, dtype=structure.channels.dtype, device=rotation.device) - middle
+    y, x = offset[:, None], offset
     cos, sin = rotation.cos(), rotation.sin()
-    c, s = cos[:, None, None], sin[:, None, None]
+    c, s = cos.to(offset)[:, None, None], sin.to(offset)[:, None, None]
     grid = torch.stack([(c * x + s * y) / ((width - 1) / 2), (c * y - s * x) / ((height - 1) / 2)], dim=-1)
     batch, rotations = len(structure.usable), len(rotation)
-    images = torch.cat([structure.channels, structure.usable], dim=1)[:, None].expand(-1, rotations, -1, -1, -1)
-    grid = grid.to(images)[None].expand(batch, -1, -1, -1, -1)
-    turned = grid_sample(images.flatten(0, 1), grid.flatten(0, 1), padding_mode="zeros", align_corners=True)
-    turned = turned.view(batch, rotations, CHANNELS + 1, side, side)
+    # All rotations below one another, as one image: else each would need a copy to be read from.
+    grid = grid.flatten(0, 1)[None].expand(batch, -1, -1, -1)
+    images = torch.cat([structure.channels, structure.usable], dim=1)
+    turned = grid_sample(images, grid, padding_mode="zeros", align_corners=True)
+    turned = turned.view(batch, CHANNELS + 1, rotations, side, side).transpose(1, 2)
     harmonic = torch.tensor(HARMONICS, device=rotation.device)
     angle = (rotation[:, None] * harmonic).to(turned)  # (R, M)
     channels = _as_complex(turned[:, :, :CHANNELS]) * torch.polar(torch.ones_like(angle), angle)[..., None, None]

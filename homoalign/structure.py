@@ -12,6 +12,7 @@ B pairs, C = 2 * len(HARMONICS) channels, H W rows and columns.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -88,10 +89,15 @@ def correlation(a: Structure, b: Structure) -> tuple[Tensor, Tensor]:
         correlation: (B,) float64 in [-1, 1]; 0 where there is nothing to compare.
         overlap: (B,) float64, share of the frame where both are usable.
     """
+    pixels = math.prod(a.usable.shape[-2:])
+    if kernels.serves(a.channels):
+        products = kernels.structure_products((a.channels, b.channels), (a.usable[:, 0], b.usable[:, 0]))
+        dot, p_energy, q_energy, count = products
+        return dot / (p_energy * q_energy).clamp_min(1e-12).sqrt(), count / pixels
     both = a.usable * b.usable
     p, q = a.channels * both, b.channels * both
     dot, p_energy, q_energy = ((u * v).flatten(1).sum(-1, dtype=torch.float64) for u, v in ((p, q), (p, p), (q, q)))
-    return dot / (p_energy * q_energy).clamp_min(1e-12).sqrt(), both.double().mean((-3, -2, -1))
+    return dot / (p_energy * q_energy).clamp_min(1e-12).sqrt(), both.flatten(1).sum(-1, dtype=torch.float64) / pixels
 
 
 def _smooth(image: Tensor) -> Tensor:

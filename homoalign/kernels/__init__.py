@@ -31,6 +31,7 @@ from homoalign.kernels.saturation import not_cut_off
 from homoalign.kernels.shifts import LEAST_ENERGY, best_shifts
 from homoalign.kernels.slopes import Points, slopes_at, sobel, steepest_points, usable_pixels
 from homoalign.kernels.structure import describe
+from homoalign.kernels.structure import products as structure_products
 from homoalign.kernels.sums import normal_equations
 
 __all__ = [
@@ -80,6 +81,7 @@ __all__ = [
     "spread",
     "squared_difference",
     "steepest_points",
+    "structure_products",
     "unit_of_bytes",
     "usable_pixels",
     "warp_difference",
