@@ -162,24 +162,36 @@ def _light_of_most(src: Tensor, dst: Tensor, seen: Tensor, state: Alignment) -> 
     Driessen, "Computing LTS regression for large data sets", Data Mining and Knowledge Discovery 2006).
     """
     stride = max(1, src.shape[-1] // SCALE_SAMPLES) | 1
-    x, y, counted = src[:, ::stride].double(), dst[:, ::stride].double(), seen[:, ::stride]
+    x, y, counted = src[:, ::stride], dst[:, ::stride], seen[:, ::stride]
     one = torch.ones_like(state.gain)
     best, chosen = torch.full_like(one, torch.inf), (state.gain, state.bias)
     for start in ((state.gain, state.bias), (one, torch.zeros_like(one))):
-        gain, bias = start
-        for _ in range(CONCENTRATIONS):
-            magnitude = torch.where(counted, (y - gain[:, None] * x - bias[:, None]).abs(), torch.nan)
-            half = torch.nanmedian(magnitude, dim=-1).values
-            kept = (magnitude <= half[:, None]).double()
-            count = kept.sum(-1, keepdim=True).clamp_min(2)
-            mean_x, mean_y = ((kept * v).sum(-1, keepdim=True) / count for v in (x, y))
-            a, b = kept * (x - mean_x), y - mean_y
-            gain = ((a * b).sum(-1) / (a * a).sum(-1).clamp_min(1e-9)).clamp(*GAINS)
-            bias = mean_y[:, 0] - gain * mean_x[:, 0]
+        gain, bias, half = _trimmed_line(x, y, counted, *start)
         better = half < best
         best = torch.where(better, half, best)
         chosen = torch.where(better, gain, chosen[0]), torch.where(better, bias, chosen[1])
     return Alignment(state.dst_homo_src, *chosen)
+
+
+def _trimmed_line(x: Tensor, y: Tensor, counted: Tensor, gain: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return gain, bias and the median size of the residuals, (B,) each, by concentration steps from gain and bias."""
+    if kernels.serves(x):
+        line = torch.stack([gain, bias], dim=-1)
+        found = kernels.trimmed_line(x, y, counted, line, rounds=CONCENTRATIONS, bounds=GAINS)
+        gain, bias, half = found.unbind(-1)
+        return gain, bias, half
+    x, y = x.double(), y.double()
+    half = torch.full_like(gain, torch.nan)
+    for _ in range(CONCENTRATIONS):
+        magnitude = torch.where(counted, (y - gain[:, None] * x - bias[:, None]).abs(), torch.nan)
+        half = torch.nanmedian(magnitude, dim=-1).values
+        kept = (magnitude <= half[:, None]).double()
+        count = kept.sum(-1, keepdim=True).clamp_min(2)
+        mean_x, mean_y = ((kept * v).sum(-1, keepdim=True) / count for v in (x, y))
+        a, b = kept * (x - mean_x), y - mean_y
+        gain = ((a * b).sum(-1) / (a * a).sum(-1).clamp_min(1e-9)).clamp(*GAINS)
+        bias = mean_y[:, 0] - gain * mean_x[:, 0]
+    return gain, bias, half
 
 
 def _scale(residual: Tensor, counted: Tensor) -> Tensor:

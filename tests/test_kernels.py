@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import avg_pool2d
 
-from homoalign import kernels, metrics, photometry, pyramid, search
+from homoalign import cover, kernels, metrics, photometry, pyramid, search
 from homoalign.intensity import to_gray
 from homoalign.kernels.pixels import means_of_windows
 from homoalign.noise import denoise, noise_level, smooth
@@ -232,6 +232,20 @@ def test_light_is_regressed_as_torch_regresses_it(make_pair, by_torch, num_funct
     (weights, scale), (expected, expected_scale) = regress(), by_torch(regress)
     torch.testing.assert_close(weights, expected, atol=2e-3, rtol=2e-3)
     torch.testing.assert_close(scale, expected_scale, atol=0, rtol=2e-3)
+
+
+def test_the_line_of_the_better_half_is_that_of_torch(rng, by_torch):
+    x = torch.rand(3, 501, generator=rng)
+    y = 1.3 * x + 0.1 + 0.01 * torch.randn(x.shape, generator=rng)
+    y[:, :200] = torch.rand(3, 200, generator=rng)
+    seen = torch.rand(x.shape, generator=rng) < 0.8
+    seen[2] = False
+    state = Alignment(torch.eye(3).double().expand(3, 3, 3), *torch.tensor([[1.1, 0.7, 1.0], [0.0, 0.1, 0.0]]).double())
+    ours, expected = (run(lambda: cover._light_of_most(x, y, seen, state)) for run in (lambda call: call(), by_torch))
+    torch.testing.assert_close(ours.gain, expected.gain, atol=1e-6, rtol=0)
+    torch.testing.assert_close(ours.bias, expected.bias, atol=1e-6, rtol=0)
+    assert ours.gain[:2] == pytest.approx([1.3, 1.3], abs=0.02)
+    assert ours.gain[2] == 1
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 100, 30_000])

@@ -26,7 +26,7 @@ from homoalign.kernels.pixels import (
 from homoalign.kernels.precision import PrecisionSums, precision_sums, share_of_rows
 from homoalign.kernels.reading import read
 from homoalign.kernels.refinement import keep_band, merge, squared_difference
-from homoalign.kernels.robust import SCALE_OF_MEDIAN, magnitude_quantile, mean_square, median
+from homoalign.kernels.robust import SCALE_OF_MEDIAN, magnitude_quantile, mean_square, median, trimmed_line
 from homoalign.kernels.saturation import not_cut_off
 from homoalign.kernels.shifts import LEAST_ENERGY, best_shifts
 from homoalign.kernels.slopes import Points, slopes_at, sobel, steepest_points, usable_pixels
@@ -82,6 +82,7 @@ __all__ = [
     "squared_difference",
     "steepest_points",
     "structure_products",
+    "trimmed_line",
     "unit_of_bytes",
     "usable_pixels",
     "warp_difference",

@@ -41,6 +41,72 @@ def mean_square(values: Tensor, stride: int) -> Tensor:
     return found
 
 
+def trimmed_line(
+    x: Tensor, y: Tensor, counted: Tensor, line: Tensor, *, rounds: int, bounds: tuple[float, float]
+) -> Tensor:
+    """Fit the line that explains the better half of what is counted best, by concentration steps.
+
+    Args:
+        x: (B, N) float32.
+        y: (B, N) float32.
+        counted: (B, N) bool.
+        line: (B, 2) float64, gain and bias to start from.
+        rounds: steps.
+        bounds: least and largest gain.
+
+    Returns:
+        (B, 3) float64: gain, bias, and the median size of the residuals before the last step; NaN where nothing counts.
+    """
+    found = torch.empty(len(x), 3, dtype=torch.float64)
+    _trimmed_line(rounds, bounds, *arrays(x, y, counted, line, found))
+    return found
+
+
+@compiled
+def _trimmed_line(
+    rounds: int, bounds: tuple[float, float], x: Floats, y: Floats, counted: Bools, line: Doubles, found: Doubles
+) -> None:
+    magnitude = np.empty(x.shape[1], np.float32)
+    size = np.empty(x.shape[1], np.float32)
+    for b in range(len(x)):
+        gain, bias, median = line[b, 0], line[b, 1], np.nan
+        for _ in range(rounds):
+            count = 0
+            for k in range(x.shape[1]):
+                magnitude[k] = abs(y[b, k] - np.float32(gain) * x[b, k] - np.float32(bias))
+                size[count] = magnitude[k]
+                count += counted[b, k]
+            if count == 0:
+                median = np.nan
+                break
+            half = size[_index_of_rank(size[:count].view(np.uint32), (count - 1) // 2)]
+            median = float(half)
+            gain, bias = _line_of_half(x[b], y[b], counted[b], magnitude, half, bounds)
+        found[b, 0], found[b, 1], found[b, 2] = gain, bias, median
+
+
+@compiled
+def _line_of_half(
+    x: Floats, y: Floats, counted: Bools, magnitude: Floats, half: np.float32, bounds: tuple[float, float]
+) -> tuple[float, float]:
+    """Return gain and bias by least squares over what is counted and no larger than the median."""
+    count, of_x, of_y = 0.0, 0.0, 0.0
+    for k in range(x.size):
+        kept = 1.0 if counted[k] & (magnitude[k] <= half) else 0.0
+        count += kept
+        of_x += kept * x[k]
+        of_y += kept * y[k]
+    mean_x, mean_y = of_x / max(count, 2.0), of_y / max(count, 2.0)
+    of_xx, of_xy = 0.0, 0.0
+    for k in range(x.size):
+        kept = 1.0 if counted[k] & (magnitude[k] <= half) else 0.0
+        off = kept * (x[k] - mean_x)
+        of_xx += off * off
+        of_xy += off * (y[k] - mean_y)
+    gain = min(max(of_xy / max(of_xx, 1e-9), bounds[0]), bounds[1])
+    return gain, mean_y - gain * mean_x
+
+
 @compiled
 def _mean_square(stride: int, values: Floats, found: Doubles) -> None:
     for b in range(len(found)):
