@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from homoalign import kernels
 from homoalign.photometry import Light
 from homoalign.residual import Alignment, DirectProblem, products
 from homoalign.solver import Slack, cauchy, robust_scale, solve
@@ -43,7 +44,7 @@ class LitAlignment:
 
     Attributes:
         dst_homo_src: (B, 3, 3) float64, of the full-size images.
-        weights: (B, K) float64, of the functions of `_write_basis`.
+        weights: (B, K) float64, of the functions of `_basis`.
     """
 
     dst_homo_src: Tensor
@@ -102,7 +103,15 @@ class LitProblem:
 
     def normal_equations(self, state: LitAlignment, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Return JtJ (B, P, P) and Jtr (B, P), float64; the residual's Jacobian is minus the template's."""
-        motion = products(self.lit, residual, weight)[1][:, :8] * self.direct.freedom.free[:8]
+        free = self.direct.freedom.free[:8]
+        if kernels.serves(residual):
+            recorded = self.direct.template
+            scores = kernels.joint_scores(
+                self.lit.slope, recorded.u, recorded.brightness, self.fields, residual, weight, num_tones=TONE
+            )
+            scores[:, :8] *= free
+            return self.JtJ, -scores
+        motion = products(self.lit, residual, weight)[1][:, :8] * free
         weighted = (weight * residual)[:, None]
         z = (2 * self.direct.template.brightness - 1)[:, None]
         tones = [weighted]
@@ -186,9 +195,11 @@ def light_up(weights: Tensor, intensity: Tensor, fields: Tensor) -> tuple[Tensor
         intensity: (B, N) float32, of src.
         fields: (B, F, N) float32.
     """
+    tone, slow = weights[:, :TONE].to(fields), weights[:, TONE:].to(fields).view(len(fields), 2, -1)
+    if kernels.serves(intensity):
+        return kernels.light_up(tone, slow, intensity, fields)
     z = 2 * intensity - 1
-    tone, slow = weights[:, :TONE].to(z), weights[:, TONE:].to(z)
-    bias, gain = (slow.view(len(z), 2, -1) @ fields).unbind(1)
+    bias, gain = (slow @ fields).unbind(1)
     curve, steepness = torch.zeros_like(z), torch.zeros_like(z)
     for w in reversed(tone[..., None].unbind(1)):  # Horner's scheme: TONE of (B, 1)
         steepness = torch.addcmul(curve, steepness, z)

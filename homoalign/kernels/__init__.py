@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from homoalign.kernels.fit import FitSums, count_inside, fit_sums, warp_difference, warp_level
+from homoalign.kernels.joint import joint_scores, light_up
 from homoalign.kernels.leftover import block_products
 from homoalign.kernels.light import NOISE_TERMS, REWEIGHTINGS, RIDGE, light_cost, light_template, regress_light
 from homoalign.kernels.parts import Grid, block_energies, common_motion, cross_spectrum, cut, peaks
@@ -56,9 +57,11 @@ __all__ = [
     "fit_sums",
     "gray_of_bytes",
     "halve",
+    "joint_scores",
     "keep_band",
     "light_cost",
     "light_template",
+    "light_up",
     "local_patterns",
     "magnitude_quantile",
     "mean_square",
