@@ -104,7 +104,8 @@ def warm_up() -> None:
             use_features=False,
         )
         align(src, otherwise_lit, config=config, gt=torch.eye(3))
-    align(src, otherwise_lit.flip(-2), config=config)  # not found: the search is warm too
+    planes, pixels = src.expand(-1, 3, -1, -1), otherwise_lit.flip(-2).expand(-1, 3, -1, -1).movedim(1, -1)
+    align(planes, pixels.contiguous().movedim(-1, 1), config=config)  # not found: the search is warm too
 
 
 def _read_gray(image: Tensor, mask: Tensor | None) -> Level:

@@ -81,7 +81,7 @@ def test_every_file_of_the_data_flow_exists_and_every_library_file_is_in_it():
     unnamed = {path.name for path in (ROOT / "homoalign").glob("*.py")} - {Path(name).name for name in named}
     # Words and values, not steps of the flow.
     assert unnamed <= {"__init__.py", "arguments.py", "config.py", "errors.py", "homography.py", "intensity.py",
-                       "result.py", "sampling.py", "status.py"}  # fmt: skip
+                       "kept.py", "result.py", "sampling.py", "status.py"}  # fmt: skip
 
 
 def test_every_command_of_the_readme_is_understood(tmp_path, monkeypatch):

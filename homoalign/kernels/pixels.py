@@ -72,7 +72,7 @@ def gray_of_bytes(image: Tensor, weights: tuple[float, ...]) -> Tensor:
     """Return (B, H, W) float32, the weighted sum of the first three channels of (B, C, H, W) uint8, in any layout."""
     gray = torch.empty(len(image), *image.shape[2:])
     of_channels, pixels = np.array(weights, np.float32), image.movedim(1, -1)
-    if pixels.is_contiguous():
+    if pixels.is_contiguous() and image.shape[1] in (3, 4):
         _gray_of_pixels(pixels.numpy(), of_channels, gray.numpy())
     else:
         _gray_of_planes(image.contiguous().flatten(2).numpy(), of_channels, gray.flatten(1).numpy())
@@ -236,12 +236,21 @@ def mirrored(index: int, size: int) -> int:
 
 @compiled
 def _gray_of_pixels(image: NDArray[np.uint8], weights: Floats, gray: Floats) -> None:
-    red, green, blue = weights[0], weights[1], weights[2]
     for b in range(len(image)):
         for i in range(image.shape[1]):
-            row, of_row = image[b, i], gray[b, i]
-            for k in range(len(row)):
-                of_row[k] = red * np.float32(row[k, 0]) + green * np.float32(row[k, 1]) + blue * np.float32(row[k, 2])
+            # Of steps that the compiler knows it makes a few shuffles.
+            if image.shape[3] == 3:
+                _weigh_pixels(weights, image[b, i].reshape(-1), 3, gray[b, i])
+            else:
+                _weigh_pixels(weights, image[b, i].reshape(-1), 4, gray[b, i])
+
+
+@compiled
+def _weigh_pixels(weights: Floats, row: NDArray[np.uint8], step: int, gray: Floats) -> None:
+    red, green, blue = weights[0], weights[1], weights[2]
+    for k in range(gray.size):
+        j = step * k
+        gray[k] = red * np.float32(row[j]) + green * np.float32(row[j + 1]) + blue * np.float32(row[j + 2])
 
 
 @compiled
