@@ -30,7 +30,7 @@ MORE = 1.1
 BLOCKS = 12
 """Along either side of the frame."""
 
-POINTS = 2**16
+POINTS = 2**14
 """Of larger images every so many rows are looked at that about as many pixels are."""
 
 FEATURES = {"intensities": (0, 1), "slopes": (0, 1, 2, 3), "details": (0, 1, 4)}
@@ -48,6 +48,10 @@ MOST_OF_ITSELF = 0.3
 
 MOST_ENERGY = 0.25
 """Of dst's variance: where more is left, outliers and all, the images are hardly alike, or not where they should be."""
+
+BY_CHANCE = 0.73
+"""What a feature takes by chance of a residual's energy, over the points, counted by their weight: less than one part,
+as points that count less are those whose residual is large."""
 
 RIDGE = 1e-6
 
@@ -92,11 +96,10 @@ def _some_rows(problem: DirectProblem, index: Tensor) -> tuple[DirectProblem, Te
 def _is_noise(problem: DirectProblem, details: Tensor, state: Alignment, width: Tensor) -> Tensor:
     """Return (B,) bool, where the residual has nothing of the image in it; the loss has a `width` of (B,)."""
     sums = _products(problem, details, state, width)
-    told = {name: _told(sums, features) for name, features in FEATURES.items()}
-    of_itself = {name: _told_of_itself(sums, features) for name, features in FEATURES.items()}
-    excess = {name: told[name] - of_itself[name] for name in FEATURES}
+    shares = {name: _shares(sums, features) for name, features in FEATURES.items()}
+    excess = {name: told - of_itself for name, (told, of_itself) in shares.items()}
     found: Tensor = (
-        (of_itself["intensities"] < MOST_OF_ITSELF)
+        (shares["intensities"][1] < MOST_OF_ITSELF)
         & (excess["intensities"] < MOST["intensities"])
         & (excess["slopes"] - excess["intensities"] < MOST["slopes"])
         & (excess["details"] - excess["intensities"] < MOST["details"])
@@ -121,32 +124,26 @@ def _products(problem: DirectProblem, details: Tensor, state: Alignment, width: 
     return sums.view(len(value), len(features), len(features), -1).permute(0, 3, 1, 2)
 
 
-def _told(sums: Tensor, features: tuple[int, ...]) -> Tensor:
-    """Return (B,) the share of the residual's energy that regression on some features takes, block by block."""
-    taken = _energy(sums, features, sums[..., list(features), -1])
-    share: Tensor = taken.sum(-1) / sums[..., -1, -1].sum(-1)
-    return share
-
-
-def _told_of_itself(sums: Tensor, features: tuple[int, ...]) -> Tensor:
-    """Return (B,) the share that regression takes of a residual that is noise, half of it src's.
+def _shares(sums: Tensor, features: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Regress the residual on some features, block by block.
 
     Noise in src is in the residual, where it counts against src, and in the features: with the pixel's own intensity
     it goes together, with the slopes, which are taken from its neighbours, it does not.
+
+    Returns:
+        told: (B,) the share of the residual's energy that this takes, but for what it takes of anything by chance.
+        of_itself: (B,) the share that it takes of a residual that is noise, half of it src's.
     """
-    energy = sums[..., -1, -1]
+    count, energy = sums[..., 0, 0].clamp_min(1), sums[..., -1, -1]
     of_features = {INTENSITY: 0.5, DETAIL: 0.5 * OF_DETAIL}
-    product = torch.stack([-of_features.get(feature, 0.0) * energy for feature in features], dim=-1)
-    # No more than all of src's noise can be told.
-    taken = _energy(sums, features, product).minimum(0.5 * energy)
-    share: Tensor = taken.sum(-1) / energy.sum(-1)
-    return share
-
-
-def _energy(sums: Tensor, features: tuple[int, ...], product: Tensor) -> Tensor:
-    """Return (B, K), what regression takes of something whose products with the features are (B, K, F)."""
+    of_noise = torch.stack([-of_features.get(feature, 0.0) * energy for feature in features], dim=-1)
     chosen = list(features)
+    products = torch.stack([sums[..., chosen, -1], of_noise], dim=-1)  # (B, K, F, 2)
     normal = sums[..., chosen, :][..., chosen]
     normal = normal + torch.diag_embed(RIDGE * normal.diagonal(dim1=-2, dim2=-1) + 1e-12)
-    taken: Tensor = (product * torch.linalg.solve_ex(normal, product[..., None]).result[..., 0]).sum(-1)
-    return taken
+    taken = (products * torch.linalg.solve_ex(normal, products).result).sum(-2)
+    # No more than all of src's noise can be told.
+    of_itself = taken[..., 1].minimum(0.5 * energy)
+    told = taken[..., 0] - BY_CHANCE * len(features) * energy / count
+    total = energy.sum(-1)
+    return told.sum(-1) / total, of_itself.sum(-1) / total
