@@ -47,6 +47,10 @@ def noise_level(image: Tensor, mask: Tensor | None = None) -> Tensor:
     """
     height, width = image.shape[-2:]
     step = max(1, (height - 2) * (width - 2) // LEVEL_SAMPLES)
+    # Six is the norm of the kernel [1, -2, 1] x [1, -2, 1].
+    to_deviation = 1.4826 / 6
+    if mask is None and kernels.serves(image):
+        return kernels.median_second_difference(image[:, 0], step) * to_deviation
     rows = torch.arange(0, height - 2, step, device=image.device)
 
     def three_rows(values: Tensor) -> list[Tensor]:
@@ -55,17 +59,14 @@ def noise_level(image: Tensor, mask: Tensor | None = None) -> Tensor:
     above, here, below = three_rows(image)
     across = above + below - 2 * here
     second = across[..., :-2] + across[..., 2:] - 2 * across[..., 1:-1]
-    # Six is the norm of the kernel [1, -2, 1] x [1, -2, 1].
     magnitude = second.abs().flatten(1)
     if mask is not None:
         whole = torch.stack(three_rows(mask)).amin(0)
         counted = (torch.stack([whole[..., :-2], whole[..., 1:-1], whole[..., 2:]]).amin(0) > 0).flatten(1)
         counted |= ~counted.any(-1, keepdim=True)
         masked = torch.where(counted, magnitude, torch.nan).nanmedian(-1).values
-        return masked.double() * (1.4826 / 6)
-    if kernels.serves(magnitude):
-        return kernels.median(magnitude) * (1.4826 / 6)
-    return magnitude.median(-1).values.double() * (1.4826 / 6)
+        return masked.double() * to_deviation
+    return magnitude.median(-1).values.double() * to_deviation
 
 
 def residual_noise(src: Tensor, dst: Tensor, gain: Tensor) -> Tensor:

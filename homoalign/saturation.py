@@ -17,7 +17,7 @@ from homoalign import kernels
 from homoalign.noise import smooth
 from homoalign.pyramid import Level
 from homoalign.residual import Alignment
-from homoalign.template import Template
+from homoalign.template import Template, at_points
 
 AT_END = 0.5 / 255
 """So near to black or white a pixel is as dark or bright as there is."""
@@ -76,7 +76,7 @@ def find_saturation(template: Template, src: Level, dst: Level) -> Saturation | 
     at_white, at_black = (end.count_nonzero(dim=-1) > enough for end in (some > 1 - AT_END, some < AT_END))
     if not bool((at_white | at_black).any()):
         return None
-    told = smooth(src.image, 1).flatten(1).gather(1, template.chosen)
+    told = at_points(smooth(src.image, 1), template.chosen)[:, 0]
     reach, src_reach = ((REACH * level.noise).to(told) for level in (dst, src))
     white, black = torch.where(at_white, 1 - reach, torch.inf), torch.where(at_black, reach, -torch.inf)
     return Saturation(told, torch.stack([white, 1 - src_reach, black, src_reach], dim=-1))

@@ -73,14 +73,14 @@ class Template:
 
     def every(self, stride: int) -> Template:
         """Return every `stride`-th point."""
-        value = self.value[:, ::stride].contiguous()
+        value = _every(self.value, stride)
         return replace(
             self,
             chosen=self.chosen[:, ::stride],
-            u=self.u[..., ::stride].contiguous(),
+            u=_every(self.u, stride),
             value=value,
-            slope=self.slope[..., ::stride].contiguous(),
-            brightness=value if self.brightness is self.value else self.brightness[:, ::stride].contiguous(),
+            slope=_every(self.slope, stride),
+            brightness=value if self.brightness is self.value else _every(self.brightness, stride),
             usable=self.usable[:, ::stride].contiguous(),
             is_whole=self.is_whole and stride == 1,
             grid=self.grid if stride == 1 else None,
@@ -121,9 +121,12 @@ class Template:
         if kernels.serves(image):
             slope, level = kernels.slopes_at(image[:, 0], chosen, self.half_side)
         else:
-            slope, level = self.half_side * _at(central_differences(image), chosen), _at(image, chosen)[:, 0]
+            slope, level = (
+                self.half_side * at_points(central_differences(image), chosen),
+                at_points(image, chosen)[:, 0],
+            )
         if brightness is not None:
-            level = _at(brightness, chosen)[:, 0]
+            level = at_points(brightness, chosen)[:, 0]
         if everyone:
             return replace(self, slope=slope, brightness=level)
         return replace(
@@ -134,7 +137,7 @@ class Template:
         """Return (B, 2, N) slopes, as `slope`, of other intensities (B, N) of all pixels."""
         if not self.is_whole or self.grid is None:
             raise ValueError("differences need all pixels")
-        return self.half_side * _at(central_differences(value.view(len(value), 1, *self.grid)), self.chosen)
+        return self.half_side * at_points(central_differences(value.view(len(value), 1, *self.grid)), self.chosen)
 
     def jacobian(self) -> Tensor:
         """Return (B, 10, N) d(gain * src + bias) / d parameters at gain = 1."""
@@ -196,8 +199,8 @@ def _choose(src: Level, cell_side: int, half_side: float) -> kernels.Points:
     return kernels.Points(
         chosen=chosen,
         usable=usable,
-        value=_at(src.image, chosen)[:, 0],
-        slope=half_side * _at(src.slope, chosen),
+        value=at_points(src.image, chosen)[:, 0],
+        slope=half_side * at_points(src.slope, chosen),
         u=u,
     )
 
@@ -226,7 +229,14 @@ def jacobian_of(slope: Tensor, brightness: Tensor, u: Tensor) -> Tensor:
     return jacobian
 
 
-def _at(values: Tensor, chosen: Tensor) -> Tensor:
+def _every(values: Tensor, stride: int) -> Tensor:
+    """Return every `stride`-th of (..., N) float32, contiguous."""
+    if kernels.serves(values) and stride > 1:
+        return kernels.every(values, stride)
+    return values[..., ::stride].contiguous()
+
+
+def at_points(values: Tensor, chosen: Tensor) -> Tensor:
     """Return (B, C, N) of (B, C, H, W) at pixels; of all of them, in their order, what is there already."""
     values = values.flatten(2)
     if chosen.shape[-1] == values.shape[-1]:

@@ -27,10 +27,16 @@ from homoalign.kernels.pixels import (
 from homoalign.kernels.precision import PrecisionSums, precision_sums, share_of_rows
 from homoalign.kernels.reading import read
 from homoalign.kernels.refinement import keep_band, merge, squared_difference
-from homoalign.kernels.robust import SCALE_OF_MEDIAN, magnitude_quantile, mean_square, median, trimmed_line
+from homoalign.kernels.robust import (
+    SCALE_OF_MEDIAN,
+    magnitude_quantile,
+    mean_square,
+    median_second_difference,
+    trimmed_line,
+)
 from homoalign.kernels.saturation import not_cut_off
 from homoalign.kernels.shifts import LEAST_ENERGY, best_shifts
-from homoalign.kernels.slopes import Points, slopes_at, sobel, steepest_points, usable_pixels
+from homoalign.kernels.slopes import Points, every, slopes_at, sobel, steepest_points, usable_pixels
 from homoalign.kernels.structure import describe
 from homoalign.kernels.structure import products as structure_products
 from homoalign.kernels.sums import normal_equations
@@ -54,6 +60,7 @@ __all__ = [
     "cross_spectrum",
     "cut",
     "describe",
+    "every",
     "fit_sums",
     "gray_of_bytes",
     "halve",
@@ -65,7 +72,7 @@ __all__ = [
     "local_patterns",
     "magnitude_quantile",
     "mean_square",
-    "median",
+    "median_second_difference",
     "merge",
     "normal_equations",
     "not_cut_off",

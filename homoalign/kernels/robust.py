@@ -34,6 +34,18 @@ def median(magnitude: Tensor) -> Tensor:
     return found
 
 
+def median_second_difference(image: Tensor, step: int) -> Tensor:
+    """Return (B,) float64, the lower median size of [1, -2, 1] along both axes of (B, H, W) float32.
+
+    Args:
+        image: sides of at least 3.
+        step: every so many rows are looked at.
+    """
+    found = torch.empty(len(image), dtype=torch.float64)
+    _median_second_difference(step, *arrays(image, found))
+    return found
+
+
 def mean_square(values: Tensor, stride: int) -> Tensor:
     """Return (B,) float64, the mean square of every `stride`-th of (B, N) float32."""
     found = torch.empty(len(values), dtype=torch.float64)
@@ -115,6 +127,30 @@ def _mean_square(stride: int, values: Floats, found: Doubles) -> None:
             total += values[b, k] * values[b, k]
             count += 1
         found[b] = total / count
+
+
+@compiled
+def _median_second_difference(step: int, image: Floats, found: Doubles) -> None:
+    height, width = image.shape[1], image.shape[2]
+    columns = width - 2
+    num_rows = (height - 2 + step - 1) // step
+    magnitude, across = np.empty(num_rows * columns, np.float32), np.empty(width, np.float32)
+    for b in range(len(image)):
+        for i in range(num_rows):
+            y = i * step
+            _write_second_difference(
+                image[b, y], image[b, y + 1], image[b, y + 2], across, magnitude[i * columns : (i + 1) * columns]
+            )
+        found[b] = float(magnitude[_index_of_rank(magnitude.view(np.uint32), (magnitude.size - 1) // 2)])
+
+
+@compiled
+def _write_second_difference(above: Floats, here: Floats, below: Floats, across: Floats, magnitude: Floats) -> None:
+    two = np.float32(2)
+    for k in range(across.size):
+        across[k] = above[k] + below[k] - two * here[k]
+    for k in range(magnitude.size):
+        magnitude[k] = abs(across[k] + across[k + 2] - two * across[k + 1])
 
 
 @compiled

@@ -62,11 +62,25 @@ def steepest_points(image: Tensor, usable: Tensor, cell_side: int) -> Points:
     return points
 
 
+def every(values: Tensor, stride: int) -> Tensor:
+    """Return every `stride`-th along the last dimension of float32 of any shape, contiguous."""
+    found = torch.empty(*values.shape[:-1], -(-values.shape[-1] // stride))
+    _every(stride, *arrays(values.flatten(0, -2), found.flatten(0, -2)))
+    return found
+
+
 def usable_pixels(mask: Tensor) -> Tensor:
     """Return (B, H, W) bool: off the border, where `mask` (B, H, W) float32 is above a half at all neighbours too."""
     usable = torch.empty(mask.shape, dtype=torch.bool)
     _usable_pixels(*arrays(mask, usable))
     return usable
+
+
+@compiled
+def _every(stride: int, values: Floats, found: Floats) -> None:
+    for i in range(len(found)):
+        for k in range(found.shape[1]):
+            found[i, k] = values[i, k * stride]
 
 
 @compiled
