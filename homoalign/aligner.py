@@ -67,8 +67,7 @@ def align(
         TypeError: not a tensor or array, or a dtype that holds no image.
     """
     pairs = check_pairs(src, dst, src_mask=src_mask, dst_mask=dst_mask, init=init, gt=gt)
-    batch, pixels = len(pairs.dst), max(1, pairs.dst[0:1, 0].numel())
-    group = _group_size(pixels) if pairs.dst.device.type == "cpu" else max(1, batch)
+    batch, group = len(pairs.dst), group_size(pairs.dst)
     # Half-precision matrix products would move the answer: a caller's autocast ends here.
     # Inference mode ends with it, so that a caller may differentiate through what comes back.
     with torch.inference_mode(), torch.autocast(pairs.dst.device.type, enabled=False):
@@ -78,8 +77,11 @@ def align(
     return AlignResult.concatenate(parts) if parts else AlignResult.blank([], [])
 
 
-def _group_size(pixels: int) -> int:
-    """Return how many pairs to solve at a time, of images of so many pixels."""
+def group_size(dst: Tensor) -> int:
+    """Return how many pairs to solve at a time, whose destination images are (B, C, H, W)."""
+    if dst.device.type != "cpu":
+        return max(1, len(dst))
+    pixels = max(1, dst[0:1, 0].numel())
     return max(1, PIXELS_AT_A_TIME // pixels, min(PAIRS_AT_A_TIME, MOST_PIXELS_AT_A_TIME // pixels))
 
 

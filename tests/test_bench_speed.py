@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 
 from jobs.bench import bench_command
-from jobs.bench.methods import ECC, HOMOALIGN, SIFT
+from jobs.bench.methods import BARE, ECC, HOMOALIGN, SIFT
 from jobs.bench.options import RenderOptions
 from jobs.bench.pairs import draw_pair, offset_of
 from jobs.bench.processes import TreeMeter, fresh_processes, memory_mb
@@ -37,8 +37,8 @@ def speed(tmp_path_factory):
 def test_speed_has_a_row_for_every_size_batch_and_peer(speed):
     peers = [(ECC, 1), (SIFT, 1)]
     assert [(row["size"], row["method"], row["batch"]) for row in speed["rows"]] == [
-        *(("96x64", *each) for each in [(HOMOALIGN, 1), (HOMOALIGN, 2), *peers]),
-        *(("256x256", *each) for each in [(HOMOALIGN, 1), *peers]),
+        *(("96x64", *each) for each in [(HOMOALIGN, 1), (BARE, 1), (HOMOALIGN, 2), (BARE, 2), *peers]),
+        *(("256x256", *each) for each in [(HOMOALIGN, 1), (BARE, 1), *peers]),
     ]
     assert speed["left_out"] == ["256x256 x 2"]  # a pair is 0.5 MB
     assert "above 0.7 MB: 256x256 x 2." in speed["caption"]
@@ -46,7 +46,7 @@ def test_speed_has_a_row_for_every_size_batch_and_peer(speed):
 
 def test_speed_says_beside_the_time_how_well_it_was_spent(speed):
     for row in speed["rows"]:
-        if row["method"] == HOMOALIGN:
+        if row["method"] in (HOMOALIGN, BARE):
             assert row["median px"] < 0.5
             assert row["<1 px %"] == 100
         assert row["CPU ms"] > 0
@@ -64,7 +64,7 @@ def test_speed_divides_what_was_run_in_turn(speed):
         ours = laps(size=row["size"], method=row["method"], batch=row["batch"])
         assert len(ours) == 2
         assert row["CPU ms"] == pytest.approx(1000 * statistics.median(ours))
-        if row["method"] != HOMOALIGN:
+        if row["method"] not in (HOMOALIGN, BARE):
             assert row["/ ECC"] == row["/ SIFT"] == ""
             continue
         for column, peer in (("/ ECC", ECC), ("/ SIFT", SIFT)):
@@ -78,14 +78,20 @@ def test_speed_divides_what_was_run_in_turn(speed):
     assert grown["96x64", HOMOALIGN, 2] == ""  # its batch was left out at 256x256
 
 
+def test_the_solver_alone_is_cheaper_and_all_of_its_time_is_in_the_whole(speed):
+    cpu_ms = {(row["size"], row["method"]): row["CPU ms"] for row in speed["rows"] if row["batch"] == 1}
+    assert all(cpu_ms[size, BARE] < cpu_ms[size, HOMOALIGN] for size in ("96x64", "256x256"))
+
+
 def test_a_wrong_answer_is_seen_beside_the_speed(tmp_path):
     # a translation does not follow four corners that each move their own way
     crippled = ["--set", "model=translation", "--set", "use_search=false"]
     arguments = ["--sizes", "128x128", "--batches", "2", "--pairs", "2", "--runs", "1", "--no-peers"]
     found = bench(tmp_path, "speed", *arguments, "--set", "use_features=false", *crippled, "--photographs", "astronaut")
-    assert [row["method"] for row in found["rows"]] == [HOMOALIGN]
-    assert found["rows"][0]["median px"] is None or found["rows"][0]["median px"] > 1
-    assert found["rows"][0]["<1 px %"] < 100
+    assert [row["method"] for row in found["rows"]] == [HOMOALIGN, BARE]
+    for row in found["rows"]:
+        assert row["median px"] is None or row["median px"] > 1
+        assert row["<1 px %"] < 100
     assert found["targets"] == []
 
 

@@ -20,6 +20,7 @@ from jobs.bench.pairs import BenchPair
 from jobs.synthetic import Matrix, Size, corner_points, frame_homography, warp_points
 
 HOMOALIGN = "homoalign"
+BARE = "its solver alone"
 IDENTITY = "identity"
 ECC = "OpenCV ECC multi-scale"
 SIFT = "SIFT + USAC_MAGSAC"

@@ -11,7 +11,7 @@ import click
 import torch
 
 from jobs.bench.measure import show
-from jobs.bench.methods import ECC, HOMOALIGN, SIFT
+from jobs.bench.methods import BARE, ECC, HOMOALIGN, SIFT
 from jobs.bench.options import (
     BenchOptions,
     RenderOptions,
@@ -105,7 +105,11 @@ def speed_command(
     for size in frames:
         fitting = [batch for batch in counts if batch_mb(size, batch) <= max_batch_mb]
         left_out += [f"{name_of(size)} x {batch}" for batch in counts if batch not in fitting]
-        candidates = [Candidate(method=HOMOALIGN, batch=b, device=device, config=options.config) for b in fitting]
+        candidates = [
+            Candidate(method=method, batch=batch, device=device, config=options.config)
+            for batch in fitting
+            for method in (HOMOALIGN, BARE)
+        ]
         candidates += [Candidate(method=method) for method in PEERS if options.peers]
         measured[size] = measure(candidates, draw_speed_pairs(render, size, sigma), runs=runs) if candidates else []
     if not any(measured.values()):
@@ -118,6 +122,7 @@ def speed_command(
         rows,
         caption=f"Times are of one pair, one thread. / ECC, / SIFT: {unit} as a multiple of the peer's CPU time, "
         "from runs in turn. / 256x256: of the same at that size and batch; sizes are measured one after the other. "
+        f"{BARE}: pyramids and steps, without noise, light, cover, precision and verdict. "
         "<1 px, median px: mean corner error; a pair without a matrix is infinite. peak: of the process, "
         f"{'with its libraries' if device == 'cpu' else 'of homoalign its GPU memory'}; grew: what aligning added. "
         f"Corners moved by up to 10 px at 256, by the shorter side; noise {sigma:g}. "
@@ -169,7 +174,7 @@ def speed_rows(measured: Mapping[Size, Sequence[Measured]]) -> Iterator[Row]:
         by_method = {each.candidate.method: each for each in found}
         for each in found:
             candidate, laps = each.candidate, each.laps
-            is_ours = candidate.method == HOMOALIGN
+            is_ours = candidate.method in (HOMOALIGN, BARE)
             ratios: dict[str, float | str] = {
                 column: each.ratio_to(by_method[peer]) if is_ours and peer in by_method else NOT_APPLICABLE
                 for peer, column in SHORT.items()

@@ -19,9 +19,11 @@ import numpy.typing as npt
 import torch
 
 import homoalign
+from homoalign.aligner import group_size
 from jobs.bench import peers
+from jobs.bench.bare_solver import solve_bare
 from jobs.bench.measure import time_call
-from jobs.bench.methods import ECC, HOMOALIGN, SIFT, as_rgb, mean_distance_px
+from jobs.bench.methods import BARE, ECC, HOMOALIGN, SIFT, as_rgb, mean_distance_px
 from jobs.bench.pairs import BenchPair
 from jobs.bench.processes import MB, fresh_processes, memory_mb
 from jobs.child import keep_freed_memory, set_threads
@@ -36,7 +38,7 @@ Call = Callable[[], list[Matrix | None]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
-    """A way to align that is measured: homoalign with a batch size, or a peer, which takes one pair at a time."""
+    """A way to align that is measured: homoalign or its solver, with a batch size, or a peer, one pair at a time."""
 
     method: str
     batch: int = 1
@@ -142,7 +144,7 @@ def _prepared(candidate: Candidate, file: Path) -> tuple[list[Call], float]:
     keep_freed_memory()
     with np.load(file) as images:
         src, dst = images["src"], images["dst"]
-    if candidate.method == HOMOALIGN:
+    if candidate.method in BATCHED:
         calls: list[Call] = list(_batches(candidate, src, dst))
     else:
         align = PEERS[candidate.method]
@@ -159,12 +161,22 @@ def _batches(candidate: Candidate, src: Images, dst: Images) -> Iterator[Call]:
     for start in range(0, len(src), batch):
         chosen = np.arange(start, start + batch) % len(src)
         batch_src, batch_dst = (torch.from_numpy(images[chosen][:, None]).to(candidate.device) for images in (src, dst))
-        yield partial(_align, batch_src, batch_dst, candidate.config)
+        yield partial(BATCHED[candidate.method], batch_src, batch_dst, candidate.config)
 
 
 def _align(src: torch.Tensor, dst: torch.Tensor, config: homoalign.AlignConfig) -> list[Matrix | None]:
     matrices = homoalign.align(src, dst, config=config).dst_homo_src.cpu().numpy()
     return [matrix if np.isfinite(matrix).all() else None for matrix in matrices]
+
+
+def _solve_bare(src: torch.Tensor, dst: torch.Tensor, config: homoalign.AlignConfig) -> list[Matrix | None]:
+    """Solve groups of as many pairs as `homoalign.align` takes at a time."""
+    size = group_size(dst)
+    groups = zip(torch.split(src, size), torch.split(dst, size), strict=True)
+    return [matrix for group in groups for matrix in solve_bare(*group, config)]
+
+
+BATCHED = {HOMOALIGN: _align, BARE: _solve_bare}
 
 
 def _one(align: Callable[[Images, Images], Matrix | None], src: Images, dst: Images) -> list[Matrix | None]:
