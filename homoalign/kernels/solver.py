@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NotRequired, TypedDict, Unpack
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from homoalign.homography import SL3_BASIS
 from homoalign.kernels.compiler import (
     BLOCK,
     Bools,
@@ -24,11 +24,10 @@ from homoalign.kernels.compiler import (
     Floats,
     arrays,
     compiled,
-    factorise,
-    solve_factorised,
 )
 from homoalign.kernels.reading import read_pair
 from homoalign.kernels.robust import robust_scale_of, tail_share_of
+from homoalign.kernels.steps import damped_step, length_of, mixing_of, move
 from homoalign.kernels.sums import accumulate, accumulate_score, mirror
 from homoalign.residual import BORDER_PX, LEAST_DEPTH_RATIO, Alignment, DirectProblem, Frame
 from homoalign.solver import (
@@ -37,7 +36,6 @@ from homoalign.solver import (
     INITIAL_DAMPING,
     KEEP_PX,
     LARGEST_DAMPING,
-    LONGEST_EXTRAPOLATION,
     MAX_ITERATIONS,
     NO_DESCENT,
     OVERLAP_LOST,
@@ -49,7 +47,6 @@ from homoalign.solver import (
     Solution,
 )
 
-BASIS = SL3_BASIS.reshape(8, 9).numpy()
 LANES = 64
 FACTORS = 16
 """So many factors 1 + (r / width)^2 are multiplied before their logarithm is taken; float64 holds the product."""
@@ -86,17 +83,18 @@ class Points:
     frame: Frame
 
 
-def solve_direct(
-    problem: DirectProblem,
-    start: Alignment,
-    *,
-    max_iterations: int,
-    step_tol_px: float,
-    loss_width: float,
-    min_seen: Tensor,
-    slack: Slack,
-    clean_loss_width: float | None = None,
-) -> Solution[Alignment]:
+class RunSettings(TypedDict):
+    """How a run is to be done: the arguments of `solver.solve`."""
+
+    max_iterations: int
+    step_tol_px: float
+    loss_width: float
+    min_seen: Tensor
+    slack: Slack
+    clean_loss_width: NotRequired[float | None]
+
+
+def solve_direct(problem: DirectProblem, start: Alignment, **settings: Unpack[RunSettings]) -> Solution[Alignment]:
     """Do what `solver.solve` does, for images on the processor; the arguments are the same."""
     template = problem.template
     points = Points(
@@ -112,33 +110,23 @@ def solve_direct(
         free=problem.freedom.free,
         frame=problem.frame,
     )
-    return solve_points(
-        points,
-        start,
-        max_iterations=max_iterations,
-        step_tol_px=step_tol_px,
-        loss_width=loss_width,
-        min_seen=min_seen,
-        slack=slack,
-        clean_loss_width=clean_loss_width,
-    )
+    return solve_points(points, start, **settings)
 
 
-def solve_points(
-    points: Points,
-    start: Alignment,
-    *,
-    max_iterations: int,
-    step_tol_px: float,
-    loss_width: float,
-    min_seen: Tensor,
-    slack: Slack,
-    clean_loss_width: float | None = None,
-) -> Solution[Alignment]:
+def solve_points(points: Points, start: Alignment, **settings: Unpack[RunSettings]) -> Solution[Alignment]:
     """Do what `solver.solve` does, for points on the processor; the arguments are the same.
 
     The residual of a state is what is read less `gain * value + bias`.
     """
+    loss_width, slack = settings["loss_width"], settings["slack"]
+    limits = (
+        settings["max_iterations"],
+        settings["step_tol_px"],
+        loss_width,
+        settings.get("clean_loss_width") or loss_width,
+        slack.step_px,
+        slack.cost,
+    )
     frame = points.frame
     matrix, gain, bias = (part.clone().contiguous() for part in (start.dst_homo_src, start.gain, start.bias))
     stop = torch.full((len(gain),), MAX_ITERATIONS, dtype=torch.int64)
@@ -149,8 +137,8 @@ def solve_points(
         points.is_spline,
         *arrays(points.u, points.usable, points.value, points.slope, points.brightness, points.scale_floor),
         *arrays(points.free, frame.dst_homo_centred, frame.src_motion, frame.src_corners, frame.corner_motion),
-        (max_iterations, step_tol_px, loss_width, clean_loss_width or loss_width, slack.step_px, slack.cost),
-        *arrays(min_seen.double(), matrix, gain, bias, stop, num_iterations),
+        limits,
+        *arrays(settings["min_seen"].double(), matrix, gain, bias, stop, num_iterations),
     ]
     _solve(*arguments)
     return Solution(Alignment(matrix, gain, bias), stop, num_iterations)
@@ -209,14 +197,14 @@ def _solve(
                 slope[b], brightness[b], u[b], residual, seen, np.float32(1 / width), state[9], free,
                 not length_px <= KEEP_PX, JtJ, Jtr,
             )  # fmt: skip
-            solved = _damped_step(JtJ, Jtr, damping, plain_step)
-            mixing = _mixing(JtJ, plain_step, last_plain) if has_memory and accepted else 0.0
+            solved = damped_step(JtJ, Jtr, damping, plain_step)
+            mixing = mixing_of(JtJ, plain_step, last_plain) if has_memory and accepted else 0.0
             for i in range(10):
                 step[i] = plain_step[i]
                 if mixing != 0:
                     step[i] -= mixing * (last_step[i] + plain_step[i] - last_plain[i])
-            _move(state, step, src_motion, candidate)
-            length_px = min(_length_px(step, corner_motion), _length_px(plain_step, corner_motion))
+            move(state, step, src_motion, candidate)
+            length_px = min(length_of(step, corner_motion), length_of(plain_step, corner_motion))
             if solved and length_px <= step_tol_px:  # of a step this short the cost says nothing
                 state[:] = candidate
                 reason = CONVERGED
@@ -361,99 +349,6 @@ def _finish_curvature(free: Doubles, gain: float, JtJ: Doubles) -> None:
             JtJ[i, j] *= free[i] * (gain if i < 8 else 1.0) * free[j] * (gain if j < 8 else 1.0)
         if free[i] == 0:
             JtJ[i, i] = 1.0
-
-
-@compiled
-def _damped_step(JtJ: Doubles, Jtr: Doubles, damping: float, step: Doubles) -> bool:
-    """Solve (JtJ + damping * diag(JtJ)) step = -Jtr by Cholesky's method; False, and a zero step, where it fails."""
-    scaled, inverse_size = np.empty((10, 10)), np.empty(10)
-    for i in range(10):
-        inverse_size[i] = 1 / math.sqrt(JtJ[i, i]) if JtJ[i, i] > 0 else math.nan
-    for i in range(10):
-        for j in range(i + 1):
-            scaled[i, j] = JtJ[i, j] * inverse_size[i] * inverse_size[j]
-        scaled[i, i] += damping
-        step[i] = -Jtr[i] * inverse_size[i]
-    solved = factorise(scaled)
-    if solved:
-        solve_factorised(scaled, step)
-    for i in range(10):
-        step[i] *= inverse_size[i]
-        solved = solved and math.isfinite(step[i])
-    for i in range(10):
-        step[i] = step[i] if solved else 0.0
-    return solved
-
-
-@compiled
-def _mixing(JtJ: Doubles, plain_step: Doubles, last_plain: Doubles) -> float:
-    """How far `solver.Memory` extrapolates."""
-    along, across = 0.0, 0.0
-    for i in range(10):
-        of_metric = 0.0
-        for j in range(10):
-            of_metric += JtJ[i, j] * (plain_step[j] - last_plain[j])
-        along += plain_step[i] * of_metric
-        across += (plain_step[i] - last_plain[i]) * of_metric
-    mixing = along / across
-    return min(max(mixing, -LONGEST_EXTRAPOLATION), LONGEST_EXTRAPOLATION) if math.isfinite(mixing) else 0.0
-
-
-@compiled
-def _move(state: Doubles, step: Doubles, src_motion: Doubles, moved: Doubles) -> None:
-    """Write the state after a step: `homography.motion_of_step` on src's side, gain and bias added to."""
-    plus, minus, inverse = np.empty(9), np.empty(9), np.empty(9)
-    for k in range(9):
-        half = 0.0
-        for i in range(8):
-            half -= step[i] * BASIS[i, k] / 2
-        diagonal = 1.0 if k % 4 == 0 else 0.0
-        plus[k], minus[k] = diagonal + half, diagonal - half
-    _invert(minus, inverse)
-    motion, change = np.empty(9), np.empty(9)
-    _multiply_matrices(inverse, plus, motion)
-    for k in range(9):
-        change[k] = 0
-        for i in range(9):
-            change[k] += motion[i] * src_motion[i, k]
-    _multiply_matrices(state, change, moved)
-    for k in range(9):
-        moved[k] /= moved[8] if k < 8 else 1.0
-    moved[8] = 1.0
-    moved[9], moved[10] = state[9] + step[8], state[10] + step[9]
-
-
-@compiled
-def _multiply_matrices(a: Doubles, b: Doubles, product: Doubles) -> None:
-    """Write the product of two 3x3 matrices, row by row."""
-    for i in range(3):
-        for j in range(3):
-            product[3 * i + j] = a[3 * i] * b[j] + a[3 * i + 1] * b[3 + j] + a[3 * i + 2] * b[6 + j]
-
-
-@compiled
-def _invert(a: Doubles, inverse: Doubles) -> None:
-    """Write the inverse of a 3x3 matrix, by its cofactors."""
-    for i in range(3):
-        for j in range(3):
-            p, q, r, s = 3 * ((j + 1) % 3), 3 * ((j + 2) % 3), (i + 1) % 3, (i + 2) % 3
-            inverse[3 * i + j] = a[p + r] * a[q + s] - a[p + s] * a[q + r]
-    determinant = a[0] * inverse[0] + a[1] * inverse[3] + a[2] * inverse[6]
-    for k in range(9):
-        inverse[k] /= determinant
-
-
-@compiled
-def _length_px(step: Doubles, corner_motion: Doubles) -> float:
-    """How far a step moves src's furthest corner, to first order, pixels of the level."""
-    furthest = 0.0
-    for corner in range(4):
-        x, y = 0.0, 0.0
-        for i in range(8):
-            x += step[i] * corner_motion[i, corner]
-            y += step[i] * corner_motion[i, 4 + corner]
-        furthest = max(furthest, x * x + y * y)
-    return math.sqrt(furthest)
 
 
 @compiled
