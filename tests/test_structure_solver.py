@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from homoalign import AlignConfig, align
+from homoalign.homography import corner_errors
+from homoalign.pyramid import Level
 from homoalign.structure_problem import LevelRefiner
 
 CONFIG = AlignConfig(signal="structure", use_search=False, use_features=False)
@@ -25,3 +27,30 @@ def test_a_coarse_level_that_goes_astray_is_not_followed(make_pair, monkeypatch,
     monkeypatch.setattr(LevelRefiner, "refine", refine)
     result = align(src, 1 - dst, gt=truth, config=CONFIG)
     assert float(result.gt_corner_error_px[0]) < 0.3
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("motion_parameters", [4, 8])
+def test_compiled_steps_on_structure_end_where_those_of_torch_end(make_pair, rng, by_torch, motion_parameters, masked):
+    src, dst, truth = make_pair("coffee", size=(96, 128), max_offset_px=3.0)
+    mask = (torch.rand(2, 1, 96, 128, generator=rng) > 0.002).float() if masked else [None, None]
+    levels = [
+        Level(torch.as_tensor(image)[None, None].float(), None if hidden is None else hidden[None])
+        for image, hidden in zip((src, 1 - dst), mask, strict=True)
+    ]
+    start = torch.eye(3, dtype=torch.float64).repeat(3, 1, 1)
+    start[1, 0, 2], start[2, 1, 2] = 2.0, -1.5
+
+    def refine():
+        refiner = LevelRefiner(*levels, torch.zeros(3, dtype=torch.int64), 4096, AlignConfig())
+        found, steps = refiner.refine(start, motion_parameters)
+        return found, steps, refiner.score(found, 64)
+
+    (ours, steps, score), (expected, expected_steps, expected_score) = refine(), by_torch(refine)
+    assert steps.tolist() == expected_steps.tolist()
+    assert corner_errors(ours, expected, 96, 128).max() < 2e-3
+    torch.testing.assert_close(score, expected_score, atol=1e-4, rtol=0)
+    assert (
+        corner_errors(ours, torch.as_tensor(truth), 96, 128).mean()
+        < corner_errors(start, torch.as_tensor(truth), 96, 128).mean()
+    )
