@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import avg_pool2d, interpolate
 
 SIDE_PX = 256
 """The surround is looked for on an image whose shorter side is no longer than this."""
@@ -24,6 +24,9 @@ DEPTH = 0.06
 
 LEAST_BORDER = 0.25
 """Share of the border's pixels that touch it."""
+
+ALL_INSIDE = 0.999
+"""Of what an enlarged pixel is made of."""
 
 SAMPLING = 7
 """Every such row and column tells the range well enough to see that there can be no surround."""
@@ -53,8 +56,10 @@ def find_insides(gray: Tensor) -> tuple[Tensor, Tensor]:
         if found is None:
             is_framed[i] = False
             continue
-        where = torch.from_numpy(found).to(gray)
-        inside[i, 0] = where.repeat_interleave(pitch, 0).repeat_interleave(pitch, 1)[:height, :width]
+        where = torch.from_numpy(found).to(gray)[None, None]
+        # Between the pixels' centres, so that the edge has no steps.
+        where = interpolate(where, scale_factor=pitch, mode="bilinear") if pitch > 1 else where
+        inside[i] = (where[0, :, :height, :width] > ALL_INSIDE).to(gray)
     return is_framed, inside
 
 
