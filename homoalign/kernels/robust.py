@@ -1,4 +1,4 @@
-"""How large residuals are: quantiles of their size, the robust scale, the share in the tail."""
+"""How large residuals are: quantiles of size, the robust scale, the share in the tail; a line by the smaller half."""
 
 from __future__ import annotations
 
