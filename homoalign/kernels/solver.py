@@ -17,14 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from homoalign.kernels.compiler import (
-    BLOCK,
-    Bools,
-    Doubles,
-    Floats,
-    arrays,
-    compiled,
-)
+from homoalign.kernels.compiler import BLOCK, Bools, Doubles, Floats, arrays, compiled
 from homoalign.kernels.reading import read_pair
 from homoalign.kernels.robust import robust_scale_of, tail_share_of
 from homoalign.kernels.steps import damped_step, length_of, mixing_of, move
