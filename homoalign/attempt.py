@@ -12,10 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from homoalign import homography, metrics, verdict
+from homoalign import homography, metrics, rivals, verdict
 from homoalign.arguments import Pairs
 from homoalign.coarse_to_fine import solve_gauss_newton
-from homoalign.confidence import confidence as predict_confidence
 from homoalign.config import AlignConfig
 from homoalign.evidence import UNDETERMINED_480, Evidence
 from homoalign.full_size import solve_beside_cover
@@ -265,7 +264,7 @@ def _measure(
         "weak_correlation": weak,
         "overlap": fit.overlap,
         "src_overlap": metrics.share_of_src_seen(src_level, dst_level, level_matrix),
-        "rival": metrics.rival_correlation(patterns),
+        "rival": rivals.rival_correlation(patterns),
         "unexplained": unexplained,
         "corner_std_480": corner_std_480,
         "is_finite": finite,
@@ -288,8 +287,7 @@ def _measure(
     if len(asked) > 0:
         score = structure_score(batch.select(asked), matrix[asked.to(matrix.device)])
         evidence = evidence.with_structure(asked, score.cpu())
-    confidence = predict_confidence(evidence)
-    status, detail = verdict.judge(evidence, confidence, solved.stop_reason, config)
+    confidence, status, detail = verdict.judge(evidence, solved.stop_reason, config)
     nan = torch.full_like(fit.zncc, torch.nan)
     errors, reprojection = nan[:, None].expand(-1, 4), nan
     if batch.gt is not None:

@@ -10,6 +10,7 @@ B pairs, K hypotheses.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from homoalign.goodness import GOOD_ENOUGH, goodness
 from homoalign.homography import image_size
 from homoalign.hypotheses import Hypotheses, refine
 from homoalign.result import AlignResult
+from homoalign.rivals import weigh_hypotheses
 from homoalign.search import search_similarities
 from homoalign.status import Initialisation, StopReason
 from homoalign.verdict import can_judge
@@ -69,6 +71,7 @@ def run_cascade(batch: Batch, start: Tensor, initialisation: list[Initialisation
     if config.signal == "auto":
         result = _stay(batch, result)
     result = _follow_blocks(batch, result)
+    tried: list[Hypotheses] = []
     steps: list[tuple[bool, Initialisation, Callable[[Batch], Hypotheses]]] = [
         (config.use_search, Initialisation.SEARCH, _search),
         (config.use_features and config.model == "homography", Initialisation.FEATURES, _match),
@@ -78,11 +81,13 @@ def run_cascade(batch: Batch, start: Tensor, initialisation: list[Initialisation
         if is_wanted and len(doubtful) > 0:
             part = batch.select(doubtful)
             before = result.select(doubtful)
-            after = _escalate(part, before, name, propose)
+            proposed = propose(part)
+            tried.append(replace(proposed, pair=doubtful.to(proposed.pair.device)[proposed.pair]))
+            after = _escalate(part, before, name, proposed)
             is_new = (after.dst_homo_src != before.dst_homo_src).any(-1).any(-1)
             after = _go_on(part, _follow_blocks(part, after, among=is_new), signal)
             result = result.put(doubtful, after)
-    return result
+    return _weigh(batch, result, tried)
 
 
 def _indices(chosen: Tensor) -> Tensor:
@@ -167,15 +172,12 @@ def _follow_blocks(batch: Batch, result: AlignResult, among: Tensor | None = Non
     return _attempt_better(batch, result, index, result.second_opinion[index], _names(result, index), signal)
 
 
-def _escalate(
-    batch: Batch, result: AlignResult, name: Initialisation, propose: Callable[[Batch], Hypotheses]
-) -> AlignResult:
+def _escalate(batch: Batch, result: AlignResult, name: Initialisation, proposed: Hypotheses) -> AlignResult:
     """Try other starts, first on intensities, which are more precise, then on structure, which asks for less."""
-    refined = propose(batch)
-    if len(refined.pair) == 0:
+    if len(proposed.pair) == 0:
         return result
-    members, first = _first_of_each(refined.pair)
-    start, members = refined.dst_homo_src[first].cpu(), members.cpu()
+    members, first = _first_of_each(proposed.pair)
+    start, members = proposed.dst_homo_src[first].cpu(), members.cpu()
     for signal in SIGNALS[batch.config.signal]:
         open_ = _indices(~_is_settled(batch, result)[members])
         if len(open_) == 0:
@@ -198,6 +200,18 @@ def _attempt_better(
     better |= (good >= GOOD_ENOUGH) & (good_before < WRECK)
     chosen = _indices(better)
     return result.put(index[chosen], after.select(chosen))
+
+
+def _weigh(batch: Batch, result: AlignResult, tried: list[Hypotheses]) -> AlignResult:
+    """Doubt the answers that other starts rival, of all that were tried."""
+    if not tried:
+        return result
+    found = Hypotheses(
+        pair=torch.cat([each.pair for each in tried]),
+        dst_homo_src=torch.cat([each.dst_homo_src for each in tried]),
+        score=torch.cat([each.score for each in tried]),
+    )
+    return weigh_hypotheses(batch.src, batch.dst, result, found, batch.config)
 
 
 def _first_of_each(pair: Tensor) -> tuple[Tensor, Tensor]:

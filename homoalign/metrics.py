@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 
 from homoalign import homography, kernels
 from homoalign.homography import image_size
@@ -37,15 +37,6 @@ LEAST_TEXTURE = 0.003
 
 LEAST_SIGNAL = 0.3
 """Least share of an energy that is taken for signal, whatever the noise is said to be."""
-
-LEAST_SHIFTED = 0.4
-"""Share of both patterns that must still overlap when shifted: less agrees by chance."""
-
-LEAST_OWN = 0.3
-"""Where images correlate less, other shifts are compared with this: what is alike there is not intensity."""
-
-LOBE_PX = 3
-"""Shifts up to this long are the same answer."""
 
 INTERPOLATED_NOISE = 0.45
 """What bilinear interpolation leaves of white noise's variance, (2 / 3)^2 on average."""
@@ -255,61 +246,6 @@ def _pattern_sums(patterns: Patterns) -> tuple[Tensor, Tensor]:
     return whole, adaptive_avg_pool2d(per_block, BLOCKS).flatten(2)
 
 
-def rival_correlation(patterns: Patterns) -> Tensor:
-    """Say how well src would lie on dst elsewhere: the best of all other shifts, over what it is unshifted.
-
-    Bricks, windows and lines of text lie almost as well one course further. All shifts at once, by masked normalised
-    cross-correlation (Padfield, "Masked object registration in the Fourier domain", TIP 2012).
-
-    Returns:
-        (B,) float64, at least 0; above 1 where another shift is better. NaN where there is nothing to compare.
-    """
-    height, width = image_size(patterns.src)
-    size = (3 * height // 2, 3 * width // 2)  # shifts by up to half a side, either way
-    if kernels.serves(patterns.src):
-        parts = (patterns.src, patterns.dst, patterns.weight, patterns.counted)
-        products = kernels.products_of_spectra(torch.fft.rfft2(kernels.weighted_patterns(*parts, size)))
-    else:
-        root = patterns.weight.sqrt()
-        a, b = root * patterns.src, root * patterns.dst
-        inside = patterns.counted.to(a)
-        spectra = torch.fft.rfft2(torch.stack([a, a * a, b, b * b, inside], dim=1), s=size)
-        of_a, of_aa, of_b, of_bb, of_inside = spectra.unbind(1)
-        products = torch.stack([of_a.conj() * of_b, of_aa.conj() * of_inside, of_inside.conj() * of_bb], dim=1)
-    both, energy_a, energy_b = torch.fft.irfft2(products, s=size).unbind(1)
-    best, here = _second_best(both, energy_a, energy_b, (height // 2, width // 2))
-    rival = best / here.clamp_min(LEAST_OWN)
-    return torch.where(patterns.counted.any(-1).any(-1), rival, torch.nan).double()
-
-
-def _second_best(both: Tensor, energy_a: Tensor, energy_b: Tensor, reach: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Return (B,) the highest other peak of a correlation by FFT, and (B,) what it is unshifted.
-
-    Args:
-        both: (B, h, w) sums of products at every shift.
-        energy_a: (B, h, w) sums of squares of one image under the other, likewise.
-        energy_b: (B, h, w) of the other one.
-        reach: largest shift along y and x, pixels.
-    """
-    if kernels.serves(both):
-        return kernels.second_best(both, energy_a, energy_b, (*reach, LOBE_PX), LEAST_SHIFTED)
-    whole_a, whole_b = energy_a[:, :1, :1], energy_b[:, :1, :1]
-    enough = (energy_a > LEAST_SHIFTED * whole_a) & (energy_b > LEAST_SHIFTED * whole_b)
-    found = torch.where(enough, both / (energy_a * energy_b).clamp_min(1e-12).sqrt(), 0.0)
-    found = found.abs()  # one sensor may see bright what the other sees dark
-    y, x = (_shifts(side, found.device).abs() for side in found.shape[-2:])
-    possible = (y <= reach[0])[:, None] & (x <= reach[1]) & (torch.maximum(y[:, None], x) > LOBE_PX)
-    wrapped = torch.nn.functional.pad(found[:, None], (1, 1, 1, 1), mode="circular")
-    is_peak = found >= max_pool2d(wrapped, 3, stride=1)[:, 0]
-    return torch.where(possible & is_peak, found, 0.0).amax((-2, -1)), found[:, 0, 0]
-
-
-def _shifts(side: int, device: torch.device) -> Tensor:
-    """Return (side,) the shift of each entry of a correlation by FFT."""
-    k = torch.arange(side, device=device)
-    return torch.where(k > side // 2, k - side, k)
-
-
 def _window_mean(values: Tensor) -> Tensor:
     rows = avg_pool2d(values[:, None], (WINDOW, 1), stride=1, padding=(WINDOW // 2, 0))
     return avg_pool2d(rows, (1, WINDOW), stride=1, padding=(0, WINDOW // 2))[:, 0]
@@ -367,6 +303,12 @@ def corner_covariance(parameter_covariance: Tensor, dst_homo_src: Tensor, height
     Returns:
         (B, 4, 2, 2) pixels squared.
     """
+    jacobian = corner_jacobian(dst_homo_src, height, width)
+    return jacobian @ parameter_covariance[:, None, :8, :8] @ jacobian.mT
+
+
+def corner_jacobian(dst_homo_src: Tensor, height: int, width: int) -> Tensor:
+    """Return (B, 4, 2, 8), how the source's corners move with the parameters, in destination pixels."""
     to_pixels = homography.pixels_from_centred(height, width, device=dst_homo_src.device)
     corners = homography.image_corners(height, width, device=dst_homo_src.device)
     u = (corners - to_pixels[:2, 2]) / to_pixels[0, 0]
@@ -376,8 +318,7 @@ def corner_covariance(parameter_covariance: Tensor, dst_homo_src: Tensor, height
     xy = homogeneous[..., :2, None] / w
     d_xy_d_u = (matrix[:, None, :2, :2] - xy * matrix[:, None, 2:, :2]) / w  # (B, 4, 2, 2)
     motion = torch.stack([torch.stack(pair, dim=-1) for pair in homography.velocities(*u.unbind(-1))], dim=-1)
-    jacobian = d_xy_d_u @ motion  # (B, 4, 2, 8)
-    return jacobian @ parameter_covariance[:, None, :8, :8] @ jacobian.mT
+    return d_xy_d_u @ motion
 
 
 def corner_std(covariance: Tensor) -> Tensor:

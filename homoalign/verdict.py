@@ -1,16 +1,17 @@
-"""From evidence and `confidence` to `status` and `status_detail`."""
+"""From evidence to `confidence`, `status` and `status_detail`."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from homoalign.confidence import confidence as predict_confidence
 from homoalign.config import AlignConfig
 from homoalign.evidence import Evidence
 from homoalign.status import Status, StopReason
 
 REPEATED = 0.9
-"""When another shift correlates this well, as a share of the answer's own correlation, the detail says so..."""
+"""When another place correlates this well, as a share of the answer's own correlation, the detail says so..."""
 
 LEAST_REPEATED = 0.3
 """... if that correlation is more than chance."""
@@ -36,11 +37,12 @@ def can_judge(evidence: Evidence, config: AlignConfig) -> Tensor:
 
 
 def judge(
-    evidence: Evidence, confidence: Tensor, stop_reason: list[StopReason], config: AlignConfig
-) -> tuple[list[Status], list[str | None]]:
-    """Return the status of every pair and what went wrong, None where `ok`."""
+    evidence: Evidence, stop_reason: list[StopReason], config: AlignConfig
+) -> tuple[Tensor, list[Status], list[str | None]]:
+    """Return (B,) float64 confidence, the status of every pair and what went wrong, None where `ok`."""
+    confidence = predict_confidence(evidence)
     verdicts = [_judge_pair(i, evidence, float(confidence[i]), stop_reason[i], config) for i in range(len(stop_reason))]
-    return [status for status, _ in verdicts], [detail for _, detail in verdicts]
+    return confidence, [status for status, _ in verdicts], [detail for _, detail in verdicts]
 
 
 def _judge_pair(
@@ -73,7 +75,7 @@ def _judge_pair(
             f"{drift:.2g} px at 480, give or take {drift_std:.2g}"
         )
     if rival > REPEATED and correlation > LEAST_REPEATED:
-        doubt += f"; repeated texture: shifted, src lies {100 * rival:.0f} % as well"
+        doubt += f"; repeated texture: elsewhere src lies {100 * rival:.0f} % as well"
     unsettled = (StopReason.MAX_ITERATIONS, StopReason.NO_DESCENT, StopReason.OVERLAP_LOST)
     if stop_reason in unsettled and config.solver != "adam":
         return Status.NOT_CONVERGED, f"stop_reason={stop_reason}; {doubt}"

@@ -73,7 +73,7 @@ def test_how_far_an_answer_is_trusted_does_not_change_which_is_found(view, monke
     src, dst = as_batch(near[0], turned[0]), as_batch(near[1], turned[1])
     before = align(src, dst)
     assert before.initialisation == ["identity", "search"]
-    monkeypatch.setattr("homoalign.attempt.predict_confidence", lambda evidence: evidence.overlap * 0 + trust)
+    monkeypatch.setattr("homoalign.verdict.predict_confidence", lambda evidence: evidence.overlap * 0 + trust)
     after = align(src, dst)
     assert (after.confidence == trust).all()
     torch.testing.assert_close(after.dst_homo_src, before.dst_homo_src, rtol=0, atol=0)

@@ -11,10 +11,11 @@ from good_evidence import GOOD, of_pair
 from homoalign import Status, align
 from homoalign.confidence import confidence, load_calibration
 from homoalign.evidence import EVIDENCE, Evidence
-from homoalign.metrics import local_patterns, rival_correlation
+from homoalign.metrics import local_patterns
 from homoalign.pyramid import Level
+from homoalign.rivals import rival_correlation
 from jobs.bench.fit_confidence import fit
-from jobs.synthetic import load_scene, render_pair
+from jobs.synthetic import build_scene, load_photograph, load_scene, render_pair, similarity_homography, to_gray
 
 NOTHING = GOOD | {"local_correlation": 0.0, "weak_correlation": 0.0, "structure": 0.0, "parts_here": 0.05}
 NOTHING |= {"drift_480": 30.0, "drift_std_480": 20.0}
@@ -130,6 +131,20 @@ def wall(numpy_rng, *, own_noise):
 
 def test_a_repeat_is_not_ok_and_says_why(numpy_rng):
     result = align(*wall(numpy_rng, own_noise=True))
+    assert result.status[0] is not Status.OK
+    assert "repeated texture" in result.status_detail[0]
+
+
+def test_what_lies_as_well_upside_down_is_not_ok_and_says_why():
+    rng = np.random.default_rng(0)  # views that share as much of it either way
+    photograph = to_gray(load_photograph("astronaut"))
+    scene = build_scene((photograph + photograph[::-1, ::-1]) / 2)
+    size = (120, 160)
+    pair = render_pair(scene, similarity_homography(size, angle_deg=130.0), size, rng=rng)
+    src, dst = (view + 0.02 * rng.standard_normal(size, dtype=np.float32) for view in (pair.src, pair.dst))
+    result = align(src, dst)
+    assert result.initialisation == ["search"]
+    assert result.evidence[0, EVIDENCE.index("rival")] > 0.95
     assert result.status[0] is not Status.OK
     assert "repeated texture" in result.status_detail[0]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from homoalign import AlignConfig, align, metrics, parts
+from homoalign import AlignConfig, align, metrics, parts, rivals
 from homoalign.homography import corner_errors, motion_of_step, normalise, pixels_from_centred
 from homoalign.kernels.solver import solve_direct
 from homoalign.metrics import local_correlation, local_patterns
@@ -110,9 +110,9 @@ def test_the_verdict_reads_the_same_correlation(make_pair, by_torch):
 def test_rivals_are_those_of_torch(make_pair, by_torch, photograph):
     src, dst, truth = (torch.from_numpy(part)[None] for part in make_pair(photograph))
     patterns = local_patterns(Level(src[None].float(), None), Level(dst[None].float(), None), truth)
-    rival = metrics.rival_correlation(patterns)
+    rival = rivals.rival_correlation(patterns)
     assert rival.item() > 0.05
-    torch.testing.assert_close(rival, by_torch(lambda: metrics.rival_correlation(patterns)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(rival, by_torch(lambda: rivals.rival_correlation(patterns)), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("size", [(96, 128), (40, 50), (17, 90)])

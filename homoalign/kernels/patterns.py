@@ -163,7 +163,7 @@ def _write_products(
 
 
 def weighted_patterns(a: Tensor, b: Tensor, weight: Tensor, counted: Tensor, size: tuple[int, int]) -> Tensor:
-    """Write what `metrics.rival_correlation` transforms.
+    """Write what `rivals.rival_correlation` transforms.
 
     Args:
         a: (B, H, W) float32, of src.
@@ -216,7 +216,7 @@ def _products_of_spectra(spectra: Complexes, products: Complexes) -> None:
 def second_best(
     both: Tensor, energy_a: Tensor, energy_b: Tensor, reach: tuple[int, int, int], least_shifted: float
 ) -> tuple[Tensor, Tensor]:
-    """Do what `metrics._second_best` does; `reach` ends with the half side of the main peak."""
+    """Do what `rivals._second_best` does; `reach` ends with the half side of the main peak."""
     best, here = torch.zeros(len(both)), torch.zeros(len(both))
     _second_best(reach, np.float32(least_shifted), *arrays(both, energy_a, energy_b, best, here))
     return best, here

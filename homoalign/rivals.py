@@ -1,0 +1,147 @@
+"""Rivals: other places where src lies as well on dst as it does where it was put.
+
+Bricks, windows and lines of text lie almost as well one course further, and many of them upside down.
+
+B pairs, K hypotheses, H W rows and columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import max_pool2d
+
+from homoalign import homography, kernels, verdict
+from homoalign.config import AlignConfig
+from homoalign.evidence import Evidence
+from homoalign.homography import image_size
+from homoalign.hypotheses import SAME_CORNERS, Hypotheses
+from homoalign.metrics import Patterns, local_correlation, local_patterns
+from homoalign.pyramid import Level
+from homoalign.result import AlignResult
+from homoalign.zoom import match_levels, zoom_octave
+
+LEAST_SHIFTED = 0.4
+"""Share of what both show together that a rival must show too: less agrees by chance."""
+
+LEAST_OWN = 0.3
+"""Where images correlate less, rivals are compared with this: what is alike there is not intensity."""
+
+LOBE_PX = 3
+"""Shifts up to this long are the same answer."""
+
+
+def rival_correlation(patterns: Patterns) -> Tensor:
+    """Say how well src would lie on dst elsewhere: the best of all other shifts, over what it is unshifted.
+
+    Bricks, windows and lines of text lie almost as well one course further. All shifts at once, by masked normalised
+    cross-correlation (Padfield, "Masked object registration in the Fourier domain", TIP 2012).
+
+    Returns:
+        (B,) float64, at least 0; above 1 where another shift is better. NaN where there is nothing to compare.
+    """
+    height, width = image_size(patterns.src)
+    size = (3 * height // 2, 3 * width // 2)  # shifts by up to half a side, either way
+    if kernels.serves(patterns.src):
+        parts = (patterns.src, patterns.dst, patterns.weight, patterns.counted)
+        products = kernels.products_of_spectra(torch.fft.rfft2(kernels.weighted_patterns(*parts, size)))
+    else:
+        root = patterns.weight.sqrt()
+        a, b = root * patterns.src, root * patterns.dst
+        inside = patterns.counted.to(a)
+        spectra = torch.fft.rfft2(torch.stack([a, a * a, b, b * b, inside], dim=1), s=size)
+        of_a, of_aa, of_b, of_bb, of_inside = spectra.unbind(1)
+        products = torch.stack([of_a.conj() * of_b, of_aa.conj() * of_inside, of_inside.conj() * of_bb], dim=1)
+    both, energy_a, energy_b = torch.fft.irfft2(products, s=size).unbind(1)
+    best, here = _second_best(both, energy_a, energy_b, (height // 2, width // 2))
+    rival = best / here.clamp_min(LEAST_OWN)
+    return torch.where(patterns.counted.any(-1).any(-1), rival, torch.nan).double()
+
+
+def _second_best(both: Tensor, energy_a: Tensor, energy_b: Tensor, reach: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return (B,) the highest other peak of a correlation by FFT, and (B,) what it is unshifted.
+
+    Args:
+        both: (B, h, w) sums of products at every shift.
+        energy_a: (B, h, w) sums of squares of one image under the other, likewise.
+        energy_b: (B, h, w) of the other one.
+        reach: largest shift along y and x, pixels.
+    """
+    if kernels.serves(both):
+        return kernels.second_best(both, energy_a, energy_b, (*reach, LOBE_PX), LEAST_SHIFTED)
+    whole_a, whole_b = energy_a[:, :1, :1], energy_b[:, :1, :1]
+    enough = (energy_a > LEAST_SHIFTED * whole_a) & (energy_b > LEAST_SHIFTED * whole_b)
+    found = torch.where(enough, both / (energy_a * energy_b).clamp_min(1e-12).sqrt(), 0.0)
+    found = found.abs()  # one sensor may see bright what the other sees dark
+    y, x = (_shifts(side, found.device).abs() for side in found.shape[-2:])
+    possible = (y <= reach[0])[:, None] & (x <= reach[1]) & (torch.maximum(y[:, None], x) > LOBE_PX)
+    wrapped = torch.nn.functional.pad(found[:, None], (1, 1, 1, 1), mode="circular")
+    is_peak = found >= max_pool2d(wrapped, 3, stride=1)[:, 0]
+    return torch.where(possible & is_peak, found, 0.0).amax((-2, -1)), found[:, 0, 0]
+
+
+def _shifts(side: int, device: torch.device) -> Tensor:
+    """Return (side,) the shift of each entry of a correlation by FFT."""
+    k = torch.arange(side, device=device)
+    return torch.where(k > side // 2, k - side, k)
+
+
+def weigh_hypotheses(
+    src: list[Level], dst: list[Level], result: AlignResult, found: Hypotheses, config: AlignConfig
+) -> AlignResult:
+    """Doubt answers that another hypothesis rivals: turned, zoomed or further away than `rival_correlation` looks.
+
+    Args:
+        src: pyramid of the source images, full size first.
+        dst: pyramid of the destination images.
+        result: the answers.
+        found: refined hypotheses about some of the pairs, the answers' own starts among them.
+        config: the threshold of the verdict.
+
+    Returns:
+        `result`, with `evidence`, `confidence`, `status` and its detail of the pairs that have a stronger rival than
+        was known.
+    """
+    evidence = Evidence.of_table(result.evidence)
+    answer = result.dst_homo_src.to(found.dst_homo_src.device)
+    rival = _strongest(src, dst, answer, found).to(evidence.rival)
+    stronger = torch.nonzero(evidence.is_finite & (rival > evidence.rival.nan_to_num(0.0)))[:, 0]
+    if len(stronger) == 0:
+        return result
+    part = result.select(stronger)
+    doubted = replace(Evidence.of_table(part.evidence), rival=rival[stronger])
+    confidence, status, detail = verdict.judge(doubted, part.stop_reason, config)
+    part = replace(part, evidence=doubted.table(), confidence=confidence, status=status, status_detail=detail)
+    return result.put(stronger, part)
+
+
+def _strongest(src: list[Level], dst: list[Level], answer: Tensor, found: Hypotheses) -> Tensor:
+    """Return (B,) how well the best other hypothesis correlates, over what the (B, 3, 3) answer does; 0 without one."""
+    size, dst_side = image_size(src[0].image), min(image_size(dst[0].image))
+    own, own_share = _correlate(src, dst, torch.arange(len(answer), device=answer.device), answer)
+    value, share = _correlate(src, dst, found.pair, found.dst_homo_src)
+    distance = homography.corner_errors(found.dst_homo_src, answer[found.pair], *size).mean(-1)
+    is_other = ~(distance < SAME_CORNERS * dst_side) & (share > LEAST_SHIFTED * own_share[found.pair])
+    rival = torch.where(is_other, value / own.clamp_min(LEAST_OWN)[found.pair], 0.0)
+    return torch.zeros_like(own).scatter_reduce_(0, found.pair, rival, "amax")
+
+
+def _correlate(src: list[Level], dst: list[Level], pair: Tensor, dst_homo_src: Tensor) -> tuple[Tensor, Tensor]:
+    """Correlate the patterns of pairs under each of (K, 3, 3) matrices.
+
+    Returns:
+        (K,) float64 size of the correlation, 0 where there is nothing to compare, and (K,) share of dst compared.
+    """
+    octave = zoom_octave(dst_homo_src, image_size(src[0].image))
+    correlation, share = torch.zeros_like(dst_homo_src[:, 0, 0]), torch.zeros_like(dst_homo_src[:, 0, 0])
+    for zoom in sorted(set(octave.tolist())):
+        chosen = torch.nonzero(octave == zoom)[:, 0]
+        matched = match_levels(src, dst, zoom=zoom, side_px=verdict.LOCAL_LEVEL_SIDE_PX)
+        of_src, of_dst = (level.select(pair[chosen]) for level in (src[matched.src_level], dst[matched.dst_level]))
+        patterns = local_patterns(of_src, of_dst, matched.from_full(dst_homo_src[chosen]))
+        # One sensor may see bright what the other sees dark.
+        correlation[chosen] = local_correlation(patterns)[0].abs().nan_to_num(0.0)
+        share[chosen] = patterns.counted.double().mean((-2, -1))
+    return correlation, share
