@@ -1,9 +1,11 @@
 """The simplest motion that the data do not speak against, for pairs that cannot support the one that was asked for.
 
 Where little of the frame has texture, or all of it lies on a line, eight parameters fit noise and the corners wander.
-Lower models are then tried from the lowest up, and the first one stays whose residuals are no worse than chance makes
-them: the likelihood ratio of a robust fit (Huber and Ronchetti, "Robust Statistics", 2009, section 13.4), which is
-chi-squared with as many degrees of freedom as parameters were given up.
+Lower models are then tried from the lowest up, and the first one stays that two tests of a robust fit (Huber and
+Ronchetti, "Robust Statistics", 2009, section 13.4) leave to chance: the likelihood ratio, whether its residuals are no
+worse, and Wald's, whether it lies no further off than the parameters are known. Both are chi-squared with as many
+degrees of freedom as parameters were given up. The former alone is misled by noise as strong as the contrast, which is
+less where dst is read between its pixels, and of which a lower gain leaves less in the residual.
 
 B pairs, N points.
 """
@@ -13,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from homoalign import homography
+from homoalign import homography, metrics
 from homoalign.residual import Alignment, DirectProblem
 from homoalign.schedule import MOTION_PARAMETERS
 from homoalign.solver import cauchy, robust_scale, solve
@@ -25,6 +27,9 @@ LOWER_MODELS = ("translation", "euclidean", "similarity", "affine")
 
 CHANCE = {1: 10.8, 2: 13.8, 3: 16.3, 4: 18.5, 5: 20.5, 6: 22.5}
 """Chi-squared is larger once in a thousand, by degrees of freedom."""
+
+OF_FEW_BLOCKS = 3.0
+"""How much larger Wald's distance may be: the covariance is told by the few blocks of the frame that have texture."""
 
 MOST_TOGETHER = 50.0
 """What is less determined than this says nothing of how much residuals go together."""
@@ -82,11 +87,27 @@ def give_up_freedom(
         rise = ((cauchy(other_residual, width)[0] - cost) * both).sum(-1, dtype=torch.float64)
         # Near zero the loss is (r / width)^2, and width is loss_width standard deviations.
         is_chance = loss_width**2 * rise <= together * CHANCE[asked - kept]
+        far = _wald(part, covariance[index, :asked, :asked], full.dst_homo_src, solution.state.dst_homo_src)
+        is_chance &= ~(far > OF_FEW_BLOCKS * CHANCE[asked - kept])  # NaN: anything may be
         enough = both.sum(-1) > 0.9 * seen.sum(-1)
         stays = is_open & is_chance & enough
         chosen = solution.state.where(stays, chosen)
         is_open = is_open & ~stays
     return state.put(index, chosen)
+
+
+def _wald(problem: DirectProblem, covariance: Tensor, dst_homo_src: Tensor, other: Tensor) -> Tensor:
+    """Return (B,) the squared distance of other matrices, by the (B, P, P) covariance of the parameters.
+
+    NaN where that is singular.
+    """
+    size = problem.src_size
+    corners = homography.image_corners(*size, device=dst_homo_src.device)[None]
+    moved = homography.warp_points(other, corners) - homography.warp_points(dst_homo_src, corners)
+    jacobian = metrics.corner_jacobian(dst_homo_src, *size).flatten(1, 2)  # (B, 8, 8)
+    step = torch.linalg.solve_ex(jacobian, moved.flatten(1)).result[:, : covariance.shape[-1]]
+    scaled, info = torch.linalg.solve_ex(covariance, step)
+    return torch.where(info == 0, (step * scaled).sum(-1), torch.nan)
 
 
 def _nearest(problem: DirectProblem, dst_homo_src: Tensor, weight: Tensor, kept: int) -> Tensor:

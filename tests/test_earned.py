@@ -53,6 +53,21 @@ def test_perspective_that_is_earned_stays():
         assert align(src, dst, gt=truth, config=STAY).gt_corner_error_px.item() < 0.5  # 2 to 6 px with a similarity
 
 
+@pytest.mark.parametrize("photograph", ["cell", "moon"])
+def test_noise_on_little_texture_takes_no_perspective_away(photograph):
+    errors = []
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        truth = random_homography(rng, SIZE, 14.0)
+        pair = render_pair(load_scene(photograph, gray=True), truth, SIZE, rng=rng)
+        src, dst = (
+            (view + rng.normal(0, 24 / 255, SIZE)).clip(0, 1).astype(np.float32) for view in (pair.src, pair.dst)
+        )
+        intensity = AlignConfig(use_search=False, use_features=False, signal="intensity")
+        errors.append(align(src, dst, gt=truth, config=intensity).gt_corner_error_px.item())
+    assert np.median(errors) < 2.0  # 9 to 11 px by the likelihood ratio alone
+
+
 @pytest.mark.parametrize(("kept", "draw"), [(2, shifted), (4, turned), (6, turned)])
 def test_the_nearest_motion_of_a_model_is_the_motion_itself_where_it_is_one(kept, draw, numpy_rng):
     truth = torch.from_numpy(draw(numpy_rng))[None]
