@@ -22,7 +22,7 @@ from homoalign.goodness import GOOD_ENOUGH, goodness
 from homoalign.homography import image_size
 from homoalign.hypotheses import Hypotheses, refine
 from homoalign.result import AlignResult
-from homoalign.rivals import weigh_hypotheses
+from homoalign.rivals import strongest_rival, weigh_hypotheses
 from homoalign.search import search_similarities
 from homoalign.status import Initialisation, StopReason
 from homoalign.verdict import can_judge
@@ -46,6 +46,10 @@ WRECK = 0.01
 
 POINTS_ELSEWHERE = 2.0
 """Blocks that would move the corners by more than so many standard deviations are followed."""
+
+LOOKS_BETTER = 1.05
+"""A start under which the images correlate so many times as well as under the answer is followed: the search prefers
+much that agrees a little to little that agrees fully."""
 
 SEARCHED = 200
 """Hypotheses a pair that the search hands on."""
@@ -71,7 +75,7 @@ def run_cascade(batch: Batch, start: Tensor, initialisation: list[Initialisation
     if config.signal == "auto":
         result = _stay(batch, result)
     result = _follow_blocks(batch, result)
-    tried: list[Hypotheses] = []
+    tried: list[tuple[Initialisation, Hypotheses]] = []
     steps: list[tuple[bool, Initialisation, Callable[[Batch], Hypotheses]]] = [
         (config.use_search, Initialisation.SEARCH, _search),
         (config.use_features and config.model == "homography", Initialisation.FEATURES, _match),
@@ -82,12 +86,12 @@ def run_cascade(batch: Batch, start: Tensor, initialisation: list[Initialisation
             part = batch.select(doubtful)
             before = result.select(doubtful)
             proposed = propose(part)
-            tried.append(replace(proposed, pair=doubtful.to(proposed.pair.device)[proposed.pair]))
+            tried.append((name, replace(proposed, pair=doubtful.to(proposed.pair.device)[proposed.pair])))
             after = _escalate(part, before, name, proposed)
             is_new = (after.dst_homo_src != before.dst_homo_src).any(-1).any(-1)
             after = _go_on(part, _follow_blocks(part, after, among=is_new), signal)
             result = result.put(doubtful, after)
-    return _weigh(batch, result, tried)
+    return _weigh(batch, result, tried) if tried else result
 
 
 def _indices(chosen: Tensor) -> Tensor:
@@ -202,15 +206,24 @@ def _attempt_better(
     return result.put(index[chosen], after.select(chosen))
 
 
-def _weigh(batch: Batch, result: AlignResult, tried: list[Hypotheses]) -> AlignResult:
-    """Doubt the answers that other starts rival, of all that were tried."""
-    if not tried:
-        return result
+def _weigh(batch: Batch, result: AlignResult, tried: list[tuple[Initialisation, Hypotheses]]) -> AlignResult:
+    """Follow the other starts that look better than the answers, and doubt the answers that others still rival."""
     found = Hypotheses(
-        pair=torch.cat([each.pair for each in tried]),
-        dst_homo_src=torch.cat([each.dst_homo_src for each in tried]),
-        score=torch.cat([each.score for each in tried]),
+        pair=torch.cat([each.pair for _, each in tried]),
+        dst_homo_src=torch.cat([each.dst_homo_src for _, each in tried]),
+        score=torch.cat([each.score for _, each in tried]),
     )
+    if len(found.pair) == 0:
+        return result
+    names = [name for name, each in tried for _ in range(len(each.pair))]
+    rival, best = strongest_rival(batch.src, batch.dst, result.dst_homo_src.to(found.pair.device), found)
+    index = _indices(rival.cpu() > LOOKS_BETTER)
+    if len(index) > 0:
+        part, best = batch.select(index), best[index.to(best.device)]
+        start, of_best = found.dst_homo_src[best], [names[i] for i in best.tolist()]
+        after = attempt(part, start, of_best, is_near=True, signal=SIGNALS[batch.config.signal][0])
+        chosen = _indices(_is_settled(part, after) & (_goodness(after) > _goodness(result.select(index))))
+        result = result.put(index[chosen], after.select(chosen))
     return weigh_hypotheses(batch.src, batch.dst, result, found, batch.config)
 
 

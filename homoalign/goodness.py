@@ -51,6 +51,12 @@ NO_RIVAL = 14.03
 RIVAL = 14.99
 """Log-odds without a rival, and what one takes from them that does as well."""
 
+REPEATS = 1.5
+"""What an imperfect answer adds to its rival, at most, where both correlate fully."""
+
+LEAST_OWN = 0.3
+"""Where images correlate less, rivals were compared with this."""
+
 MOST_RIVAL = 1.2
 RIGHT_480 = 5.0
 LEAST_STD_480 = 1e-3
@@ -71,7 +77,7 @@ def goodness(evidence: Evidence) -> Tensor:
     Args:
         evidence: of the pairs.
     """
-    has_none = torch.sigmoid(NO_RIVAL - RIVAL * evidence.rival.nan_to_num(0.0).clamp(0, MOST_RIVAL))
+    has_none = torch.sigmoid(NO_RIVAL - RIVAL * _rivalry(evidence).clamp(0, MOST_RIVAL))
     unexplained = evidence.unexplained.nan_to_num(1.0).clamp(1, MOST_UNEXPLAINED)
     std_480 = evidence.corner_std_480.clamp(LEAST_STD_480, UNDETERMINED_480)
     std_480 = STD_FACTOR * unexplained**UNEXPLAINED_POWER * std_480
@@ -81,6 +87,19 @@ def goodness(evidence: Evidence) -> Tensor:
     odds = torch.fmax(_odds_of_intensity(evidence), STRUCTURE_SLOPE * (evidence.structure - EVEN_STRUCTURE))
     odds = torch.fmax(odds, _odds_of_parts(evidence))
     return torch.where(evidence.is_finite, torch.sigmoid(odds) * has_none * precise * _agrees(evidence), 0.0)
+
+
+def _rivalry(evidence: Evidence) -> Tensor:
+    """Return (B,) how strong the best rival is; more where another, better one is likely.
+
+    Texture that lies nearly as well elsewhere repeats. What lies where it belongs is alike in full, what lies on a
+    repeat in part only: the rival weighs more, the less of the way from the rival's correlation to 1 the answer has
+    come.
+    """
+    rival, correlation = evidence.rival.nan_to_num(0.0), evidence.correlation.clamp(0, 1)
+    elsewhere = rival * correlation.clamp_min(LEAST_OWN)
+    missing = ((1 - correlation) / (1 - elsewhere).clamp_min(1e-3)).clamp(0, 1)
+    return rival + REPEATS * elsewhere.square() * missing
 
 
 def _odds_of_parts(evidence: Evidence) -> Tensor:

@@ -106,7 +106,7 @@ def weigh_hypotheses(
     """
     evidence = Evidence.of_table(result.evidence)
     answer = result.dst_homo_src.to(found.dst_homo_src.device)
-    rival = _strongest(src, dst, answer, found).to(evidence.rival)
+    rival = strongest_rival(src, dst, answer, found)[0].to(evidence.rival)
     stronger = torch.nonzero(evidence.is_finite & (rival > evidence.rival.nan_to_num(0.0)))[:, 0]
     if len(stronger) == 0:
         return result
@@ -117,15 +117,28 @@ def weigh_hypotheses(
     return result.put(stronger, part)
 
 
-def _strongest(src: list[Level], dst: list[Level], answer: Tensor, found: Hypotheses) -> Tensor:
-    """Return (B,) how well the best other hypothesis correlates, over what the (B, 3, 3) answer does; 0 without one."""
+def strongest_rival(src: list[Level], dst: list[Level], answer: Tensor, found: Hypotheses) -> tuple[Tensor, Tensor]:
+    """Look for the other hypothesis under which the patterns of a pair correlate best.
+
+    Args:
+        src: pyramid of the source images, full size first.
+        dst: pyramid of the destination images.
+        answer: (B, 3, 3) float64, full-size pixels.
+        found: refined hypotheses about some of the pairs, on the device of `answer`.
+
+    Returns:
+        rival: (B,) float64, its correlation over that of the answer; 0 without one.
+        index: (B,) int64, which of `found` it is; any where there is none.
+    """
     size, dst_side = image_size(src[0].image), min(image_size(dst[0].image))
     own, own_share = _correlate(src, dst, torch.arange(len(answer), device=answer.device), answer)
     value, share = _correlate(src, dst, found.pair, found.dst_homo_src)
     distance = homography.corner_errors(found.dst_homo_src, answer[found.pair], *size).mean(-1)
     is_other = ~(distance < SAME_CORNERS * dst_side) & (share > LEAST_SHIFTED * own_share[found.pair])
     rival = torch.where(is_other, value / own.clamp_min(LEAST_OWN)[found.pair], 0.0)
-    return torch.zeros_like(own).scatter_reduce_(0, found.pair, rival, "amax")
+    of_pair = torch.arange(len(answer), device=answer.device)[:, None] == found.pair  # (B, K)
+    best, index = torch.where(of_pair, rival, -1.0).max(-1)
+    return best.clamp_min(0.0), index
 
 
 def _correlate(src: list[Level], dst: list[Level], pair: Tensor, dst_homo_src: Tensor) -> tuple[Tensor, Tensor]:
