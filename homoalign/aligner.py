@@ -7,7 +7,7 @@ B pairs, C channels, H W rows and columns.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -110,11 +110,30 @@ def warm_up() -> None:
     align(planes, pixels.contiguous().movedim(-1, 1), config=config)  # not found: the search is warm too
 
 
-def _read_gray(image: Tensor, mask: Tensor | None) -> Level:
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """One side of the pairs, in gray.
+
+    Attributes:
+        plain: with no mask but the caller's.
+        level: likewise, but what is not finite is masked too.
+        is_spoiled: (B,) bool on the CPU, where that is anything.
+        may_be_framed: whether the caller left it to us to mask what surrounds the picture.
+    """
+
+    plain: Level
+    level: Level
+    is_spoiled: Tensor
+    may_be_framed: bool
+
+
+def _read_gray(image: Tensor, mask: Tensor | None) -> _Read:
     gray, finite = to_gray(image)
-    if finite is not None:
-        mask = finite if mask is None else mask & finite
-    return Level(gray, None if mask is None else mask.to(gray.dtype))
+    plain = Level(gray, None if mask is None else mask.to(gray.dtype))
+    if finite is None:
+        return _Read(plain, plain, torch.zeros(len(gray), dtype=torch.bool), mask is None)
+    level = Level(gray, (finite if mask is None else mask & finite).to(gray.dtype))
+    return _Read(plain, level, ~finite.flatten(1).all(-1).cpu(), mask is None)
 
 
 def _align_group(pairs: Pairs, config: AlignConfig, trace: bool) -> AlignResult:
@@ -122,49 +141,50 @@ def _align_group(pairs: Pairs, config: AlignConfig, trace: bool) -> AlignResult:
     too_small = _too_small(pairs, config)
     if too_small is not None:
         return AlignResult.blank([Status.TOO_SMALL] * len(pairs.src), [too_small] * len(pairs.src))
-    src, dst = _read_gray(pairs.src, pairs.src_mask), _read_gray(pairs.dst, pairs.dst_mask)
-    if not config.ignore_surround or config.solver == "adam":  # the tutorial knows no masks
-        return _align_levels(pairs, src, dst, config, trace)
-    is_framed, framed_src, framed_dst = _leave_out_surrounds(src, dst)
+    sides = [_read_gray(pairs.src, pairs.src_mask), _read_gray(pairs.dst, pairs.dst_mask)]
+    is_masked, levels = sides[0].is_spoiled | sides[1].is_spoiled, [side.level for side in sides]
+    if config.ignore_surround and config.solver != "adam":  # the tutorial knows no masks
+        for k, side in enumerate(sides):
+            is_framed, levels[k] = _leave_out_surround(side)
+            is_masked = is_masked | is_framed
     parts, order = [], []
-    # Apart, so that no pair's answer depends on which others it comes with.
-    for chosen, of_src, of_dst in ((~is_framed, src, dst), (is_framed, framed_src, framed_dst)):
+    # Apart, and these with masks on both sides, so that no pair's answer depends on which others it comes with.
+    for chosen, (src, dst) in ((~is_masked, [side.plain for side in sides]), (is_masked, map(_with_mask, levels))):
         index = torch.nonzero(chosen)[:, 0]
         if len(index) == len(chosen):  # as most are
-            return _align_levels(pairs, of_src, of_dst, config, trace)
+            return _align_levels(pairs, src, dst, config, trace)
         if len(index) == 0:
             continue
         here = index.to(src.image.device)
-        parts.append(_align_levels(pairs.select(index), of_src.select(here), of_dst.select(here), config, trace))
+        parts.append(_align_levels(pairs.select(index), src.select(here), dst.select(here), config, trace))
         order.append(index)
     return AlignResult.concatenate(parts).select(torch.cat(order).argsort())
 
 
-def _leave_out_surrounds(src: Level, dst: Level) -> tuple[Tensor, Level, Level]:
-    """Mask the surrounds of images whose caller gave no mask.
+def _with_mask(level: Level) -> Level:
+    return level if level.mask is not None else Level(level.image, torch.ones_like(level.image))
+
+
+def _leave_out_surround(side: _Read) -> tuple[Tensor, Level]:
+    """Mask what surrounds the pictures whose caller gave no mask.
 
     Returns:
-        is_framed: (B,) bool on the CPU, which pairs have one in either image.
-        src: the level, with a mask where any pair has one.
-        dst: likewise.
+        is_framed: (B,) bool on the CPU, which of them have a surround.
+        level: the side's, with a mask where any has.
     """
-    insides = [find_insides(level.image) if level.mask is None else None for level in (src, dst)]
-    is_framed = torch.zeros(len(src.image), dtype=torch.bool)
-    for found in insides:
-        if found is not None:
-            is_framed |= found[0]
+    if not side.may_be_framed:
+        return torch.zeros_like(side.is_spoiled), side.level
+    is_framed, inside = find_insides(side.level.image)
     if not bool(is_framed.any()):
-        return is_framed, src, dst
-    src, dst = (
-        level if found is None else Level(level.image, found[1].contiguous())
-        for level, found in zip((src, dst), insides, strict=True)
-    )
-    return is_framed, src, dst
+        return is_framed, side.level
+    mask = inside if side.level.mask is None else inside * side.level.mask
+    return is_framed, Level(side.level.image, mask.contiguous())
 
 
 def _align_levels(pairs: Pairs, src: Level, dst: Level, config: AlignConfig, trace: bool) -> AlignResult:
     """Rule out the pairs that cannot be aligned, solve and judge the others, whose full-size levels these are."""
-    start = find_start(pairs.init, len(pairs.src), image_size(pairs.src), image_size(pairs.dst))
+    model = config.model if config.solver == "gauss_newton" else "homography"
+    start = find_start(pairs.init, len(pairs.src), image_size(pairs.src), image_size(pairs.dst), model=model)
     ruled_out = _rule_out(src, dst, start, config)
     status, detail = zip(*ruled_out, strict=True)
     result = AlignResult.blank(status, detail)

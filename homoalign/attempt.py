@@ -263,7 +263,7 @@ def _measure(
         "local_correlation": whole,
         "weak_correlation": weak,
         "overlap": fit.overlap,
-        "src_overlap": metrics.share_of_src_seen(src_level, dst_level, level_matrix),
+        "src_overlap": metrics.share_of_src_seen(src_level, dst_level, level_matrix, fit.overlap),
         "rival": rivals.rival_correlation(patterns),
         "unexplained": unexplained,
         "corner_std_480": corner_std_480,

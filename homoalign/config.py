@@ -22,7 +22,8 @@ class AlignConfig:
     """`gauss_newton`: this project's solver; `adam`: kornia's tutorial, with its published settings."""
 
     model: Model = "homography"
-    """Motion `gauss_newton` adds to the start: `translation`, `euclidean`, `similarity`, `affine`, `homography`."""
+    """Motion `gauss_newton` finds, or adds to a prior: `translation`, `euclidean`, `similarity`, `affine` or
+    `homography`."""
 
     photometric: Photometric = "auto"
     """Light the solver fits: a tone curve and slow fields where they explain more (`auto`), `gain_bias`, or `none`."""

@@ -51,7 +51,7 @@ NO_RIVAL = 14.03
 RIVAL = 14.99
 """Log-odds without a rival, and what one takes from them that does as well."""
 
-REPEATS = 1.5
+REPEATS = 4.0
 """What an imperfect answer adds to its rival, at most, where both correlate fully."""
 
 LEAST_OWN = 0.3

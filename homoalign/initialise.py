@@ -5,12 +5,14 @@ B pairs.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from homoalign import homography
+from homoalign.config import Model
 from homoalign.status import Initialisation
 
 
@@ -29,7 +31,9 @@ class Start:
     fault: list[str | None]
 
 
-def find_start(init: Tensor | None, batch: int, src_size: tuple[int, int], dst_size: tuple[int, int]) -> Start:
+def find_start(
+    init: Tensor | None, batch: int, src_size: tuple[int, int], dst_size: tuple[int, int], *, model: Model
+) -> Start:
     """Take the priors where there are any.
 
     Args:
@@ -37,8 +41,9 @@ def find_start(init: Tensor | None, batch: int, src_size: tuple[int, int], dst_s
         batch: B.
         src_size: (height, width), pixels.
         dst_size: (height, width), pixels.
+        model: of motion; the identity is one of its kind.
     """
-    identity = homography.frame_to_frame(src_size, dst_size).expand(batch, 3, 3)
+    identity = _identity(src_size, dst_size, model).expand(batch, 3, 3)
     if init is None:
         return Start(identity, [Initialisation.IDENTITY] * batch, [None] * batch)
     has_prior = ~init.isnan().flatten(1).all(-1)
@@ -47,6 +52,19 @@ def find_start(init: Tensor | None, batch: int, src_size: tuple[int, int], dst_s
     start = torch.where(sound[:, None, None], homography.normalise(init), identity)
     names = [Initialisation.PRIOR if given else Initialisation.IDENTITY for given in has_prior]
     return Start(start, names, fault)
+
+
+def _identity(src_size: tuple[int, int], dst_size: tuple[int, int], model: Model) -> Tensor:
+    """Return (3, 3) float64: frame onto frame as far as the model may scale, centre onto centre where it may not."""
+    matrix = homography.frame_to_frame(src_size, dst_size)
+    if model in ("affine", "homography"):
+        return matrix
+    scale = math.sqrt(math.prod(dst_size) / math.prod(src_size)) if model == "similarity" else 1.0
+    matrix[0, 0] = matrix[1, 1] = scale
+    for axis in (0, 1):
+        src_centre, dst_centre = ((size[1 - axis] - 1) / 2 for size in (src_size, dst_size))
+        matrix[axis, 2] = dst_centre - scale * src_centre
+    return matrix
 
 
 def prior_fault(dst_homo_src_init: Tensor) -> str | None:

@@ -256,15 +256,32 @@ def _mean(values: Tensor, counted: Tensor) -> Tensor:
     return summed / counted.sum((-2, -1), keepdim=True).clamp_min(1) + 1e-12
 
 
-def share_of_src_seen(src: Level, dst: Level, dst_homo_src: Tensor) -> Tensor:
-    """Return (B,) share of src's pixels that land on dst; masks do not count."""
-    height, width = src.image.shape[-2:]
-    if kernels.serves(src.image):
-        return kernels.count_inside(dst_homo_src, (height, width), image_size(dst.image)) / (height * width)
-    y, x = (torch.arange(side, dtype=dst_homo_src.dtype, device=dst_homo_src.device) for side in (height, width))
+def share_of_src_seen(src: Level, dst: Level, dst_homo_src: Tensor, overlap: Tensor) -> Tensor:
+    """Return (B,) share of src's pixels that land on dst, less what masks take from it.
+
+    Args:
+        src: source images.
+        dst: destination images.
+        dst_homo_src: (B, 3, 3).
+        overlap: (B,) share of dst that is covered, masks honoured; they are taken to take as much of src.
+    """
+    sizes = image_size(src.image), image_size(dst.image)
+    seen = _share_inside(dst_homo_src, *sizes)
+    if src.mask is None and dst.mask is None:
+        return seen
+    covered = _share_inside(inverse(dst_homo_src), *reversed(sizes))
+    return seen * (overlap / covered).clamp_max(1).nan_to_num(0.0)
+
+
+def _share_inside(H_b_a: Tensor, size_a: tuple[int, int], size_b: tuple[int, int]) -> Tensor:
+    """Return (B,) float64 share of image a's pixels that land on image b."""
+    height, width = size_a
+    if kernels.serves(H_b_a, torch.float64):
+        return kernels.count_inside(H_b_a, size_a, size_b) / (height * width)
+    y, x = (torch.arange(side, dtype=H_b_a.dtype, device=H_b_a.device) for side in size_a)
     xy = torch.cartesian_prod(y, x).flip(-1)[None]
-    warped = homography.warp_points(dst_homo_src, xy.expand(len(dst_homo_src), -1, -1))
-    return is_inside(warped, image_size(dst.image)).double().mean(-1)
+    warped = homography.warp_points(H_b_a, xy.expand(len(H_b_a), -1, -1))
+    return is_inside(warped, size_b).double().mean(-1)
 
 
 def reprojection_l1(src: Tensor, dst_homo_src: Tensor, dst_homo_src_gt: Tensor, size: tuple[int, int]) -> Tensor:

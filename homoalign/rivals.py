@@ -17,10 +17,11 @@ from homoalign import homography, kernels, verdict
 from homoalign.config import AlignConfig
 from homoalign.evidence import Evidence
 from homoalign.homography import image_size
-from homoalign.hypotheses import SAME_CORNERS, Hypotheses
+from homoalign.hypotheses import Hypotheses
 from homoalign.metrics import Patterns, local_correlation, local_patterns
 from homoalign.pyramid import Level
 from homoalign.result import AlignResult
+from homoalign.sampling import is_inside
 from homoalign.zoom import match_levels, zoom_octave
 
 LEAST_SHIFTED = 0.4
@@ -28,6 +29,12 @@ LEAST_SHIFTED = 0.4
 
 LEAST_OWN = 0.3
 """Where images correlate less, rivals are compared with this: what is alike there is not intensity."""
+
+SAME_PLACE = 0.02
+"""Answers that put what they show less than this share of dst's side apart are the same."""
+
+PLACES = 12
+"""Of src, along each side, at which answers are compared."""
 
 LOBE_PX = 3
 """Shifts up to this long are the same answer."""
@@ -130,15 +137,30 @@ def strongest_rival(src: list[Level], dst: list[Level], answer: Tensor, found: H
         rival: (B,) float64, its correlation over that of the answer; 0 without one.
         index: (B,) int64, which of `found` it is; any where there is none.
     """
-    size, dst_side = image_size(src[0].image), min(image_size(dst[0].image))
     own, own_share = _correlate(src, dst, torch.arange(len(answer), device=answer.device), answer)
     value, share = _correlate(src, dst, found.pair, found.dst_homo_src)
-    distance = homography.corner_errors(found.dst_homo_src, answer[found.pair], *size).mean(-1)
-    is_other = ~(distance < SAME_CORNERS * dst_side) & (share > LEAST_SHIFTED * own_share[found.pair])
+    sizes = image_size(src[0].image), image_size(dst[0].image)
+    distance = _distance_over_overlap(answer[found.pair], found.dst_homo_src, *sizes)
+    is_other = ~(distance < SAME_PLACE * min(sizes[1])) & (share > LEAST_SHIFTED * own_share[found.pair])
     rival = torch.where(is_other, value / own.clamp_min(LEAST_OWN)[found.pair], 0.0)
     of_pair = torch.arange(len(answer), device=answer.device)[:, None] == found.pair  # (B, K)
     best, index = torch.where(of_pair, rival, -1.0).max(-1)
     return best.clamp_min(0.0), index
+
+
+def _distance_over_overlap(
+    answer: Tensor, other: Tensor, src_size: tuple[int, int], dst_size: tuple[int, int]
+) -> Tensor:
+    """Return (K,) how far apart two (K, 3, 3) matrices put what the first shows, pixels of dst on average.
+
+    NaN where it shows nothing. Not at the corners: those of a small overlap lie far from all that either knows.
+    """
+    y, x = (torch.linspace(0, side - 1, PLACES, dtype=answer.dtype, device=answer.device) for side in src_size)
+    xy = torch.cartesian_prod(y, x).flip(-1).expand(len(answer), -1, -1)
+    place = homography.warp_points(answer, xy)
+    is_shown = is_inside(place, dst_size)
+    distance = (homography.warp_points(other, xy) - place).norm(dim=-1).nan_to_num(torch.inf)
+    return torch.where(is_shown, distance, 0.0).sum(-1) / is_shown.sum(-1)
 
 
 def _correlate(src: list[Level], dst: list[Level], pair: Tensor, dst_homo_src: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,9 @@ from homoalign.structure import CHANNELS, HARMONICS, Structure, describe
 CANVAS_SIDE_PX = 64
 """Geometric mean of the sides of both canvases; where one image shows less of the scene, its canvas is smaller."""
 
+LONGEST_CANVAS_PX = 256
+"""No side of a canvas is longer. Only strips ask for more, and those of 100 : 1 for gigabytes and minutes."""
+
 ROTATION_STEP_DEG = 10.0
 SCALE_STEP = 2**0.4
 
@@ -67,8 +70,10 @@ def search_similarities(src: list[Level], dst: list[Level], config: AlignConfig,
     matrices, scores = [], []
     may_turn, may_scale = (MOTION_PARAMETERS[config.model] >= MOTION_PARAMETERS[k] for k in ("euclidean", "similarity"))
     rotations = _rotations(config.search_max_rotation_deg if may_turn else 0.0, src[0].image.device)
+    src_side, dst_side = (math.sqrt(math.prod(image_size(pyramid[0].image))) for pyramid in (src, dst))
+    of_frames = dst_side / src_side if may_scale else 1.0
     for scale in _scales(config.search_max_scale if may_scale else 1.0):
-        found, score = _search_scale(src, dst, scale, rotations)
+        found, score = _search_scale(src, dst, scale * of_frames, rotations)
         matrices.append(found)
         scores.append(score)
     score, matrix = torch.cat(scores, dim=1), torch.cat(matrices, dim=1)
@@ -93,17 +98,19 @@ def _rotations(largest_deg: float, device: torch.device) -> Tensor:
     )
 
 
-def _search_scale(src: list[Level], dst: list[Level], scale: float, rotation: Tensor) -> tuple[Tensor, Tensor]:
-    """Search all rotations and translations at one scale, relative to that of frame onto frame.
+def _search_scale(src: list[Level], dst: list[Level], dst_per_src: float, rotation: Tensor) -> tuple[Tensor, Tensor]:
+    """Search all rotations and translations at one scale.
 
     Returns:
         dst_homo_src: (B, R * PEAKS_PER_ROTATION, 3, 3) float64, full-size pixels.
         score: (B, R * PEAKS_PER_ROTATION).
     """
     src_side, dst_side = (math.sqrt(math.prod(image_size(pyramid[0].image))) for pyramid in (src, dst))
-    dst_per_src = scale * dst_side / src_side
     # No canvas is finer than its image.
     src_pitch = max(math.sqrt(src_side * dst_side / dst_per_src) / CANVAS_SIDE_PX, 1, 1 / dst_per_src)
+    # A strip's is turned, and padded to a square, at every angle.
+    src_longest, dst_longest = (max(image_size(pyramid[0].image)) for pyramid in (src, dst))
+    src_pitch = max(src_pitch, src_longest / LONGEST_CANVAS_PX, dst_longest / dst_per_src / LONGEST_CANVAS_PX)
     from_src, onto_dst = _make_canvas(src, src_pitch), _make_canvas(dst, src_pitch * dst_per_src)
     channels, usable, turned_homo_src = _turn(from_src.structure, rotation)
     score, x, y = _best_shifts(channels, usable, onto_dst.structure, min_overlap=_min_overlap(from_src, onto_dst))

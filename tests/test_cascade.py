@@ -10,7 +10,14 @@ from homoalign import AlignConfig, Status, align, cascade
 from homoalign.homography import corner_errors
 from homoalign.status import StopReason
 from jobs.degrade import add_blur, adjust_exposure, occlude, see_by_other_sensor, to_uint8
-from jobs.synthetic import load_photograph, load_scene, random_homography, render_pair, similarity_homography
+from jobs.synthetic import (
+    load_photograph,
+    load_scene,
+    random_homography,
+    render_pair,
+    similarity_homography,
+    to_gray,
+)
 
 SIZE = (120, 160)
 BARE = AlignConfig(use_search=False, use_features=False)
@@ -149,6 +156,31 @@ def test_a_prior_that_is_100_px_off_is_searched_past(view):
     assert result.status == [Status.OK]
     assert result.initialisation == ["search"]
     assert result.gt_corner_error_px.item() < 0.1
+
+
+@pytest.mark.parametrize("shift", [(28, 103), (-92, 141), (-136, 60)])
+def test_bricks_are_laid_where_they_belong_and_not_a_course_off(shift, numpy_rng):
+    wall, side, (x, y) = load_photograph("brick"), 300, shift
+    left, top = (max(0, -step) + 20 for step in shift)
+    src, dst = (wall[row : row + side, column : column + side] for row, column in ((top, left), (top + y, left + x)))
+    src, dst = (view + numpy_rng.normal(0, 4 / 255, view.shape).astype(np.float32) for view in (src, dst))
+    truth = np.array([[1, 0, -x], [0, 1, -y], [0, 0, 1.0]])
+    result = align(src.clip(0, 1), dst.clip(0, 1), gt=truth)
+    assert result.gt_corner_error_px.item() < 0.5  # a hundred for seven of thirty, all of them ok, by what agrees most
+    assert result.status == [Status.OK]
+
+
+def test_less_than_half_of_a_framed_view_is_enough_where_all_of_it_agrees():
+    photograph = to_gray(load_photograph("astronaut"))
+    views = []
+    for left, top in ((150, 80), (28, 120)):
+        view = np.ones((240, 300), dtype=np.float32)
+        view[25:-25, 25:-25] = photograph[top + 25 : top + 215, left + 25 : left + 275]
+        views.append(view)
+    result = align(*views, gt=np.array([[1, 0, 122.0], [0, 1, -40.0], [0, 0, 1]]))
+    assert result.overlap.item() < 0.45
+    assert result.gt_corner_error_px.item() < 0.05
+    assert result.confidence.item() > 0.95
 
 
 def test_a_good_prior_spares_the_search(view):

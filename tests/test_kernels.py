@@ -309,12 +309,14 @@ def test_what_is_usable_is_what_torch_finds_usable(rng, by_torch):
 
 @pytest.mark.parametrize("shift", [(0.0, 0.0), (20.5, -7.25), (900.0, 0.0)])
 def test_what_of_src_is_seen_is_what_torch_sees(by_torch, shift):
-    src, dst = (Level(torch.zeros(2, 1, *size), None) for size in ((40, 60), (50, 45)))
+    src, dst = (Level(torch.zeros(2, 1, *size), torch.ones(2, 1, *size)) for size in ((40, 60), (50, 45)))
     matrix = torch.eye(3, dtype=torch.float64).repeat(2, 1, 1)
     matrix[0, :2, 2] = torch.tensor(shift)
     matrix[1] = torch.tensor([[1.1, 0.05, -3], [0.02, 0.9, 4], [0.03, -0.02, 1]])  # a part lies behind the horizon
-    seen = metrics.share_of_src_seen(src, dst, matrix)
-    torch.testing.assert_close(seen, by_torch(lambda: metrics.share_of_src_seen(src, dst, matrix)), atol=1e-9, rtol=0)
+    overlap = torch.tensor([0.1, 0.2], dtype=torch.float64)
+    seen = metrics.share_of_src_seen(src, dst, matrix, overlap)
+    again = by_torch(lambda: metrics.share_of_src_seen(src, dst, matrix, overlap))
+    torch.testing.assert_close(seen, again, atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -73,3 +73,14 @@ def test_what_the_model_holds_still_has_no_variance(numpy_rng):
     std = [align(src, dst, config=AlignConfig(model=model)).corner_std_px.item() for model in MODELS]
     assert std[0] < 0.7 * std[2] < 0.7 * std[4]
     assert np.isfinite(std).all()
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("dst_size", [(132, 200), (90, 180)])
+def test_a_cutting_of_another_size_is_found_by_every_model(numpy_rng, model, dst_size):
+    shift = np.array([[1, 0, -4.0], [0, 1, 3.0], [0, 0, 1]])
+    pair = render_pair(load_scene("coffee", gray=True), shift, SIZE, rng=numpy_rng, dst_size=dst_size)
+    result = align(pair.src, pair.dst, gt=pair.dst_homo_src, config=AlignConfig(model=model))
+    assert result.status == [Status.OK]
+    assert result.gt_corner_error_px.item() < 0.3
+    check_model(result.dst_homo_src[0], model)

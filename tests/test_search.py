@@ -10,7 +10,16 @@ import torch
 from homoalign import AlignConfig
 from homoalign.homography import corner_errors
 from homoalign.pyramid import Level, build_pyramid, num_levels
-from homoalign.search import ROTATION_STEP_DEG, SCALE_STEP, _fast_length, _rotations, _scales, search_similarities
+from homoalign.search import (
+    LONGEST_CANVAS_PX,
+    ROTATION_STEP_DEG,
+    SCALE_STEP,
+    _fast_length,
+    _make_canvas,
+    _rotations,
+    _scales,
+    search_similarities,
+)
 from jobs.synthetic import load_scene, render_pair, similarity_homography
 
 SIZE = (96, 128)
@@ -197,3 +206,23 @@ def test_fast_lengths_are_even_long_enough_and_of_small_factors():
         while length % 5 == 0:
             length //= 5
         assert length == 1
+
+
+def test_strips_are_searched_on_canvases_of_bounded_length(monkeypatch, numpy_rng):
+    texture = numpy_rng.random((16, 2400), dtype=np.float32)
+    strip = np.repeat(texture, 8, axis=1)[:, ::8]  # 16 x 2400
+    src, dst = (
+        torch.from_numpy(np.ascontiguousarray(view))[None, None] for view in (strip[:, :1600], strip[:, 500:2100])
+    )
+    sides = []
+
+    def make_canvas(pyramid, pitch):
+        canvas = _make_canvas(pyramid, pitch)
+        sides.extend(canvas.structure.channels.shape[-2:])
+        return canvas
+
+    monkeypatch.setattr("homoalign.search._make_canvas", make_canvas)
+    pyramids = [build_pyramid(Level(image, None), 1) for image in (src, dst)]
+    found, _ = search_similarities(*pyramids, AlignConfig(search_max_scale=1.0), keep=5)
+    assert max(sides) <= LONGEST_CANVAS_PX
+    assert found.shape == (1, 5, 3, 3)

@@ -162,3 +162,40 @@ def test_a_mask_of_the_callers_is_all_that_is_masked():
     everything = np.ones(SIZE, dtype=bool)
     result = align(src, dst, src_mask=everything, dst_mask=everything, gt=truth)
     assert float(result.gt_corner_error_px[0]) > 5
+
+
+def framed_pair(contrast: float = 60.0) -> tuple[np.ndarray, np.ndarray]:
+    photo, disc = photograph("camera"), aperture()
+    views = [scene(photo, matrix, contrast / photo.std()) for matrix in (np.eye(3), moved_view())]
+    src, dst = ((disc * view / 255).clip(0, 1).astype(np.float32) for view in views)
+    return src, dst
+
+
+def test_a_pixel_that_is_no_number_hides_no_surround_and_changes_no_other_pair():
+    src, dst = framed_pair()
+    alone = align(src, dst, gt=moved_view())
+    assert alone.gt_corner_error_px.item() < 1
+    spoiled_src, spoiled_dst = src.copy(), dst.copy()
+    spoiled_src[2, 2] = spoiled_dst[2, 2] = np.nan
+    spoiled = align(spoiled_src, spoiled_dst, gt=moved_view())
+    assert spoiled.status == alone.status
+    assert spoiled.gt_corner_error_px.item() < 1
+    together = align(
+        torch.from_numpy(np.stack([src, spoiled_src]))[:, None], torch.from_numpy(np.stack([dst, spoiled_dst]))[:, None]
+    )
+    for i, each in enumerate((alone, spoiled)):
+        assert torch.equal(together.dst_homo_src[i], each.dst_homo_src[0])
+        assert torch.equal(together.confidence[i], each.confidence[0])
+
+
+def test_a_pixel_that_is_no_number_changes_no_pair_without_a_surround():
+    photo = photograph("camera")[100:260, 100:300] / 255
+    moved = photograph("camera")[104:264, 97:297] / 255
+    spoiled = photo.copy()
+    spoiled[5, 5] = np.nan
+    alone = align(photo, moved)
+    together = align(
+        torch.from_numpy(np.stack([photo, spoiled]))[:, None], torch.from_numpy(np.stack([moved, moved]))[:, None]
+    )
+    assert torch.equal(together.dst_homo_src[0], alone.dst_homo_src[0])
+    assert torch.equal(together.corner_covariance[0], alone.corner_covariance[0])

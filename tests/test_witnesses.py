@@ -138,7 +138,7 @@ def test_the_blocks_of_a_plain_pair_are_not_asked(view, monkeypatch):
         {"rival": np.nan},
         {"corner_std_480": 2.0},
         {"corner_std_480": np.nan},
-        {"overlap": 0.3, "src_overlap": 0.2},
+        {"overlap": 0.15, "src_overlap": 0.1},
     ],
 )
 def test_any_doubt_asks_the_blocks(doubt):
