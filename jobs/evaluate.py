@@ -24,12 +24,23 @@ from jobs.calibration import (
     risk_coverage,
     std_coverage,
 )
-from jobs.errors import ManifestInvalid, UsageError
+from jobs.cells import value_of
+from jobs.errors import ManifestInvalid, PartDamaged, UsageError
 from jobs.output import Output
-from jobs.rows import has_truth, read_part
+from jobs.rows import has_truth
 
 THRESHOLDS_PX = (1, 3, 5, 10)
 RIGHT_PX = 5.0
+COLUMNS = (
+    "status",
+    "confidence",
+    "corner_std_px",
+    "gt_corner_error_px",
+    "gt_corner_error_max_px",
+    "dst_height",
+    "dst_width",
+)
+"""What a part must have to be measured."""
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -50,7 +61,7 @@ class Pairs:
     status: npt.NDArray[np.str_]
     """(N,)."""
     group: npt.NDArray[np.str_]
-    """(N,) value of the `--by` column; empty strings without one."""
+    """(N,) value of the `--by` column as text, as `_group_name`; empty strings without one."""
 
     @property
     def is_right(self) -> Flags:
@@ -72,15 +83,27 @@ def evaluate_run(output: Output, by: str | None = None) -> dict[str, Any]:
     Raises:
         ManifestInvalid: OUT holds no results.
         UsageError: the results have no column `by`.
+        PartDamaged: parts cannot be read; the message lists them.
     """
     counts: Counter[str] = Counter()
-    found = []
-    for shard in output.part_numbers():
-        part = read_part(output.store, output.part(shard))
+    found, damaged = [], []
+    shards = output.part_numbers()
+    for shard in shards:
+        try:
+            part = output.read_part(shard, COLUMNS)
+        except PartDamaged as error:
+            damaged.append(str(error))
+            continue
         if by is not None and by not in part.column_names:
             raise UsageError(f"--by names {by!r}; the results have {', '.join(part.column_names)}")
         counts.update(part["status"].to_pylist())
         found.append(_pairs_with_truth(part, by))
+    if damaged:
+        more = f"; and {len(damaged) - 5} more" if len(damaged) > 5 else ""
+        raise PartDamaged(
+            f"{len(damaged)} of {len(shards)} parts cannot be read: {'; '.join(damaged[:5])}{more}; "
+            "`homoalign run` makes again what is removed"
+        )
     if not found:
         raise ManifestInvalid(f"{output.url} holds no results")
     pairs = Pairs(
@@ -95,6 +118,17 @@ def evaluate_run(output: Output, by: str | None = None) -> dict[str, Any]:
         "by": None if by is None else _by_column(by, pairs),
         "calibration": calibration(pairs),
     }
+
+
+def all_and_groups(figures: dict[str, Any]) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Return the lines of a table: name, accuracy and calibration of all pairs, then of each group.
+
+    Args:
+        figures: what `evaluate_run` returned.
+    """
+    by = figures["by"] or {"groups": {}, "calibration": {}}
+    groups = ((name, found, by["calibration"][name]) for name, found in by["groups"].items())
+    return [("all", figures["overall"], figures["calibration"]), *groups]
 
 
 def measure(pairs: Pairs) -> dict[str, Any]:
@@ -150,7 +184,7 @@ def _pairs_with_truth(part: pa.Table, by: str | None) -> Pairs:
     error = np.where(np.isfinite(error), error * 480 / shorter, np.inf)
     group = np.full(part.num_rows, "", dtype=object)
     if by is not None:
-        group = np.array(["null" if value is None else str(value) for value in part[by].to_pylist()], dtype=object)
+        group = np.array([_group_name(cell) for cell in part[by]], dtype=object)
     return Pairs(
         error=error[index],
         confidence=_floats(part["confidence"])[index],
@@ -159,6 +193,15 @@ def _pairs_with_truth(part: pa.Table, by: str | None) -> Pairs:
         status=np.array(part["status"].to_pylist(), dtype=object)[index],
         group=group[index],
     )
+
+
+def _group_name(cell: pa.Scalar) -> str:
+    """Return what the pairs with this cell are called: `null` where it is null; the word null stands in quotes."""
+    value = value_of(cell)
+    if value is None:
+        return "null"
+    name = str(value)
+    return f'"{name}"' if name.strip('"') == "null" else name
 
 
 def _by_column(column: str, pairs: Pairs) -> dict[str, Any]:

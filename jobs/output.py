@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.errors import PlanChanged
+import pyarrow as pa
+
+from jobs.errors import PartDamaged, PlanChanged
 from jobs.parallel import map_in_order
 from jobs.plan import Plan, part_name, read_plan
-from jobs.rows import read_footer
-from jobs.storage_errors import ObjectMissing
+from jobs.rows import read_footer, read_part
+from jobs.storage_errors import ObjectMissing, redact
 from jobs.store import TEMPORARY, Store
 from jobs.tally import Tally
 
@@ -77,6 +79,22 @@ class Output:
     def part_numbers(self) -> list[int]:
         """Return the shards whose parts are there, whatever run they are of."""
         return sorted(int(match[1]) for name in self.store.list_names(self.data) if (match := PART.match(name)))
+
+    def read_part(self, shard: int, columns: Sequence[str]) -> pa.Table:
+        """Read a part's rows, which must have these columns among theirs.
+
+        Raises:
+            PartDamaged: it cannot be read, or lacks a column.
+        """
+        where = self.part(shard)
+        try:
+            part = read_part(self.store, where)
+        except (pa.ArrowException, OSError) as error:  # corrupt pages are an OSError of Arrow's
+            raise PartDamaged(f"{redact(where)} ({str(error).partition(chr(10))[0]})") from error
+        missing = [name for name in columns if name not in part.column_names]
+        if missing:
+            raise PartDamaged(f"{redact(where)} (no part of a run: it has no column {missing[0]})")
+        return part
 
     def tallies(self, plan: Plan, shards: Iterable[int]) -> Iterator[tuple[int, Tally]]:
         """Read the footers of parts, one after the other; one that is damaged counts as not there.

@@ -18,7 +18,7 @@ from homoalign.status import Status
 from jobs import options
 from jobs.calibration import COVERAGES
 from jobs.errors import ManifestInvalid, OutputNotWritable
-from jobs.evaluate import RIGHT_PX, THRESHOLDS_PX, evaluate_run
+from jobs.evaluate import RIGHT_PX, THRESHOLDS_PX, all_and_groups, evaluate_run
 from jobs.fetch import Reader
 from jobs.manifest import Manifest, open_manifest
 from jobs.output import REPORT, Output
@@ -145,7 +145,6 @@ def _sections(survey: Survey, plan: Plan, store: Store, allow: tuple[str, ...], 
 
 def _accuracy_table(measured: dict[str, Any], by: str | None) -> dict[str, Any]:
     """Return the accuracy table: all pairs, then the groups."""
-    groups = {"all": measured["overall"], **(measured["by"]["groups"] if measured["by"] else {})}
     return {
         "header": [
             by or "",
@@ -166,16 +165,13 @@ def _accuracy_table(measured: dict[str, Any], by: str | None) -> dict[str, Any]:
                 *(_percent(found["auc_px"][str(limit)]) for limit in THRESHOLDS_PX),
                 _percent(found["wrong_among_ok"]),
             ]
-            for name, found in groups.items()
+            for name, found, _ in all_and_groups(measured)
         ],
     }
 
 
 def _trust_table(measured: dict[str, Any], by: str | None) -> dict[str, Any]:
     """Return what confidence and status are worth: all pairs, then the groups."""
-    of_groups = measured["by"] or {"groups": {}, "calibration": {}}
-    groups = {"all": measured["overall"], **of_groups["groups"]}
-    calibrations = {"all": measured["calibration"], **of_groups["calibration"]}
     return {
         "header": [by or "", "AUROC", "ECE", *(f"top {percent} %" for percent in COVERAGES), "false ok", "missed ok"],
         "rows": [
@@ -186,10 +182,10 @@ def _trust_table(measured: dict[str, Any], by: str | None) -> dict[str, Any]:
                     for value in (found["auroc"], found["expected_calibration_error"])
                 ),
                 *(_percent(found["risk_coverage"][str(percent)]) for percent in COVERAGES),
-                f"{groups[name]['false_ok']:,}",
-                f"{groups[name]['missed_ok']:,}",
+                f"{group['false_ok']:,}",
+                f"{group['missed_ok']:,}",
             ]
-            for name, found in calibrations.items()
+            for name, group, found in all_and_groups(measured)
         ],
     }
 

@@ -270,3 +270,15 @@ def test_storage_options_that_are_no_objects_are_refused(finished: Path, text: s
     assert done.exit_code != 0
     assert "--storage-options" in (str(done.exception) + done.output)
     assert "secret" not in (str(done.exception) + done.output)
+
+
+def test_a_group_named_all_does_not_take_the_place_of_all_pairs(tmp_path: Path) -> None:
+    rows = [{**row, "note": "all" if number == 0 else None} for number, row in enumerate(some_rows(tmp_path))]
+    write_manifest(tmp_path, rows)
+    run_without_ray(tmp_path)
+    page_of(tmp_path, by="note")
+    html = (tmp_path / "out" / "report.html").read_text()
+    for title in ("Accuracy", "Trust"):
+        table = html.split(f"<h2>{title}")[1].split("</table>")[0]
+        assert re.findall(r"<tr><td>(.*?)</td>", table) == ["all", "all", "null"]
+    assert re.findall(r"<td>all</td><td>(.*?)</td>", html.split("<h2>Accuracy")[1])[:2] == ["7", "1"]
