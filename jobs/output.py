@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from jobs.errors import PartDamaged, PlanChanged
+from jobs.access import local_path
+from jobs.errors import OutputNotWritable, PartDamaged, PlanChanged
 from jobs.parallel import map_in_order
 from jobs.plan import Plan, part_name, read_plan
 from jobs.rows import read_footer, read_part
 from jobs.storage_errors import ObjectMissing, redact
-from jobs.store import TEMPORARY, Store
+from jobs.store import TEMPORARY, Store, is_local
 from jobs.tally import Tally
 
 PLAN, SUMMARY, SUCCESS, REPORT = "plan.json", "summary.json", "_SUCCESS", "report.html"
@@ -38,6 +41,22 @@ class Output:
     def part(self, shard: int) -> str:
         """Return where a shard's part lies."""
         return f"{self.data}/{part_name(shard)}"
+
+    def check_writable(self) -> None:
+        """Check, without writing, that OUT may be written; what is not on a local disk shows only when it is.
+
+        Raises:
+            OutputNotWritable: it cannot be.
+        """
+        if not is_local(self.url):
+            return
+        for folder in (self.url, self.data):
+            path = Path(local_path(folder))
+            there = next(parent for parent in (path, *path.parents) if os.path.exists(parent))  # also where refused
+            if not os.path.isdir(there):
+                raise OutputNotWritable(f"OUT cannot be written: {there} is no folder")
+            if not os.access(there, os.W_OK | os.X_OK):
+                raise OutputNotWritable(f"OUT cannot be written: {there} is read-only, or refuses us")
 
     def read_plan(self) -> Plan | None:
         """Return the plan OUT holds; None where there is none.

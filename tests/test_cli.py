@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -338,3 +339,37 @@ def test_align_of_an_image_of_no_known_protocol_is_a_row_with_that_status(tmp_pa
     assert done.exit_code == 0
     assert strict_loads(done.stdout)["status"] == "unreadable"
     assert "foo://x: Protocol not known: foo" in strict_loads(done.stdout)["status_detail"]
+
+
+@pytest.mark.parametrize("verb", ["run", "plan"])
+@pytest.mark.parametrize("out", ["file", "file/out"])
+def test_plan_refuses_an_out_that_run_could_not_write(tmp_path, manifest, verb, out):
+    (tmp_path / "file").write_bytes(b"")
+    before = sorted(tmp_path.rglob("*"))
+    done = homoalign(verb, manifest, tmp_path / out)
+    assert done.exit_code == 3
+    assert "OUT cannot be written" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_plan_refuses_a_read_only_out(tmp_path, manifest, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, *_: Path(path) != tmp_path)
+    done = homoalign("plan", manifest, tmp_path / "not" / "there" / "yet")
+    assert done.exit_code == 3
+    assert f"OUT cannot be written: {tmp_path} is read-only, or refuses us" in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["run", "plan"])
+def test_parts_without_a_plan_end_with_5(made, manifest, verb):
+    (made / "plan.json").unlink()
+    done = homoalign(verb, manifest, made)
+    assert done.exit_code == 5
+    assert "1 parts without a plan.json" in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["run", "plan"])
+def test_plan_refuses_to_overwrite_the_manifest_as_run_does(tmp_path, manifest, verb):
+    (tmp_path / "out" / "data").mkdir(parents=True)
+    own = manifest.rename(tmp_path / "out" / "data" / "m.parquet")
+    assert homoalign(verb, own, tmp_path / "out", "--overwrite").exit_code == 2
