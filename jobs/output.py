@@ -20,8 +20,32 @@ from jobs.rows import read_footer, read_part
 from jobs.storage_errors import ObjectMissing, redact
 from jobs.store import TEMPORARY, Store, is_local
 from jobs.tally import Tally
+from jobs.typed import typed
+
+
+@dataclass(frozen=True, slots=True)
+class FrequentError:
+    """One of summary.json's errors."""
+
+    kind: str
+    count: int
+    example: str
+
 
 PLAN, SUMMARY, SUCCESS, REPORT = "plan.json", "summary.json", "_SUCCESS", "report.html"
+SUMMARY_TYPES: Mapping[str, Any] = {
+    "reason": str,
+    "fingerprint": str,
+    "rows": int,
+    "rows_done": int,
+    "counts": Mapping[str, int],
+    "errors": tuple[FrequentError, ...],
+    "rows_aligned": int,
+    "wall_s": float,
+    "pairs_per_second": float,
+    "device": str,
+}
+"""What of summary.json is read again."""
 PART = re.compile(r"^part-(\d{6,})\.parquet$")
 
 
@@ -81,10 +105,12 @@ class Output:
     def read_summary(self) -> dict[str, Any] | None:
         """Return what summary.json holds; None where there is none or it is something else."""
         try:
-            summary = json.loads(self.store.read(f"{self.url}/{SUMMARY}"))
-        except (ObjectMissing, ValueError):
+            summary: dict[str, Any] = typed(Mapping[str, Any], json.loads(self.store.read(f"{self.url}/{SUMMARY}")))
+            for name, kind in SUMMARY_TYPES.items():
+                typed(kind, summary[name], name)
+        except (ObjectMissing, KeyError, ValueError):
             return None
-        return summary if isinstance(summary, dict) else None
+        return summary
 
     def write_success(self, plan: Plan) -> None:
         """Write the marker that says every manifest row has its result row."""

@@ -82,8 +82,9 @@ def write_report(  # noqa: PLR0913, one parameter for each option
     plan = output.read_plan()
     if plan is None:
         raise ManifestInvalid(f"{out} holds no run: there is no plan.json")
-    # a plan of another version may have other keys
-    threshold = float(plan.settings.config.get("confidence_threshold", AlignConfig().confidence_threshold))
+    threshold = plan.settings.config.get("confidence_threshold")
+    if not isinstance(threshold, float):  # a plan of another version may have other keys
+        threshold = AlignConfig().confidence_threshold
     survey = survey_results(output, num_cards=num_cards, seed=seed, threshold=threshold)
     measured = evaluate_run(output, by) if survey.num_truths and not survey.num_damaged else None
     run = RunConfig(
