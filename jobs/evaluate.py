@@ -1,7 +1,8 @@
 """Accuracy against the truth: how many pairs are how right, and whether `confidence` means what it says.
 
 Errors are mean corner errors at 480: `gt_corner_error_px` scaled to a dst whose shorter side is 480 px. A pair with a
-truth and no estimate has an infinite error. Pairs without a truth are counted and left out.
+truth and no estimate, or one that sends a corner of src beyond the horizon, has an infinite error. Pairs without a
+truth are counted and left out, and so are those whose truth itself sends a corner there: nothing is left to measure.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Pairs:
     """The columns that accuracy is measured on; N rows that have a truth."""
 
     error: Floats
-    """(N,) mean corner error at 480, px; infinite where there is no estimate."""
+    """(N,) mean corner error at 480, px; infinite where there is no estimate, or one beyond the horizon."""
     confidence: Floats
     """(N,), NaN where there is none."""
     rms_px: Floats
@@ -86,7 +87,7 @@ def evaluate_run(output: Output, by: str | None = None) -> dict[str, Any]:
         PartDamaged: parts cannot be read; the message lists them.
     """
     counts: Counter[str] = Counter()
-    found, damaged = [], []
+    found, damaged, num_truths = [], [], 0
     shards = output.part_numbers()
     for shard in shards:
         try:
@@ -97,7 +98,9 @@ def evaluate_run(output: Output, by: str | None = None) -> dict[str, Any]:
         if by is not None and by not in part.column_names:
             raise UsageError(f"--by names {by!r}; the results have {', '.join(part.column_names)}")
         counts.update(part["status"].to_pylist())
-        found.append(_pairs_with_truth(part, by))
+        given = has_truth(part)
+        num_truths += int(given.sum())
+        found.append(_pairs_of(part, given & ~_is_truth_beyond_horizon(part, given), by))
     if damaged:
         more = f"; and {len(damaged) - 5} more" if len(damaged) > 5 else ""
         raise PartDamaged(
@@ -111,7 +114,8 @@ def evaluate_run(output: Output, by: str | None = None) -> dict[str, Any]:
     )
     return {
         "rows": counts.total(),
-        "without_truth": counts.total() - len(pairs.error),
+        "without_truth": counts.total() - num_truths,
+        "not_measurable": num_truths - len(pairs.error),
         "counts": dict(counts.most_common()),
         "overall": measure(pairs),
         "by_status": _grouped(measure, pairs, pairs.status),
@@ -176,8 +180,22 @@ def calibration(pairs: Pairs) -> dict[str, Any]:
     }
 
 
-def _pairs_with_truth(part: pa.Table, by: str | None) -> Pairs:
-    index = has_truth(part)
+def _is_truth_beyond_horizon(part: pa.Table, given: Flags) -> Flags:
+    """Return which pairs, (N,), have no error although the estimate keeps every corner in front of the horizon."""
+    found = np.zeros(part.num_rows, dtype=bool)
+    if not {"dst_homo_src", "src_height", "src_width"} <= {*part.column_names}:  # rewritten by another program
+        return found
+    has_estimate = np.asarray(part["dst_homo_src"].is_valid())
+    has_error = np.asarray(part["gt_corner_error_px"].is_valid())
+    for row in np.flatnonzero(given & has_estimate & ~has_error).tolist():
+        matrix = np.reshape(part["dst_homo_src"][row].as_py(), (3, 3))
+        bottom, right = (part[name][row].as_py() - 1 for name in ("src_height", "src_width"))
+        corners = np.array([[0, 0, 1], [right, 0, 1], [right, bottom, 1], [0, bottom, 1]])
+        found[row] = bool((corners @ matrix[2] > 0).all())
+    return found
+
+
+def _pairs_of(part: pa.Table, index: Flags, by: str | None) -> Pairs:
     error = _floats(part["gt_corner_error_px"])
     rms_px = least_rms(error, _floats(part["gt_corner_error_max_px"]))
     shorter = np.fmin(_floats(part["dst_height"]), _floats(part["dst_width"]))

@@ -260,3 +260,21 @@ def test_a_damaged_part_is_named(tmp_path, how):
     assert done.exit_code == ExitCode.SHARDS_UNFINISHED, done.output
     assert re.search(r"1 of 3 parts cannot be read: \S+/part-000001\.parquet", done.stderr)
     assert "Traceback" not in done.stderr
+
+
+def test_a_truth_that_sends_a_corner_beyond_the_horizon_is_no_error_of_the_estimate(tmp_path):
+    identity, beyond = np.eye(3).ravel().tolist(), [1.0, 0, 0, 0, 1, 0, -0.01, 0, 1]  # w < 0 right of x = 100 px
+    table = part_of(pa.array(["a"] * 4))
+    errors = pa.array([0.5, None, None, None])
+    table = table.set_column(table.schema.get_field_index("gt_corner_error_px"), "gt_corner_error_px", errors)
+    table = table.append_column("dst_homo_src", pa.array([identity, identity, beyond, None]))
+    for name, side in (("src_height", 480), ("src_width", 640)):
+        table = table.append_column(name, pa.array([side] * 4))
+    figures = evaluate_run(write_parts(tmp_path, table), "scene")
+    assert (figures["rows"], figures["without_truth"], figures["not_measurable"]) == (4, 0, 1)
+    assert (figures["overall"]["pairs"], figures["overall"]["right"]) == (3, 1)
+    assert figures["overall"]["median_px"] is None  # of 0.5 and two that are infinite
+    printed = CliRunner().invoke(evaluate_command, [str(tmp_path)], catch_exceptions=False).output
+    assert printed.startswith(
+        "4 rows, 0 of them without a truth, 1 whose truth sends a corner beyond the horizon: ok 4"
+    )

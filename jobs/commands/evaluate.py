@@ -29,8 +29,9 @@ from jobs.store import Store
 def evaluate_command(out: str, *, by: str | None, as_json: bool, storage_options: str) -> None:
     """Compare OUT's matrices with the truth: mean corner error at 480 (dst's shorter side scaled to 480 px).
 
-    A pair is right below 5 px. A pair with a truth and no matrix counts as an infinite error; rows without a truth
-    are counted and left out. AUC is the normalised area under the share of pairs below each error.
+    A pair is right below 5 px. A pair with a truth and no matrix, or one that sends a corner of src beyond the
+    horizon, counts as an infinite error; rows without a truth, or with one that sends a corner there itself, are
+    counted and left out. AUC is the normalised area under the share of pairs below each error.
 
     Whether confidence, status and corner_std_px tell the truth: AUROC (chance that a right pair has more confidence
     than a wrong one), ECE (expected calibration error, with the reliability table in --json by group too), the share
@@ -50,7 +51,9 @@ def evaluate_command(out: str, *, by: str | None, as_json: bool, storage_options
 def print_figures(figures: dict[str, Any], console: Console) -> None:
     """Print what `evaluate_run` found."""
     counts = ", ".join(f"{status} {count}" for status, count in figures["counts"].items())
-    console.print(f"{figures['rows']} rows, {figures['without_truth']} of them without a truth: {counts}")
+    num_beyond = figures["not_measurable"]
+    beyond = f", {num_beyond} whose truth sends a corner beyond the horizon" if num_beyond else ""
+    console.print(f"{figures['rows']} rows, {figures['without_truth']} of them without a truth{beyond}: {counts}")
     console.print(_accuracy_table("", {"all": figures["overall"]}))
     console.print(_accuracy_table("by status", figures["by_status"]))
     if figures["by"] is not None:
