@@ -32,7 +32,7 @@ from jobs.tally import ERROR_STATUSES
 THUMBNAIL_PX = 320
 """Longest side of a picture in the report."""
 JPEG_QUALITY = 82
-AHEAD = Ahead(threads=4, decoders=1, rows=8, decoded_bytes=0)
+AHEAD = Ahead(threads=8, decoders=1, rows=16, decoded_bytes=0)
 """Rows are fetched together, so that slow ones are waited for together, and decoded one by one."""
 SIZES = ("src_height", "src_width", "dst_height", "dst_width")
 
