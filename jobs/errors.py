@@ -2,6 +2,7 @@
 
 HomoalignError
   PairError               one pair; see `homoalign.errors`
+  StorageError          3   storage fails; see `jobs.storage_errors`
   JobError                the run; the command prints one line and exits with `exit_code`
     UsageError            2   an unknown flag, config key or carried column
     ManifestInvalid       3   manifest missing or malformed
@@ -10,6 +11,7 @@ HomoalignError
     PlanChanged           5   OUT holds a different plan
     LockHeld              6   another run holds the lock
     ShardsUnfinished      7   some shards could not be finished
+    PartDamaged           7   a shard's part cannot be read
 """
 
 from __future__ import annotations
@@ -77,5 +79,11 @@ class LockHeld(JobError):
 
 class ShardsUnfinished(JobError):
     """Some shards could not be finished; the message lists them."""
+
+    exit_code = ExitCode.SHARDS_UNFINISHED
+
+
+class PartDamaged(JobError):
+    """A part is truncated, corrupt or something else; its shard is as good as unfinished."""
 
     exit_code = ExitCode.SHARDS_UNFINISHED

@@ -1,7 +1,8 @@
 """Accuracy against the truth: how many pairs are how right, and whether `confidence` means what it says.
 
 Errors are mean corner errors at 480: `gt_corner_error_px` scaled to a dst whose shorter side is 480 px. A pair with a
-truth and no estimate has an infinite error. Pairs without a truth are counted and left out.
+truth and no estimate, or one that sends a corner of src beyond the horizon, has an infinite error. Pairs without a
+truth are counted and left out, and so are those whose truth itself sends a corner there: nothing is left to measure.
 """
 
 from __future__ import annotations
@@ -24,12 +25,23 @@ from jobs.calibration import (
     risk_coverage,
     std_coverage,
 )
-from jobs.errors import ManifestInvalid, UsageError
+from jobs.cells import value_of
+from jobs.errors import ManifestInvalid, PartDamaged, UsageError
 from jobs.output import Output
-from jobs.rows import has_truth, read_part
+from jobs.rows import has_truth
 
 THRESHOLDS_PX = (1, 3, 5, 10)
 RIGHT_PX = 5.0
+COLUMNS = (
+    "status",
+    "confidence",
+    "corner_std_px",
+    "gt_corner_error_px",
+    "gt_corner_error_max_px",
+    "dst_height",
+    "dst_width",
+)
+"""What a part must have to be measured."""
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -40,7 +52,7 @@ class Pairs:
     """The columns that accuracy is measured on; N rows that have a truth."""
 
     error: Floats
-    """(N,) mean corner error at 480, px; infinite where there is no estimate."""
+    """(N,) mean corner error at 480, px; infinite where there is no estimate, or one beyond the horizon."""
     confidence: Floats
     """(N,), NaN where there is none."""
     rms_px: Floats
@@ -50,7 +62,7 @@ class Pairs:
     status: npt.NDArray[np.str_]
     """(N,)."""
     group: npt.NDArray[np.str_]
-    """(N,) value of the `--by` column; empty strings without one."""
+    """(N,) value of the `--by` column as text, as `_group_name`; empty strings without one."""
 
     @property
     def is_right(self) -> Flags:
@@ -72,15 +84,29 @@ def evaluate_run(output: Output, by: str | None = None) -> dict[str, Any]:
     Raises:
         ManifestInvalid: OUT holds no results.
         UsageError: the results have no column `by`.
+        PartDamaged: parts cannot be read; the message lists them.
     """
     counts: Counter[str] = Counter()
-    found = []
-    for shard in output.part_numbers():
-        part = read_part(output.store, output.part(shard))
+    found, damaged, num_truths = [], [], 0
+    shards = output.part_numbers()
+    for shard in shards:
+        try:
+            part = output.read_part(shard, COLUMNS)
+        except PartDamaged as error:
+            damaged.append(str(error))
+            continue
         if by is not None and by not in part.column_names:
             raise UsageError(f"--by names {by!r}; the results have {', '.join(part.column_names)}")
         counts.update(part["status"].to_pylist())
-        found.append(_pairs_with_truth(part, by))
+        given = has_truth(part)
+        num_truths += int(given.sum())
+        found.append(_pairs_of(part, given & ~_is_truth_beyond_horizon(part, given), by))
+    if damaged:
+        more = f"; and {len(damaged) - 5} more" if len(damaged) > 5 else ""
+        raise PartDamaged(
+            f"{len(damaged)} of {len(shards)} parts cannot be read: {'; '.join(damaged[:5])}{more}; "
+            "`homoalign run` makes again what is removed"
+        )
     if not found:
         raise ManifestInvalid(f"{output.url} holds no results")
     pairs = Pairs(
@@ -88,13 +114,25 @@ def evaluate_run(output: Output, by: str | None = None) -> dict[str, Any]:
     )
     return {
         "rows": counts.total(),
-        "without_truth": counts.total() - len(pairs.error),
+        "without_truth": counts.total() - num_truths,
+        "not_measurable": num_truths - len(pairs.error),
         "counts": dict(counts.most_common()),
         "overall": measure(pairs),
         "by_status": _grouped(measure, pairs, pairs.status),
         "by": None if by is None else _by_column(by, pairs),
         "calibration": calibration(pairs),
     }
+
+
+def all_and_groups(figures: dict[str, Any]) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Return the lines of a table: name, accuracy and calibration of all pairs, then of each group.
+
+    Args:
+        figures: what `evaluate_run` returned.
+    """
+    by = figures["by"] or {"groups": {}, "calibration": {}}
+    groups = ((name, found, by["calibration"][name]) for name, found in by["groups"].items())
+    return [("all", figures["overall"], figures["calibration"]), *groups]
 
 
 def measure(pairs: Pairs) -> dict[str, Any]:
@@ -142,15 +180,29 @@ def calibration(pairs: Pairs) -> dict[str, Any]:
     }
 
 
-def _pairs_with_truth(part: pa.Table, by: str | None) -> Pairs:
-    index = has_truth(part)
+def _is_truth_beyond_horizon(part: pa.Table, given: Flags) -> Flags:
+    """Return which pairs, (N,), have no error although the estimate keeps every corner in front of the horizon."""
+    found = np.zeros(part.num_rows, dtype=bool)
+    if not {"dst_homo_src", "src_height", "src_width"} <= {*part.column_names}:  # rewritten by another program
+        return found
+    has_estimate = np.asarray(part["dst_homo_src"].is_valid())
+    has_error = np.asarray(part["gt_corner_error_px"].is_valid())
+    for row in np.flatnonzero(given & has_estimate & ~has_error).tolist():
+        matrix = np.reshape(part["dst_homo_src"][row].as_py(), (3, 3))
+        bottom, right = (part[name][row].as_py() - 1 for name in ("src_height", "src_width"))
+        corners = np.array([[0, 0, 1], [right, 0, 1], [right, bottom, 1], [0, bottom, 1]])
+        found[row] = bool((corners @ matrix[2] > 0).all())
+    return found
+
+
+def _pairs_of(part: pa.Table, index: Flags, by: str | None) -> Pairs:
     error = _floats(part["gt_corner_error_px"])
     rms_px = least_rms(error, _floats(part["gt_corner_error_max_px"]))
     shorter = np.fmin(_floats(part["dst_height"]), _floats(part["dst_width"]))
     error = np.where(np.isfinite(error), error * 480 / shorter, np.inf)
     group = np.full(part.num_rows, "", dtype=object)
     if by is not None:
-        group = np.array(["null" if value is None else str(value) for value in part[by].to_pylist()], dtype=object)
+        group = np.array([_group_name(cell) for cell in part[by]], dtype=object)
     return Pairs(
         error=error[index],
         confidence=_floats(part["confidence"])[index],
@@ -159,6 +211,15 @@ def _pairs_with_truth(part: pa.Table, by: str | None) -> Pairs:
         status=np.array(part["status"].to_pylist(), dtype=object)[index],
         group=group[index],
     )
+
+
+def _group_name(cell: pa.Scalar) -> str:
+    """Return what the pairs with this cell are called: `null` where it is null; the word null stands in quotes."""
+    value = value_of(cell)
+    if value is None:
+        return "null"
+    name = str(value)
+    return f'"{name}"' if name.strip('"') == "null" else name
 
 
 def _by_column(column: str, pairs: Pairs) -> dict[str, Any]:

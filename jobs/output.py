@@ -3,20 +3,49 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from jobs.errors import PlanChanged
+import pyarrow as pa
+
+from jobs.access import local_path
+from jobs.errors import OutputNotWritable, PartDamaged, PlanChanged
 from jobs.parallel import map_in_order
 from jobs.plan import Plan, part_name, read_plan
-from jobs.rows import read_footer
-from jobs.storage_errors import ObjectMissing
-from jobs.store import TEMPORARY, Store
+from jobs.rows import read_footer, read_part
+from jobs.storage_errors import ObjectMissing, redact
+from jobs.store import TEMPORARY, Store, is_local
 from jobs.tally import Tally
+from jobs.typed import typed
+
+
+@dataclass(frozen=True, slots=True)
+class FrequentError:
+    """One of summary.json's errors."""
+
+    kind: str
+    count: int
+    example: str
+
 
 PLAN, SUMMARY, SUCCESS, REPORT = "plan.json", "summary.json", "_SUCCESS", "report.html"
+SUMMARY_TYPES: Mapping[str, Any] = {
+    "reason": str,
+    "fingerprint": str,
+    "rows": int,
+    "rows_done": int,
+    "counts": Mapping[str, int],
+    "errors": tuple[FrequentError, ...],
+    "rows_aligned": int,
+    "wall_s": float,
+    "pairs_per_second": float,
+    "device": str,
+}
+"""What of summary.json is read again."""
 PART = re.compile(r"^part-(\d{6,})\.parquet$")
 
 
@@ -36,6 +65,22 @@ class Output:
     def part(self, shard: int) -> str:
         """Return where a shard's part lies."""
         return f"{self.data}/{part_name(shard)}"
+
+    def check_writable(self) -> None:
+        """Check, without writing, that OUT may be written; what is not on a local disk shows only when it is.
+
+        Raises:
+            OutputNotWritable: it cannot be.
+        """
+        if not is_local(self.url):
+            return
+        for folder in (self.url, self.data):
+            path = Path(local_path(folder))
+            there = next(parent for parent in (path, *path.parents) if os.path.exists(parent))  # also where refused
+            if not os.path.isdir(there):
+                raise OutputNotWritable(f"OUT cannot be written: {there} is no folder")
+            if not os.access(there, os.W_OK | os.X_OK):
+                raise OutputNotWritable(f"OUT cannot be written: {there} is read-only, or refuses us")
 
     def read_plan(self) -> Plan | None:
         """Return the plan OUT holds; None where there is none.
@@ -60,10 +105,12 @@ class Output:
     def read_summary(self) -> dict[str, Any] | None:
         """Return what summary.json holds; None where there is none or it is something else."""
         try:
-            summary = json.loads(self.store.read(f"{self.url}/{SUMMARY}"))
-        except (ObjectMissing, ValueError):
+            summary: dict[str, Any] = typed(Mapping[str, Any], json.loads(self.store.read(f"{self.url}/{SUMMARY}")))
+            for name, kind in SUMMARY_TYPES.items():
+                typed(kind, summary[name], name)
+        except (ObjectMissing, KeyError, ValueError):
             return None
-        return summary if isinstance(summary, dict) else None
+        return summary
 
     def write_success(self, plan: Plan) -> None:
         """Write the marker that says every manifest row has its result row."""
@@ -77,6 +124,22 @@ class Output:
     def part_numbers(self) -> list[int]:
         """Return the shards whose parts are there, whatever run they are of."""
         return sorted(int(match[1]) for name in self.store.list_names(self.data) if (match := PART.match(name)))
+
+    def read_part(self, shard: int, columns: Sequence[str]) -> pa.Table:
+        """Read a part's rows, which must have these columns among theirs.
+
+        Raises:
+            PartDamaged: it cannot be read, or lacks a column.
+        """
+        where = self.part(shard)
+        try:
+            part = read_part(self.store, where)
+        except (pa.ArrowException, OSError) as error:  # corrupt pages are an OSError of Arrow's
+            raise PartDamaged(f"{redact(where)} ({str(error).partition(chr(10))[0]})") from error
+        missing = [name for name in columns if name not in part.column_names]
+        if missing:
+            raise PartDamaged(f"{redact(where)} (no part of a run: it has no column {missing[0]})")
+        return part
 
     def tallies(self, plan: Plan, shards: Iterable[int]) -> Iterator[tuple[int, Tally]]:
         """Read the footers of parts, one after the other; one that is damaged counts as not there.

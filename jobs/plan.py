@@ -22,6 +22,7 @@ from typing import Any
 from jobs.errors import PlanChanged, UsageError
 from jobs.manifest import Manifest, ManifestFile
 from jobs.storage_errors import redact
+from jobs.typed import typed
 
 FORMAT = 1
 """Of plan.json; raised when an older reader would misread it."""
@@ -197,34 +198,58 @@ def read_plan(text: bytes | str, *, where: str) -> Plan:
         PlanChanged: it is of another format, or no plan at all.
     """
     try:
-        document = json.loads(text)
-        if document["format"] != FORMAT:
-            raise PlanChanged(f"{where} has format {document['format']}, this version reads {FORMAT}")
+        document = typed(Mapping[str, Any], json.loads(text))
+        if document.get("format") != FORMAT:
+            raise PlanChanged(f"{where} has format {document.get('format')}, this version reads {FORMAT}")
         names = [field.name for field in dataclasses.fields(Settings)]
-        settings = Settings(**{**{name: document[name] for name in names}, "carry": tuple(document["carry"])})
-        generations = tuple(
-            Generation(
-                **{
-                    "shard_rows": settings.shard_rows,  # where an earlier version wrote it
-                    **generation,
-                    "files": tuple(ManifestFile(**file) for file in generation["files"]),
-                }
-            )
-            for generation in document["generations"]
-        )
-        plan = Plan(manifest=document["manifest"], settings=settings, generations=generations)
-    except (ValueError, KeyError, TypeError) as error:
-        raise PlanChanged(f"{where} is no plan of this program: {type(error).__name__} {error}") from error
+        settings: Settings = typed(Settings, {name: document[name] for name in names if name in document})
+        # an earlier version wrote the rows of a shard once, for all generations
+        records = [
+            {"shard_rows": settings.shard_rows, **record}
+            for record in typed(tuple[Mapping[str, Any], ...], document.get("generations"), "generations")
+        ]
+        generations: tuple[Generation, ...] = typed(tuple[Generation, ...], records, "generations")
+        _check_generations(generations, settings.limit)
+        manifest: str = typed(str, document.get("manifest"), "manifest")
+    except ValueError as error:
+        raise PlanChanged(f"{where} is no plan of this program: {error}") from error
+    return Plan(manifest=manifest, settings=settings, generations=generations)
+
+
+def _check_generations(generations: Sequence[Generation], limit: int | None) -> None:
+    """Raise `ValueError` where the numbers of generations do not follow from each other."""
     if not generations:
-        raise PlanChanged(f"{where} is no plan of this program: it has no generation")
-    return plan
+        raise ValueError("it has no generation")
+    first_shard = 0
+    for index, found in enumerate(generations):
+        rows = _planned_rows(found.files, limit)
+        if found.shard_rows < 1:
+            raise ValueError(f"generations[{index}] has {found.shard_rows} rows a shard")
+        if found.rows != rows:
+            raise ValueError(f"generations[{index}] has {found.rows} rows, its files {rows}")
+        num_shards = _num_shards(rows, found.shard_rows, is_first=index == 0)
+        if (found.first_shard, found.num_shards) != (first_shard, num_shards):
+            raise ValueError(
+                f"generations[{index}] has {found.num_shards} shards from shard {found.first_shard}, "
+                f"not {num_shards} from {first_shard}"
+            )
+        first_shard += num_shards
+
+
+def _planned_rows(files: Sequence[ManifestFile], limit: int | None) -> int:
+    rows = sum(file.rows for file in files)
+    return rows if limit is None else min(rows, limit)
+
+
+def _num_shards(rows: int, shard_rows: int, *, is_first: bool) -> int:
+    # a manifest without rows still has a part, so that OUT/data is a dataset
+    return -(-rows // shard_rows) if rows or not is_first else 1
 
 
 def _generation(
     files: Sequence[ManifestFile], settings: Settings, before: Sequence[Generation], shard_rows: int
 ) -> Generation:
-    rows = sum(file.rows for file in files)
-    rows = rows if settings.limit is None else min(rows, settings.limit)
+    rows = _planned_rows(files, settings.limit)
     settings = dataclasses.replace(settings, shard_rows=shard_rows)
     digest = hashlib.sha256()
     digest.update(before[-1].fingerprint.encode() if before else b"")
@@ -234,8 +259,7 @@ def _generation(
     return Generation(
         files=tuple(files),
         first_shard=sum(generation.num_shards for generation in before),
-        # a manifest without rows still has a part, so that OUT/data is a dataset
-        num_shards=-(-rows // shard_rows) if rows or before else 1,
+        num_shards=_num_shards(rows, shard_rows, is_first=not before),
         rows=rows,
         shard_rows=shard_rows,
         fingerprint=digest.hexdigest()[:16],

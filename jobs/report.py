@@ -18,8 +18,8 @@ from homoalign.status import Status
 from jobs import options
 from jobs.calibration import COVERAGES
 from jobs.errors import ManifestInvalid, OutputNotWritable
-from jobs.evaluate import RIGHT_PX, THRESHOLDS_PX, evaluate_run
-from jobs.fetch import Reader
+from jobs.evaluate import RIGHT_PX, THRESHOLDS_PX, all_and_groups, evaluate_run
+from jobs.fetch import MAX_BYTES, Reader
 from jobs.manifest import Manifest, open_manifest
 from jobs.output import REPORT, Output
 from jobs.plan import Plan
@@ -31,6 +31,8 @@ from jobs.storage_errors import StorageError
 from jobs.store import Store
 
 NUM_CARDS, MAX_CARDS = 48, 400
+FETCH_TIMEOUT_S = 20.0
+"""Shorter than a run's: these images have been read before, and a person waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class Section:
     cards: list[Card]
 
 
-def write_report(
+def write_report(  # noqa: PLR0913, one parameter for each option
     out: str,
     *,
     target: str | None = None,
@@ -51,6 +53,8 @@ def write_report(
     by: str | None = None,
     num_cards: int = NUM_CARDS,
     seed: int = 0,
+    max_bytes: int = MAX_BYTES,
+    fetch_timeout_s: float = FETCH_TIMEOUT_S,
 ) -> str:
     """Write the report of a run.
 
@@ -62,6 +66,8 @@ def write_report(
         by: a carried column that accuracy is grouped by.
         num_cards: most pairs the gallery shows.
         seed: of the samples.
+        max_bytes: of an encoded image, as for the run.
+        fetch_timeout_s: for a pair's images to be fetched, then decoded; else its card has none.
 
     Returns:
         The report's URL.
@@ -76,14 +82,18 @@ def write_report(
     plan = output.read_plan()
     if plan is None:
         raise ManifestInvalid(f"{out} holds no run: there is no plan.json")
-    # a plan of another version may have other keys
-    threshold = float(plan.settings.config.get("confidence_threshold", AlignConfig().confidence_threshold))
+    threshold = plan.settings.config.get("confidence_threshold")
+    if not isinstance(threshold, float):  # a plan of another version may have other keys
+        threshold = AlignConfig().confidence_threshold
     survey = survey_results(output, num_cards=num_cards, seed=seed, threshold=threshold)
     measured = evaluate_run(output, by) if survey.num_truths and not survey.num_damaged else None
+    run = RunConfig(
+        manifest=plan.manifest, out="", store=store, allow=allow, max_bytes=max_bytes, fetch_timeout_s=fetch_timeout_s
+    )
     html = render(
         title=_short(plan.manifest),
         facts=_facts(plan, survey, measured, output.read_summary() or {}),
-        is_done=output.is_success(),
+        is_done=output.is_success() and survey.num_parts == plan.num_shards,
         survey=survey,
         plan=plan,
         statuses=_statuses(survey),
@@ -91,7 +101,7 @@ def write_report(
         charts=_charts(survey, threshold),
         accuracy=None if measured is None else _accuracy_table(measured, by),
         trust=None if measured is None else _trust_table(measured, by),
-        sections=_sections(survey, plan, store, allow, num_cards),
+        sections=_sections(survey, plan, run, num_cards),
     )
     url = store.url_of(target) if target else f"{output.url}/{REPORT}"
     try:
@@ -111,15 +121,19 @@ def render(**context: Any) -> str:
     return environment.get_template("report.html.j2").render(**context)
 
 
-def _sections(survey: Survey, plan: Plan, store: Store, allow: tuple[str, ...], num_cards: int) -> list[Section]:
+def _sections(survey: Survey, plan: Plan, run: RunConfig, num_cards: int) -> list[Section]:
     manifest: Manifest | HomoalignError
     try:
-        manifest = open_manifest(store, plan.manifest)
+        manifest = open_manifest(run.store, plan.manifest)
         root = manifest.root
     except HomoalignError as error:
         manifest, root = error, plan.manifest
-    run = RunConfig(manifest=plan.manifest, out="", allow=allow)
-    reader = Reader(store=store, rules=access_rules(run, root))
+    reader = Reader(
+        store=run.store,
+        rules=access_rules(run, root),
+        max_bytes=run.max_bytes,
+        fetch_timeout_s=run.fetch_timeout_s,
+    )
     seen: set[tuple[int, int]] = set()
     sections = []
     for title, text, kept in (
@@ -145,7 +159,6 @@ def _sections(survey: Survey, plan: Plan, store: Store, allow: tuple[str, ...], 
 
 def _accuracy_table(measured: dict[str, Any], by: str | None) -> dict[str, Any]:
     """Return the accuracy table: all pairs, then the groups."""
-    groups = {"all": measured["overall"], **(measured["by"]["groups"] if measured["by"] else {})}
     return {
         "header": [
             by or "",
@@ -166,16 +179,13 @@ def _accuracy_table(measured: dict[str, Any], by: str | None) -> dict[str, Any]:
                 *(_percent(found["auc_px"][str(limit)]) for limit in THRESHOLDS_PX),
                 _percent(found["wrong_among_ok"]),
             ]
-            for name, found in groups.items()
+            for name, found, _ in all_and_groups(measured)
         ],
     }
 
 
 def _trust_table(measured: dict[str, Any], by: str | None) -> dict[str, Any]:
     """Return what confidence and status are worth: all pairs, then the groups."""
-    of_groups = measured["by"] or {"groups": {}, "calibration": {}}
-    groups = {"all": measured["overall"], **of_groups["groups"]}
-    calibrations = {"all": measured["calibration"], **of_groups["calibration"]}
     return {
         "header": [by or "", "AUROC", "ECE", *(f"top {percent} %" for percent in COVERAGES), "false ok", "missed ok"],
         "rows": [
@@ -186,10 +196,10 @@ def _trust_table(measured: dict[str, Any], by: str | None) -> dict[str, Any]:
                     for value in (found["auroc"], found["expected_calibration_error"])
                 ),
                 *(_percent(found["risk_coverage"][str(percent)]) for percent in COVERAGES),
-                f"{groups[name]['false_ok']:,}",
-                f"{groups[name]['missed_ok']:,}",
+                f"{group['false_ok']:,}",
+                f"{group['missed_ok']:,}",
             ]
-            for name, found in calibrations.items()
+            for name, group, found in all_and_groups(measured)
         ],
     }
 
@@ -261,20 +271,47 @@ def _short(url: str) -> str:
 @click.option("--by", metavar="COLUMN", help="Carried column that accuracy is grouped by.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the samples.")
 @click.option("--allow", multiple=True, metavar="SCHEME_OR_PREFIX", help="As for the run. Repeatable.")
+@click.option(
+    "--max-bytes", type=click.IntRange(min=1), default=MAX_BYTES, show_default=True, help="Of an encoded image."
+)
+@click.option(
+    "--fetch-timeout",
+    "fetch_timeout_s",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    default=FETCH_TIMEOUT_S,
+    help=f"For a pair's images to be fetched, then decoded. [default: {FETCH_TIMEOUT_S:g}]",
+)
 @options.storage_options
-def report_command(
+def report_command(  # noqa: PLR0913, one parameter for each option
     out: str,
+    *,
     output: str | None,
     by: str | None,
     cards: int,
     seed: int,
     allow: tuple[str, ...],
+    max_bytes: int,
+    fetch_timeout_s: float,
     storage_options: str,
 ) -> None:
     """Write one self-contained HTML page: figures, plots, and overlays of pairs, worst and doubtful first.
 
+    Pictures are of what the run has read, up to the size it read: rows that it could not read, or that ended or held
+    up their worker, are shown as text.
+
     Example: homoalign report demo/out
     """
     store = Store(options.read_storage_options(storage_options, [out]))
-    url = write_report(out, target=output, store=store, allow=allow, by=by, num_cards=cards, seed=seed)
+    url = write_report(
+        out,
+        target=output,
+        store=store,
+        allow=allow,
+        by=by,
+        num_cards=cards,
+        seed=seed,
+        max_bytes=max_bytes,
+        fetch_timeout_s=fetch_timeout_s,
+    )
     click.echo(f"report: {url.removeprefix('file://')}")

@@ -1,14 +1,16 @@
 """The report's gallery: chosen result rows to thumbnails, re-read and decoded as the job did.
 
-One pair's pixels are held at a time. An image that is gone is a card that says so.
+Only what the run has read is opened again, and no image with more pixels than it had: what the run could not have, or
+what ended or held up its worker, is a card of text. So is an image that is gone, or does not come in time. One pair's
+pixels are held at a time.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -17,15 +19,22 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from homoalign.errors import HomoalignError
-from jobs.fetch import Reader, fetch_pair
+from jobs.cells import value_of
+from jobs.fetch import Fetched, Reader
 from jobs.manifest import Manifest, read_rows
 from jobs.plan import Plan
+from jobs.prefetch import Ahead, fetch_in_order
 from jobs.report_rows import Pick, error_at_480
 from jobs.schema import RESULT_COLUMNS
+from jobs.shard import cells_of
+from jobs.tally import ERROR_STATUSES
 
 THUMBNAIL_PX = 320
 """Longest side of a picture in the report."""
 JPEG_QUALITY = 82
+AHEAD = Ahead(threads=8, decoders=1, rows=16, decoded_bytes=0)
+"""Rows are fetched together, so that slow ones are waited for together, and decoded one by one."""
+SIZES = ("src_height", "src_width", "dst_height", "dst_width")
 
 Pixels = npt.NDArray[np.float32]
 """(H, W, 3) in [0, 1]."""
@@ -53,33 +62,24 @@ def build_cards(plan: Plan, manifest: Manifest | HomoalignError, reader: Reader,
     Args:
         plan: of the run.
         manifest: the run's, or why it cannot be read.
-        reader: how the images are read.
+        reader: how the images are read; of the largest size that the run read among these rows, whatever it says.
         picks: the chosen rows.
     """
-    cards: dict[tuple[int, int], Card] = {}
-    for shard, chosen in groupby(sorted(picks, key=lambda pick: (pick.shard, pick.offset)), lambda pick: pick.shard):
-        by_offset = {pick.offset: pick for pick in chosen}
-        try:
-            if isinstance(manifest, HomoalignError):
-                raise manifest
-            for offset, row in _manifest_rows(plan, manifest, reader, shard, by_offset):
-                cards[shard, offset] = build_card(by_offset[offset].row, row, reader)
-        except HomoalignError as error:
-            for offset, pick in by_offset.items():
-                cards.setdefault((shard, offset), text_card(pick.row, str(error)))
+    picked = dict(enumerate(sorted(picks, key=lambda pick: (pick.shard, pick.offset))))
+    cards: dict[int, Card] = {}
+    reader = replace(reader, max_pixels=max((_num_pixels(pick.row) for pick in picks), default=1))
+    to_fetch = _rows_to_fetch(plan, manifest, reader, picked, cards)
+    for number, fetched in fetch_in_order(to_fetch, reader, AHEAD):
+        cards[number] = picture_card(picked[number].row, fetched)
     gone = "the manifest no longer has this row"
-    return [cards.get((pick.shard, pick.offset)) or text_card(pick.row, gone) for pick in picks]
+    by_row = {(pick.shard, pick.offset): cards.get(number) for number, pick in picked.items()}
+    return [by_row[pick.shard, pick.offset] or text_card(pick.row, gone) for pick in picks]
 
 
-def build_card(result: dict[str, Any], row: dict[str, Any], reader: Reader) -> Card:
-    """Return the card of one result row, given its manifest row."""
-    if row["pair_id"] != result["pair_id"]:
-        return text_card(result, f"the manifest has pair_id {row['pair_id']} in this row now")
-    fetched = fetch_pair(row, reader)
+def picture_card(result: dict[str, Any], fetched: Fetched) -> Card:
+    """Return the card of one result row, given its images or why there are none."""
     if fetched.images is None:
-        # what the job said of the row stands in its detail already
-        problem = str(fetched.error)
-        return text_card(result, None if problem == result["status_detail"] else problem)
+        return text_card(result, str(fetched.error))
     matrix = result["dst_homo_src"]
     pictures = draw_pictures(
         fetched.images.src,
@@ -197,18 +197,61 @@ def short_number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def _rows_to_fetch(
+    plan: Plan,
+    manifest: Manifest | HomoalignError,
+    reader: Reader,
+    picked: Mapping[int, Pick],
+    cards: dict[int, Card],
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the manifest rows of the picks, by their numbers; `cards` gets those of the rows that are not read."""
+    for shard, chosen in groupby(picked, lambda number: picked[number].shard):
+        left = {picked[number].offset: number for number in chosen}
+        for offset, number in list(left.items()):
+            if not _was_read(picked[number].row):
+                cards[number] = text_card(picked[left.pop(offset)].row, None)
+        try:
+            if left and isinstance(manifest, HomoalignError):
+                raise manifest
+            if left and isinstance(manifest, Manifest):
+                for offset, pair_id, cells in _manifest_rows(plan, manifest, reader, shard, left):
+                    number = left.pop(offset)
+                    result = picked[number].row
+                    if pair_id == result["pair_id"]:
+                        yield number, cells
+                    else:
+                        cards[number] = text_card(result, f"the manifest has pair_id {pair_id} in this row now")
+        except HomoalignError as error:
+            for number in left.values():
+                cards[number] = text_card(picked[number].row, str(error))
+
+
+def _was_read(result: dict[str, Any]) -> bool:
+    """Return whether the run had both images, and came to an end with them."""
+    return result["status"] not in ERROR_STATUSES and all(result[name] is not None for name in SIZES)
+
+
+def _num_pixels(result: dict[str, Any]) -> int:
+    """Return the pixels of the larger image; 1 where the run did not read both."""
+    if not _was_read(result):
+        return 1
+    return int(max(result["src_height"] * result["src_width"], result["dst_height"] * result["dst_width"]))
+
+
 def _manifest_rows(
     plan: Plan, manifest: Manifest, reader: Reader, shard: int, offsets: Iterable[int]
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the manifest rows at some offsets of a shard."""
+) -> Iterator[tuple[int, Any, dict[str, Any]]]:
+    """Yield offset, id and cells of the manifest rows at some offsets of a shard."""
     wanted, start = set(offsets), 0
     names = manifest.columns_read(())
     schema = pa.schema([manifest.schema.field(name) for name in names])
+    inputs = [name for name in names if name != "pair_id"]
     for segment in plan.shard(shard):
         # few rows at a time: a cell may hold a whole image
         for batch in read_rows(reader.store, segment.file, segment.start, segment.stop, schema, batch_rows=16):
             for offset in sorted(wanted & set(range(start, start + batch.num_rows))):
-                yield offset, batch.slice(offset - start, 1).to_pylist()[0]
+                row = batch.slice(offset - start, 1)
+                yield offset, value_of(row["pair_id"][0]), cells_of(row.select(inputs))
             start += batch.num_rows
 
 

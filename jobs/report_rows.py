@@ -13,17 +13,21 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from homoalign.status import Status
+from jobs.cells import values_of
+from jobs.errors import PartDamaged
 from jobs.evaluate import RIGHT_PX
 from jobs.output import Output
+from jobs.schema import RESULT_COLUMNS
 from jobs.tally import Tally
 
 SURE = 0.9
 """An `ok` row with less confidence than this is worth a look."""
 MAX_POINTS = 1500
 BATCH_ROWS = 16_384
+COLUMNS = tuple(column.name for column in RESULT_COLUMNS if column.name != "levels")
+"""What every part has."""
 
 Values = npt.NDArray[np.float64]
 Point = tuple[float, float, bool]
@@ -77,8 +81,11 @@ class Smallest:
         """Take the batch's rows whose keys are finite and among the smallest yet."""
         order = np.argsort(keys, kind="stable")[: self.size]
         order = order[np.isfinite(keys[order])]
-        rows = batch.take(pa.array(order)).to_pylist()
-        new = [Pick(float(keys[index]), shard, first + int(index), row) for index, row in zip(order, rows, strict=True)]
+        new = [
+            # by slices: Arrow takes no rows of some types, such as views of strings
+            Pick(float(keys[index]), shard, first + index, values_of(batch.slice(index, 1)))
+            for index in order.tolist()
+        ]
         self.picks = sorted([*self.picks, *new], key=lambda pick: (pick.key, pick.shard, pick.offset))[: self.size]
 
 
@@ -145,13 +152,15 @@ def survey_results(output: Output, *, num_cards: int, seed: int, threshold: floa
 def _read_part(output: Output, shard: int, survey: Survey) -> Iterator[pa.RecordBatch]:
     """Yield a part's rows without their traces, after adding its footer to the tally; a damaged part has none."""
     try:
-        with output.store.open(output.part(shard)) as handle, pq.ParquetFile(handle, pre_buffer=False) as parquet:
-            survey.tally.merge(Tally.from_metadata(parquet.metadata.metadata or {}))
-            survey.num_parts += 1
-            names = [name for name in parquet.schema_arrow.names if name != "levels"]
-            yield from parquet.iter_batches(BATCH_ROWS, columns=names, use_threads=False)
-    except (pa.ArrowException, KeyError, ValueError):
+        part = output.read_part(shard, COLUMNS)
+        tally = Tally.from_metadata(part.schema.metadata or {})
+    except (PartDamaged, KeyError, TypeError, ValueError):
         survey.num_damaged += 1
+        return
+    survey.tally.merge(tally)
+    survey.num_parts += 1
+    names = [name for name in part.column_names if name != "levels"]
+    yield from part.select(names).to_batches(BATCH_ROWS)
 
 
 def _add_batch(

@@ -1,6 +1,6 @@
 """What storage libraries raise, as errors of ours with the URL; and which failures are worth another try.
 
-StorageError              what the store said
+StorageError              what the store said; where nothing else is made of it, the command ends with 3
   ObjectMissing           nothing is there
   ObjectDenied            the store does not let us
   ObjectExists            exclusive creation found something there
@@ -16,11 +16,12 @@ import os
 import re
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from homoalign.errors import HomoalignError
+from jobs.errors import ExitCode
 
 T = TypeVar("T")
 
@@ -39,6 +40,8 @@ TRANSIENT_MODULES = ("aiohttp", "aiobotocore", "asyncio", "botocore", "fsspec", 
 
 class StorageError(HomoalignError):
     """A store could not do what was asked."""
+
+    exit_code: ClassVar = ExitCode.MANIFEST_OR_OUTPUT
 
 
 class ObjectMissing(StorageError):

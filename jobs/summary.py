@@ -135,7 +135,9 @@ def read_status(output: Output) -> dict[str, Any]:
     holder = read_owner(output.store, f"{output.url}/{LOCK_NAME}")
     summary = output.read_summary()
     return {
-        "state": _state(is_success=output.is_success(), is_running=holder is not None and not is_dead(holder)),
+        "state": _state(
+            is_done=state.is_complete and output.is_success(), is_running=holder is not None and not is_dead(holder)
+        ),
         **describe(plan, state.tally, len(state.done)),
         "lock": None if holder is None else f"{'dead: ' if is_dead(holder) else ''}{holder.text()}",
         "unfinished_shards": _some(shard for shard in range(plan.num_shards) if shard not in state.done),
@@ -144,10 +146,10 @@ def read_status(output: Output) -> dict[str, Any]:
     }
 
 
-def _state(*, is_success: bool, is_running: bool) -> str:
+def _state(*, is_done: bool, is_running: bool) -> str:
     if is_running:
         return "running"
-    return "done" if is_success else "unfinished"
+    return "done" if is_done else "unfinished"
 
 
 def _some(numbers: Iterable[int], most: int = 20) -> Sequence[int]:

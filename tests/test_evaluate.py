@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import re
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
+from jobs.cli import main
 from jobs.commands.evaluate import evaluate_command
+from jobs.errors import ExitCode
 from jobs.evaluate import Pairs, area_under_recall, calibration, evaluate_run, measure
 from jobs.output import Output
 from jobs.rows import TRUTH_KEY
@@ -182,3 +186,95 @@ def test_a_run_is_evaluated_over_all_and_by_a_carried_column(tmp_path):
     assert [cell.strip() for cell in line.strip("│").split("│")] == [
         "b", "1.000", "0.300", "100.0", "100.0", "100.0", "100.0", "0", "0.0", "1", "50.0", "0.0", "50.0"
     ]  # fmt: skip
+
+
+def part_of(scenes: pa.Array) -> pa.Table:
+    """A part whose rows all have a truth; the error of row n is 2 n px, at 480."""
+    num = len(scenes)
+    table = pa.table(
+        {
+            "scene": scenes,
+            "status": ["ok"] * num,
+            "confidence": np.linspace(0.7, 1, num),
+            "gt_corner_error_px": 2.0 * np.arange(num),
+            "gt_corner_error_max_px": 2.0 * np.arange(num),
+            "corner_std_px": np.linspace(0.1, 1, num),
+            "dst_height": [480] * num,
+            "dst_width": [640] * num,
+        }
+    )
+    return table.replace_schema_metadata({TRUTH_KEY: base64.b64encode(b"\xff" * (num // 8 + 1))})
+
+
+def write_parts(out: Path, *parts: pa.Table) -> Output:
+    (out / "data").mkdir()
+    for shard, part in enumerate(parts):
+        pq.write_table(part, out / "data" / f"part-{shard:06d}.parquet", compression="zstd")
+    return Output(Store(), Store().url_of(str(out)))
+
+
+NOT_UTF8 = pa.Array.from_buffers(
+    pa.string(), 2, [None, pa.py_buffer(np.array([0, 2, 3], np.int32)), pa.py_buffer(b"a\xffb")]
+)
+
+
+@pytest.mark.parametrize(
+    ("scenes", "names"),
+    [
+        (NOT_UTF8, ["a\\xff", "b"]),
+        (pa.array(["a", "b"], pa.string_view()), ["a", "b"]),
+        (pa.array([2**62, 1], pa.timestamp("us")), ["1970-01-01 00:00:00.000001", f"<value out of range: {2**62}>"]),
+        (pa.array([1, 1], pa.timestamp("us", "Mars/Base")), ["1970-01-01 00:00:00.000001Z"]),
+        (pa.array([True, None]), ["True", "null"]),
+        (pa.array([1.5, 2]), ["1.5", "2.0"]),
+    ],
+)
+def test_pairs_are_grouped_by_whatever_was_carried(tmp_path, scenes, names):
+    assert list(evaluate_run(write_parts(tmp_path, part_of(scenes)), "scene")["by"]["groups"]) == names
+
+
+def test_null_the_word_null_and_a_group_named_all_are_groups_of_their_own(tmp_path):
+    scenes = pa.array(["all", "b", None, "null", '"null"'])
+    figures = evaluate_run(write_parts(tmp_path, part_of(scenes)), "scene")
+    medians = {name: found["median_px"] for name, found in figures["by"]["groups"].items()}
+    assert medians == {"all": 0, "b": 2, "null": 4, '"null"': 6, '""null""': 8}
+    printed = CliRunner().invoke(evaluate_command, [str(tmp_path), "--by", "scene"], catch_exceptions=False).output
+    lines = [line for line in printed.split("AUROC")[1].splitlines() if line.startswith("│ all")]
+    assert [line.strip("│").split("│")[7].strip() for line in lines] == ["2", "0"]  # false ok: of all, of the group
+
+
+def damage(part: Path, how: str) -> None:
+    data = part.read_bytes()
+    if how == "foreign":
+        pq.write_table(pa.table({"a": [1]}), part)
+    else:
+        part.write_bytes({"truncated": data[:-20], "empty": b"", "zeroed": data[:100] + bytes(300) + data[400:]}[how])
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "foreign", "zeroed"])
+def test_a_damaged_part_is_named(tmp_path, how):
+    part = part_of(pa.array([f"scene {number}" for number in range(200)]))
+    write_parts(tmp_path, part, part, part)
+    damage(tmp_path / "data" / "part-000001.parquet", how)
+    done = CliRunner().invoke(main, ["evaluate", str(tmp_path)])
+    assert done.exit_code == ExitCode.SHARDS_UNFINISHED, done.output
+    assert re.search(r"1 of 3 parts cannot be read: \S+/part-000001\.parquet", done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_truth_that_sends_a_corner_beyond_the_horizon_is_no_error_of_the_estimate(tmp_path):
+    identity, beyond = np.eye(3).ravel().tolist(), [1.0, 0, 0, 0, 1, 0, -0.01, 0, 1]  # w < 0 right of x = 100 px
+    table = part_of(pa.array(["a"] * 4))
+    errors = pa.array([0.5, None, None, None])
+    table = table.set_column(table.schema.get_field_index("gt_corner_error_px"), "gt_corner_error_px", errors)
+    table = table.append_column("dst_homo_src", pa.array([identity, identity, beyond, None]))
+    for name, side in (("src_height", 480), ("src_width", 640)):
+        table = table.append_column(name, pa.array([side] * 4))
+    figures = evaluate_run(write_parts(tmp_path, table), "scene")
+    assert (figures["rows"], figures["without_truth"], figures["not_measurable"]) == (4, 0, 1)
+    assert (figures["overall"]["pairs"], figures["overall"]["right"]) == (3, 1)
+    assert figures["overall"]["median_px"] is None  # of 0.5 and two that are infinite
+    printed = CliRunner().invoke(evaluate_command, [str(tmp_path)], catch_exceptions=False).output
+    assert printed.startswith(
+        "4 rows, 0 of them without a truth, 1 whose truth sends a corner beyond the horizon: ok 4"
+    )

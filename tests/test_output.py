@@ -13,7 +13,7 @@ from jobs.errors import PlanChanged
 from jobs.prepare import RunConfig, open_checked_manifest, shard_task
 from jobs.run import begin, survey
 from jobs.shard import run_shard
-from jobs.summary import RunState
+from jobs.summary import Reason, RunState, build_summary, read_status
 
 
 @pytest.fixture
@@ -93,3 +93,38 @@ def test_an_unfinished_run_has_no_marker_of_success(run):
     (out / "data" / "part-000000.parquet").unlink()
     assert settled(run).done == {1}
     assert not (out / "_SUCCESS").exists()
+
+
+def test_status_says_done_only_while_every_part_is_there(run):
+    run.output.write_success(settled(run).plan)
+    assert read_status(run.output)["state"] == "done"
+    (Path(run.out) / "data" / "part-000001.parquet").write_bytes(b"damaged")
+    assert read_status(run.output)["state"] == "unfinished"
+    (Path(run.out) / "data" / "part-000001.parquet").unlink()
+    status = read_status(run.output)
+    assert (status["state"], status["shards_done"], status["unfinished_shards"]) == ("unfinished", 1, [1])
+
+
+def test_the_summary_that_a_run_writes_is_read_back(run):
+    summary = build_summary(settled(run), Reason.DONE)
+    run.output.write_summary(summary)
+    assert run.output.read_summary() == summary
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda summary: {"fingerprint": summary["fingerprint"]},
+        lambda summary: {**summary, "rows_done": "3"},
+        lambda summary: {**summary, "rows_done": None},
+        lambda summary: {**summary, "pairs_per_second": "fast"},
+        lambda summary: {**summary, "counts": {"ok": "3"}},
+        lambda summary: {**summary, "counts": ["ok"]},
+        lambda summary: {**summary, "errors": [{"kind": "unreadable"}]},
+        lambda summary: {**summary, "errors": ["unreadable"]},
+        lambda summary: [summary],
+    ],
+)
+def test_a_damaged_summary_counts_as_none(run, damage):
+    run.output.write_summary(damage(build_summary(settled(run), Reason.DONE)))
+    assert run.output.read_summary() is None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from typing import Any
 
 import pyarrow as pa
@@ -139,3 +141,43 @@ def test_signatures_in_urls_are_not_written():
 @pytest.mark.parametrize(("rows", "expected"), [(0, 16), (59, 16), (10_000, 157), (10**8, 1024)])
 def test_shards_grow_with_the_manifest_within_bounds(rows, expected):
     assert default_shard_rows(rows) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("config",), None, "config is null, not an object"),
+        (("manifest",), 5, "manifest is 5, not text"),
+        (("shard_rows",), "4", 'shard_rows is "4", not a whole number'),
+        (("shard_rows",), True, "shard_rows is true, not a whole number"),
+        (("limit",), "4", 'limit is "4", not a whole number'),
+        (("trace",), 1, "trace is 1, not true or false"),
+        (("carry",), "kind", 'carry is "kind", not a list'),
+        (("carry",), [1], "carry[0] is 1, not text"),
+        (("carry",), None, "carry is null, not a list"),
+        (("generations", 0, "files"), [], "generations[0] has 10 rows, its files 0"),
+        (("generations", 0, "color"), "red", "generations[0].color is not known"),
+        (("generations",), [], "it has no generation"),
+        (("generations",), {}, "generations is {}, not a list"),
+        (("generations", 0), 1, "generations[0] is 1, not an object"),
+        (("generations", 0, "rows"), None, "generations[0].rows is null, not a whole number"),
+        (("generations", 0, "num_shards"), "3", 'generations[0].num_shards is "3", not a whole number'),
+        (("generations", 0, "first_shard"), "a", 'generations[0].first_shard is "a", not a whole number'),
+        (("generations", 0, "fingerprint"), None, "generations[0].fingerprint is null, not text"),
+        (("generations", 0, "files", 0, "rows"), None, "generations[0].files[0].rows is null, not a whole number"),
+        (("generations", 0, "files", 0, "path"), 1, "generations[0].files[0].path is 1, not text"),
+        (("generations", 0, "shard_rows"), 0, "generations[0] has 0 rows a shard"),
+        (("generations", 0, "num_shards"), 4, "generations[0] has 4 shards from shard 0, not 3 from 0"),
+        (("generations", 0, "first_shard"), 1, "generations[0] has 3 shards from shard 1, not 3 from 0"),
+        (("generations", 0, "rows"), 11, "generations[0] has 11 rows, its files 10"),
+        (("generations", 0, "rows"), -1, "generations[0] has -1 rows, its files 10"),
+    ],
+)
+def test_a_damaged_plan_is_refused_with_what_is_wrong(path, value, message):
+    document = json.loads(build_plan(manifest(file("a", 10)), settings()).to_json())
+    place = document
+    for name in path[:-1]:
+        place = place[name]
+    place[path[-1]] = value
+    with pytest.raises(PlanChanged, match=re.escape(f"out/plan.json is no plan of this program: {message}")):
+        read_plan(json.dumps(document), where="out/plan.json")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
+import threading
+import time
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,12 +18,14 @@ import pytest
 from click.testing import CliRunner
 
 import homoalign
-from jobs import demo_pairs, synthetic
+from jobs import demo_pairs, prefetch, report, synthetic
 from jobs.errors import ExitCode, ManifestInvalid, UsageError
+from jobs.fetch import Reader
 from jobs.prepare import RunConfig, open_checked_manifest, shard_task
 from jobs.report import report_command, write_report
 from jobs.run import begin, survey
 from jobs.shard import run_shard
+from jobs.store import Store
 
 SIZE = (96, 112)
 NASTY = "<script>alert('id')</script>"
@@ -46,10 +51,10 @@ def write_manifest(folder: Path, rows: list[dict[str, Any]]) -> Path:
     return folder / "manifest.parquet"
 
 
-def run_without_ray(folder: Path, *, num_shards: int | None = None) -> str:
+def run_without_ray(folder: Path, *, num_shards: int | None = None, **options: Any) -> str:
     """Do what `homoalign run` does, in this process, for all shards or for the first few."""
     manifest_path = str(folder / "manifest.parquet")
-    run = RunConfig(manifest=manifest_path, out=str(folder / "out"), carry=("note",), shard_rows=4)
+    run = RunConfig(manifest=manifest_path, out=str(folder / "out"), carry=("note",), shard_rows=4, **options)
     manifest = open_checked_manifest(run)
     state = survey(run, manifest, run.output)
     begin(run, run.output, state)
@@ -211,17 +216,24 @@ def test_a_row_that_is_another_pair_now_is_not_shown_as_this_one(copied: Path) -
     assert "the manifest has pair_id unrelated in this row now" in page.text
 
 
-def test_a_damaged_part_is_counted_and_left_out(copied: Path) -> None:
-    (copied / "out" / "data" / "part-000001.parquet").write_bytes(b"no part")
-    (copied / "out" / "_SUCCESS").unlink()
+@pytest.mark.parametrize("how", ["no Parquet", "another file", "zeroed"])
+def test_a_damaged_part_is_counted_and_left_out(copied: Path, how: str) -> None:
+    part = copied / "out" / "data" / "part-000001.parquet"
+    if how == "another file":
+        pq.write_table(pa.table({"a": [1]}), part)
+    else:
+        data = part.read_bytes()
+        part.write_bytes(b"no part" if how == "no Parquet" else data[:4] + bytes(400) + data[404:])
     text = page_of(copied).text
     assert "4 of 8" in text
     assert "1 parts cannot be read" in text
 
 
-def test_a_run_of_a_version_with_another_config_is_still_shown(copied: Path) -> None:
+@pytest.mark.parametrize("config", ['"a_key_of_tomorrow": 0.65', '"confidence_threshold": null'])
+def test_a_run_of_a_version_with_another_config_is_still_shown(copied: Path, config: str) -> None:
     plan = copied / "out" / "plan.json"
-    plan.write_text(plan.read_text().replace('"confidence_threshold"', '"a_key_of_tomorrow"'))
+    plan.write_text(plan.read_text().replace('"confidence_threshold": 0.65', config))
+    assert config in plan.read_text()
     assert "8 of 8" in page_of(copied).text
 
 
@@ -270,3 +282,122 @@ def test_storage_options_that_are_no_objects_are_refused(finished: Path, text: s
     assert done.exit_code != 0
     assert "--storage-options" in (str(done.exception) + done.output)
     assert "secret" not in (str(done.exception) + done.output)
+
+
+def test_a_group_named_all_does_not_take_the_place_of_all_pairs(tmp_path: Path) -> None:
+    rows = [{**row, "note": "all" if number == 0 else None} for number, row in enumerate(some_rows(tmp_path))]
+    write_manifest(tmp_path, rows)
+    run_without_ray(tmp_path)
+    page_of(tmp_path, by="note")
+    html = (tmp_path / "out" / "report.html").read_text()
+    for title in ("Accuracy", "Trust"):
+        table = html.split(f"<h2>{title}")[1].split("</table>")[0]
+        assert re.findall(r"<tr><td>(.*?)</td>", table) == ["all", "all", "null"]
+    assert re.findall(r"<td>all</td><td>(.*?)</td>", html.split("<h2>Accuracy")[1])[:2] == ["7", "1"]
+
+
+def set_column(file: Path, name: str, column: pa.Array) -> None:
+    table = pq.read_table(file)
+    pq.write_table(table.set_column(table.schema.get_field_index(name), name, column), file)
+
+
+def not_utf8(texts: list[str]) -> pa.Array:
+    """Return the texts, the first with a byte behind it that no text has."""
+    data = [text.encode() for text in texts]
+    return pa.array([data[0] + b"\xff", *data[1:]], pa.binary()).view(pa.string())
+
+
+@pytest.mark.parametrize(
+    ("column", "shown"),
+    [
+        (not_utf8(["a"] * 8), "note: a\\xff"),
+        (pa.array(["a"] * 8, pa.string_view()), "note: a"),
+        (pa.array([b"a"] * 8, pa.binary_view()), "note: b'a'"),
+        (pa.array([2**62] * 8, pa.timestamp("us")), f"note: <value out of range: {2**62}>"),
+        (pa.array([2**30] * 8, pa.date32()), f"note: <value out of range: {2**30}>"),
+        (pa.array([1] * 8, pa.timestamp("us", "Mars/Base")), "note: 1970-01-01 00:00:00.000001Z"),
+    ],
+)
+def test_whatever_was_carried_is_shown(copied: Path, column: pa.Array, shown: str) -> None:
+    for shard in range(2):
+        part = copied / "out" / "data" / f"part-00000{shard}.parquet"
+        metadata = pq.read_schema(part).metadata
+        set_column(part, "note", column.slice(4 * shard, 4))
+        pq.write_table(pq.read_table(part).replace_schema_metadata(metadata), part)
+    assert shown in page_of(copied, by="note").text
+
+
+@pytest.mark.parametrize("name", ["pair_id", "src"])
+def test_an_id_or_a_path_that_is_no_utf8_is_shown_as_the_run_took_it(tmp_path: Path, name: str) -> None:
+    rows = some_rows(tmp_path)
+    manifest = write_manifest(tmp_path, rows)
+    set_column(manifest, name, not_utf8([row[name] for row in rows]))
+    run_without_ray(tmp_path)
+    page = page_of(tmp_path)
+    if name == "pair_id":
+        assert "good 0\\xff" in page.text
+        assert "img" in page.tags
+    else:
+        assert "src is not UTF-8 text" in page.text
+    assert "No pictures" not in page.text
+
+
+@pytest.mark.parametrize("status", ["timed_out", "crashed", "too_large", "unreadable", "invalid_row", "not_allowed"])
+def test_what_the_run_could_not_read_is_not_tried_again(
+    copied: Path, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for shard in range(2):
+        part = copied / "out" / "data" / f"part-00000{shard}.parquet"
+        table = pq.read_table(part)
+        rows = [{**row, "status": status, "status_detail": "as it was"} for row in table.to_pylist()]
+        pq.write_table(pa.Table.from_pylist(rows, table.schema), part)
+    monkeypatch.setattr(Store, "read_named", lambda *_, **__: pytest.fail("an image was opened"))
+    page = page_of(copied)
+    assert page.tags.count("article") == 8
+    assert page.text.count("as it was") >= 8
+    assert "No pictures" not in page.text
+
+
+def test_images_too_large_for_the_run_are_not_decoded(tmp_path: Path) -> None:
+    write_manifest(tmp_path, some_rows(tmp_path))
+    run_without_ray(tmp_path, max_pixels=100)
+    page = page_of(tmp_path)
+    assert "img" not in page.tags
+    assert "limit 100" in page.text
+
+
+def test_images_are_shown_up_to_the_size_that_the_run_read(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "Reader", partial(Reader, max_pixels=1))
+    assert page_of(copied).tags.count("article") == 8
+    assert "No pictures" not in page_of(copied).text
+    demo_pairs.write_image(copied / "images", "0-src", np.zeros((200, 200, 3), dtype=np.uint8), "png")
+    assert re.search(r"No pictures: src \S+0-src.png: .*limit 10752", page_of(copied).text)
+
+
+def test_a_server_that_no_longer_answers_holds_the_report_up_for_its_time_limit_alone(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, answers = Store.read_named, threading.Event()
+
+    def read_named(store: Store, uri: str, *rest: Any, **options: Any) -> bytes:
+        if "0-src" in uri:
+            answers.wait(60)
+        return read(store, uri, *rest, **options)
+
+    monkeypatch.setattr(Store, "read_named", read_named)
+    monkeypatch.setattr(prefetch, "LEAVE_S", 0.1)
+    started = time.monotonic()
+    page = page_of(copied, fetch_timeout_s=0.5)
+    answers.set()
+    assert time.monotonic() - started < 30
+    assert "No pictures: fetching the row's images took longer than 0.5 s" in page.text
+    assert "img" in page.tags
+
+
+def test_encoded_images_are_read_up_to_the_size_asked_for(finished: Path) -> None:
+    assert re.search(r"No pictures: src: \S+0-src.png has more than 10 bytes", page_of(finished, max_bytes=10).text)
+
+
+def test_a_run_that_lost_a_part_is_not_finished(copied: Path) -> None:
+    (copied / "out" / "data" / "part-000001.parquet").unlink()
+    assert "This run is not finished" in page_of(copied).text

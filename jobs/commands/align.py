@@ -69,7 +69,7 @@ def align_command(  # noqa: PLR0913, one parameter for each option
     given = {name: file for name, file in files.items() if file is not None}
     store = Store(read_storage_options(storage_options, list(given.values())))
     config = read_config(store, config_file, settings)
-    urls = {name: store.url_of(file) for name, file in given.items()}
+    urls = {name: _url_of(store, file) for name, file in given.items()}
     # what is named on the command line is allowed
     links = (link for url in urls.values() for link in url.split("::"))
     rules = AccessRules("file:///", tuple(absolute_entry(link) for link in links))
@@ -92,6 +92,14 @@ def align_command(  # noqa: PLR0913, one parameter for each option
         for name in names:
             if row.get(name) is not None:
                 click.echo(f"{name}: {row[name]}")
+
+
+def _url_of(store: Store, file: str) -> str:
+    """Return the URL of a file, or the name itself where no storage knows it: reading it says so in the row."""
+    try:
+        return store.url_of(file)
+    except StorageError:
+        return file
 
 
 def _aligned(images: PairImages, config: AlignConfig, *, device: str, trace: bool) -> Row:

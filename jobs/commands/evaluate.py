@@ -11,7 +11,7 @@ from rich.table import Table
 
 from jobs.calibration import COVERAGES, STD_FACTORS
 from jobs.console import stdout_console
-from jobs.evaluate import THRESHOLDS_PX, evaluate_run
+from jobs.evaluate import THRESHOLDS_PX, all_and_groups, evaluate_run
 from jobs.options import read_storage_options, storage_options
 from jobs.output import Output
 from jobs.store import Store
@@ -29,12 +29,16 @@ from jobs.store import Store
 def evaluate_command(out: str, *, by: str | None, as_json: bool, storage_options: str) -> None:
     """Compare OUT's matrices with the truth: mean corner error at 480 (dst's shorter side scaled to 480 px).
 
-    A pair is right below 5 px. A pair with a truth and no matrix counts as an infinite error; rows without a truth
-    are counted and left out. AUC is the normalised area under the share of pairs below each error.
+    A pair is right below 5 px. A pair with a truth and no matrix, or one that sends a corner of src beyond the
+    horizon, counts as an infinite error; rows without a truth, or with one that sends a corner there itself, are
+    counted and left out. AUC is the normalised area under the share of pairs below each error.
 
     Whether confidence, status and corner_std_px tell the truth: AUROC (chance that a right pair has more confidence
     than a wrong one), ECE (expected calibration error, with the reliability table in --json by group too), the share
     right among the most confident, false and missed ok, and how many right pairs lie within what was predicted.
+
+    With --by, null cells are the group null, and the word null stands in quotes. Parts that cannot be read are named,
+    with exit code 7.
     """
     store = Store(read_storage_options(storage_options, [out]))
     figures = evaluate_run(Output(store, store.url_of(out)), by)
@@ -47,16 +51,15 @@ def evaluate_command(out: str, *, by: str | None, as_json: bool, storage_options
 def print_figures(figures: dict[str, Any], console: Console) -> None:
     """Print what `evaluate_run` found."""
     counts = ", ".join(f"{status} {count}" for status, count in figures["counts"].items())
-    console.print(f"{figures['rows']} rows, {figures['without_truth']} of them without a truth: {counts}")
+    num_beyond = figures["not_measurable"]
+    beyond = f", {num_beyond} whose truth sends a corner beyond the horizon" if num_beyond else ""
+    console.print(f"{figures['rows']} rows, {figures['without_truth']} of them without a truth{beyond}: {counts}")
     console.print(_accuracy_table("", {"all": figures["overall"]}))
     console.print(_accuracy_table("by status", figures["by_status"]))
     if figures["by"] is not None:
         console.print(_accuracy_table(f"by {figures['by']['column']}", figures["by"]["groups"]))
     calibration = figures["calibration"]
-    trust, groups = {"all": calibration}, {"all": figures["overall"]}
-    if figures["by"] is not None:
-        trust, groups = trust | figures["by"]["calibration"], groups | figures["by"]["groups"]
-    console.print(_trust_table(trust, groups))
+    console.print(_trust_table(figures))
     console.print(_reliability_table(calibration))
     console.print(
         "ECE: expected calibration error. top n: % right among the n % of highest confidence, over "
@@ -74,7 +77,8 @@ def _reliability_table(calibration: dict[str, Any]) -> Table:
     return bins
 
 
-def _trust_table(trust: dict[str, Any], groups: dict[str, Any]) -> Table:
+def _trust_table(figures: dict[str, Any]) -> Table:
+    """Return what confidence and status are worth: all pairs, below a line the groups."""
     table = Table(
         "trust",
         "AUROC",
@@ -87,8 +91,8 @@ def _trust_table(trust: dict[str, Any], groups: dict[str, Any]) -> Table:
         *(f"in {factor} std %" for factor in STD_FACTORS),
     )
     table.columns[0].no_wrap = True
-    for name, found in trust.items():
-        group, std = groups[name], found["corner_std"]
+    for number, (name, group, found) in enumerate(all_and_groups(figures)):
+        std = found["corner_std"]
         table.add_row(
             name,
             _number(found["auroc"]),
@@ -99,6 +103,7 @@ def _trust_table(trust: dict[str, Any], groups: dict[str, Any]) -> Table:
             str(group["missed_ok"]),
             _percent(group["not_ok_among_right"]),
             *(_percent(std["within"][str(factor)]) for factor in STD_FACTORS),
+            end_section=number == 0,
         )
     return table
 

@@ -12,9 +12,9 @@ from rich.table import Table
 
 from jobs.commands.run import run_config, work_options
 from jobs.console import stdout_console
+from jobs.interrupt import handled_by, leave_at_once
 from jobs.manifest import Manifest
-from jobs.plan import Plan, build_plan
-from jobs.prepare import RunConfig, open_checked_manifest, settings_of, shard_task
+from jobs.prepare import RunConfig, open_checked_manifest, shard_task
 from jobs.progress import duration_text
 from jobs.shard import align_rows, first_rows
 from jobs.storage_errors import redact
@@ -36,8 +36,9 @@ def plan_command(*, sample: int, as_json: bool, **options: Any) -> None:
     """Check MANIFEST and OUT as `run` would, count, and estimate the time from a few pairs. Writes nothing."""
     run = run_config(**options)
     manifest = open_checked_manifest(run)
-    plan, state = _planned(run, manifest)
-    estimate = _estimate(run, manifest, plan, state, sample)
+    state = _survey(run, manifest)
+    plan = state.plan
+    estimate = _estimate(run, manifest, state, sample)
     facts = {
         "manifest": redact(manifest.url),
         "files": len(manifest.files),
@@ -58,17 +59,19 @@ def plan_command(*, sample: int, as_json: bool, **options: Any) -> None:
         _print(facts)
 
 
-def _planned(run: RunConfig, manifest: Manifest) -> tuple[Plan, RunState]:
-    previous = None if run.overwrite else run.output.read_plan()
-    plan = build_plan(manifest, settings_of(run, manifest, previous), previous=previous, incremental=run.incremental)
-    state = RunState(plan=plan)
-    if previous is not None:
-        state.add_parts(run.output.tallies(plan, run.output.part_numbers()), frozenset())
-    return plan, state
+def _survey(run: RunConfig, manifest: Manifest) -> RunState:
+    """Return what `run` would find in OUT, or raise what it would end with."""
+    with handled_by(leave_at_once):
+        from jobs.run import survey  # brings Ray
+
+    output = run.output
+    output.check_writable()
+    return survey(run, manifest, output)
 
 
-def _estimate(run: RunConfig, manifest: Manifest, plan: Plan, state: RunState, sample: int) -> dict[str, Any] | None:
+def _estimate(run: RunConfig, manifest: Manifest, state: RunState, sample: int) -> dict[str, Any] | None:
     """Time a few pairs through the shard's own path, in this process."""
+    plan = state.plan
     left = plan.rows - state.tally.rows
     if not sample or not left:
         return None
