@@ -49,7 +49,7 @@ _TENSORS = (
 
 def error_row(error: PairError, src_size: tuple[int, int] | None, dst_size: tuple[int, int] | None) -> Row:
     """Return the row of a pair that could not be had."""
-    text = str(error)
+    text = str(error).encode(errors="backslashreplace").decode()  # it may quote bytes that are no text
     detail = text if len(text) <= MAX_DETAIL else f"{text[:MAX_DETAIL]}… ({len(text)} characters)"
     return {"status": error.status.value, "status_detail": detail, **size_columns(src_size, dst_size)}
 

@@ -21,6 +21,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import get_protocol
 
+from homoalign.errors import HomoalignError
 from jobs.access import WEB_SCHEMES, AccessRules
 from jobs.local import publish_local, read_local
 from jobs.storage_errors import ObjectExists, ObjectMissing, ObjectTooLarge, StorageError, attempt, redact, translated
@@ -179,10 +180,21 @@ class Store:
         Raises:
             PairError: it is not allowed.
             ObjectTooLarge: it has more than `max_bytes`; no more than that was read.
+            StorageError: it cannot be read, whatever a library raised about it: a cell, or a server's answer, that no
+                one has thought of is the matter of its own row.
         """
+        try:
+            return self._read_followed(uri, rules, max_bytes)
+        except (HomoalignError, MemoryError):
+            raise
+        except Exception as error:
+            raise self.translated(error, uri) from None
+
+    def _read_followed(self, uri: str, rules: AccessRules, max_bytes: int) -> bytes:
         url = first = rules.resolve(uri)
         for _ in range(MAX_REDIRECTS + 1):
-            filesystem, path = self.locate(url, rules, with_credentials=_origin(url) == _origin(first))
+            has_moved = url != first and _origin(url) != _origin(first)
+            filesystem, path = self.locate(url, rules, with_credentials=not has_moved)
             found = self._attempt(lambda: _read_named(filesystem, path, max_bytes), url)  # noqa: B023, called at once
             if isinstance(found, bytes):
                 return _within(found, max_bytes, url)

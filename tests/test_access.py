@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import zipfile
 
 import pytest
 
 from homoalign.errors import ImageUnreadable, RowInvalid, UriNotAllowed
 from jobs import access
 from jobs.access import AccessRules, absolute_entry, is_public
+from jobs.fetch import Reader, fetch_pair
 from jobs.storage_errors import StorageError
 from jobs.store import Store
 
@@ -65,6 +67,37 @@ def test_the_manifests_own_scheme_is_allowed(root, uri):
 def test_anything_else_is_refused_and_named(root, uri):
     with pytest.raises(UriNotAllowed):
         AccessRules(root).resolve(uri)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "uri"),
+    [
+        ("s3", "s3://[2024]/a.png"),
+        ("s3", "s3://[b/k"),
+        ("memory", "memory://[x/y.png"),
+        ("memory", "memory://x]/y.png"),
+        ("memory", "memory://a\u2100b/y.png"),
+        ("ftp", "ftp://[x/y.png"),
+        ("sftp", "sftp://[x/y.png"),
+        ("webhdfs", "webhdfs://[x"),
+        ("https", "https://[x/y.png"),
+        ("s3", "zip://a.png::s3://[b/k.zip"),
+    ],
+)
+def test_what_no_one_can_read_as_a_url_is_refused_also_where_its_scheme_is_allowed(scheme, uri):
+    rules = AccessRules("file:///m", (scheme, "zip"))
+    with pytest.raises(UriNotAllowed, match="is no URL"):
+        rules.resolve(uri)
+    error = fetch_pair({"src": uri, "dst": "a.png"}, Reader(store=Store(), rules=rules)).error
+    assert error is not None
+    assert (error.status, uri.rpartition("://")[2] in str(error)) == ("not_allowed", True)
+
+
+def test_a_member_of_an_archive_may_have_any_name(tmp_path):
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr("[2024/a]\u2100.png", b"image")
+    uri = "zip://[2024/a]\u2100.png::b.zip"
+    assert Store().read_named(uri, AccessRules(f"file://{tmp_path}", ("zip",)), max_bytes=9) == b"image"
 
 
 def test_the_message_says_what_is_allowed():
