@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -141,6 +143,38 @@ def read_rows(
                 yield _as_schema(batch.slice(low, high - low), schema)
             if first >= stop:
                 return
+
+
+def is_not_utf8(column: pa.Array) -> npt.NDArray[np.bool_]:
+    """Return which cells hold text that is no UTF-8, at any depth, (N,). Parquet's readers do not look, and writers
+    pass it on to readers that fail on it.
+    """
+    found = np.zeros(len(column), dtype=bool)
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        for index, cell in enumerate(column):
+            try:
+                cell.as_py()
+            except UnicodeDecodeError:
+                found[index] = True
+            except (ValueError, OverflowError):  # a time that Python has no type for
+                continue
+    return found
+
+
+def check_id_text(ids: pa.Array, file: ManifestFile, first_row: int) -> None:
+    """Check that the ids of the rows of a file from `first_row` on are UTF-8, where they are text.
+
+    Raises:
+        ManifestInvalid: with the first that is not.
+    """
+    spoilt = np.flatnonzero(is_not_utf8(ids))
+    if spoilt.size:
+        shown = ids[spoilt[0]].as_buffer().to_pybytes()[:60]
+        raise ManifestInvalid(
+            f"pair_id {shown!r} in row {first_row + spoilt[0]} of {redact(file.path)} is not UTF-8 text"
+        )
 
 
 def check_unchanged(store: Store, file: ManifestFile) -> None:

@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from homoalign.config import AlignConfig
@@ -21,7 +22,7 @@ from homoalign.errors import PairTimedOut, RowInvalid
 from jobs.errors import OutputNotWritable
 from jobs.fetch import PairImages, Reader
 from jobs.lock import is_owner
-from jobs.manifest import check_unchanged, read_rows
+from jobs.manifest import check_id_text, check_unchanged, is_not_utf8, read_rows
 from jobs.plan import Segment
 from jobs.prefetch import Ahead, fetch_in_order
 from jobs.rows import Row, build_table, encode_part, error_row, read_footer, read_part, result_rows
@@ -220,6 +221,7 @@ def _read(task: ShardTask, kept: list[pa.RecordBatch]) -> Iterator[tuple[int, di
     number = 0
     for segment in task.segments:
         check_unchanged(task.reader.store, segment.file)
+        first = number - segment.start
         for batch in read_rows(
             task.reader.store,
             segment.file,
@@ -228,11 +230,27 @@ def _read(task: ShardTask, kept: list[pa.RecordBatch]) -> Iterator[tuple[int, di
             task.schema,
             batch_rows=8 if has_files_in_cells else 256,
         ):
-            kept.append(batch.select(names))
+            check_id_text(batch["pair_id"], segment.file, number - first)
+            spoilt = {name: is_not_utf8(batch[name]) for name in task.carry}
+            kept.append(_with_nulls(batch.select(names), spoilt))
             inputs_only = batch.select(inputs)
             for index in range(batch.num_rows):
-                yield number, cells_of(inputs_only.slice(index, 1))
+                no_text = {
+                    name: RowInvalid(f"{name} holds text that is not UTF-8") for name in spoilt if spoilt[name][index]
+                }
+                yield number, {**no_text, **cells_of(inputs_only.slice(index, 1))}
                 number += 1
+
+
+def _with_nulls(batch: pa.RecordBatch, spoilt: Mapping[str, npt.NDArray[np.bool_]]) -> pa.RecordBatch:
+    """Return the batch without the cells that are `spoilt`, by column."""
+    for index, (name, column) in enumerate(zip(batch.schema.names, batch.columns, strict=True)):
+        if name in spoilt and spoilt[name].any():
+            whole = column.take(pa.array(np.arange(len(column)), mask=spoilt[name]))
+            if pa.types.is_dictionary(whole.type):  # whose dictionary still holds them
+                whole = whole.dictionary_decode().cast(whole.type)
+            batch = batch.set_column(index, batch.schema.field(name), whole)
+    return batch
 
 
 def cells_of(row: pa.RecordBatch) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import numpy as np
+import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +19,7 @@ from shard_tasks import STORE, FakeAlign, part, task_for
 from homoalign.result import AlignResult
 from jobs import prefetch
 from jobs.access import AccessRules
+from jobs.errors import ManifestInvalid
 from jobs.fetch import Fetched, Reader, fetch_pair
 from jobs.prefetch import Ahead
 from jobs.rows import has_truth, read_footer
@@ -159,3 +161,35 @@ def test_text_that_is_no_utf8_costs_its_own_row_only(tmp_path):
     rows = part(tmp_path)
     assert [row["status"] for row in rows] == ["low_confidence", "invalid_row", "low_confidence"]
     assert rows[1]["status_detail"] == "src is not UTF-8 text: b'\\xff\\xfe.png'"
+
+
+@pytest.mark.parametrize("nested", [None, "list", "struct", "dictionary"])
+def test_carried_text_that_is_no_utf8_makes_its_row_invalid_and_is_null(tmp_path, nested):
+    manifest = write_manifest(tmp_path / "m.parquet", write_pairs(tmp_path, 3))
+    table = pq.read_table(manifest)
+    texts = pa.array([b"sea", b"\xff\xfe", b"town"]).view(pa.string())
+    columns = {
+        None: texts,
+        "list": pa.ListArray.from_arrays([0, 1, 2, 3], texts),
+        "struct": pa.StructArray.from_arrays([texts], ["name"]),
+        "dictionary": pa.DictionaryArray.from_arrays(pa.array([0, 1, 2], pa.int32()), texts),
+    }
+    pq.write_table(table.append_column("scene", columns[nested]), manifest)
+    run_shard(task_for(tmp_path, manifest, carry=("scene",)), FakeAlign())
+    rows = part(tmp_path)
+    assert [row["status"] for row in rows] == ["low_confidence", "invalid_row", "low_confidence"]
+    assert rows[1]["status_detail"] == "scene holds text that is not UTF-8"
+    assert [row["scene"] is None for row in rows] == [False, True, False]
+    found = pq.read_table(tmp_path / "out" / "part-000000.parquet")
+    assert found.schema.field("scene").type == columns[nested].type
+    found.validate(full=True)
+    assert list(pandas.read_parquet(tmp_path / "out")["pair_id"]) == ["pair0", "pair1", "pair2"]
+
+
+def test_an_id_that_is_no_utf8_is_found_also_where_ids_were_not_checked(tmp_path):
+    manifest = write_manifest(tmp_path / "m.parquet", write_pairs(tmp_path, 2))
+    table = pq.read_table(manifest)
+    spoilt = pa.array([b"a", b"\xff\xfe"]).view(pa.string())
+    pq.write_table(table.set_column(0, "pair_id", spoilt), manifest)
+    with pytest.raises(ManifestInvalid, match="is not UTF-8 text"):
+        run_shard(task_for(tmp_path, manifest), FakeAlign())
