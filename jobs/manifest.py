@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.errors import ManifestInvalid, UsageError
+from jobs.errors import ManifestInvalid, PlanChanged, UsageError
 from jobs.parallel import map_in_order
 from jobs.schema import MANIFEST_COLUMNS, MATRIX, REQUIRED_COLUMNS, RESULT_COLUMNS
 from jobs.storage_errors import StorageError, redact
@@ -50,13 +50,17 @@ class Manifest:
     files: tuple[ManifestFile, ...]
     schema: pa.Schema
     """All columns of the first file, and of the others those the job reads; those it knows have the types the rows are
-    read as.
+    read as. What is carried always has a type: string where it holds only nulls.
     """
 
     @property
     def rows(self) -> int:
         """Return the number of rows in all files."""
         return sum(file.rows for file in self.files)
+
+    def fields(self, names: Sequence[str]) -> pa.Schema:
+        """Return the types of some columns."""
+        return pa.schema([self.schema.field(name) for name in names])
 
     def columns_read(self, carry: Sequence[str]) -> list[str]:
         """Return the columns a run reads: those the job knows and those it carries."""
@@ -91,7 +95,7 @@ def open_manifest(store: Store, url: str, carry: Sequence[str] = ()) -> Manifest
         raise AssertionError("tables is not empty")
     if pa.types.is_null(schema.field("pair_id").type):
         raise ManifestInvalid(f"column pair_id of {redact(url)} is null in every row")
-    return Manifest(url=store.url_of(url), root=root, files=tuple(files), schema=schema)
+    return Manifest(url=store.url_of(url), root=root, files=tuple(files), schema=_typed(schema, carry))
 
 
 def check_carry(manifest: Manifest, carry: Sequence[str]) -> None:
@@ -175,6 +179,27 @@ def check_id_text(ids: pa.Array, file: ManifestFile, first_row: int) -> None:
         raise ManifestInvalid(
             f"pair_id {shown!r} in row {first_row + spoilt[0]} of {redact(file.path)} is not UTF-8 text"
         )
+
+
+def check_agrees(schema: pa.Schema, part: pa.Schema, where: str) -> None:
+    """Check that a part's carried columns read as one table with those of parts to come.
+
+    Args:
+        schema: the carried columns as they are read now.
+        part: all columns of a part that is there.
+        where: the part.
+
+    Raises:
+        PlanChanged: one held only nulls when the part was made, and has another type now.
+    """
+    for field in schema:
+        before = part.field(field.name).type if field.name in part.names else field.type
+        if pa.types.is_null(before) or (_is_string(before) and not _is_string(field.type)):
+            raise PlanChanged(
+                f"column {field.name} is of type {before} in {where}, made when it held only nulls, and of type "
+                f"{field.type} in the manifest now: they would not read as one table; give this run an OUT of its own, "
+                "or --overwrite"
+            )
 
 
 def check_unchanged(store: Store, file: ManifestFile) -> None:
@@ -304,6 +329,17 @@ def _merged(schema: pa.Schema, other: pa.Schema, paths: tuple[str, str], carry: 
             raise ManifestInvalid(
                 f"column {name} is of type {ours} in {redact(paths[0])} and of type {theirs} in {redact(paths[1])}"
             )
+    return schema
+
+
+def _typed(schema: pa.Schema, carry: Sequence[str]) -> pa.Schema:
+    """Return the types with one for each carried column that holds nothing but nulls: files to come may have text in
+    it, and parts of no type and of one do not read as one table.
+    """
+    for name in carry:
+        if name in schema.names and pa.types.is_null(schema.field(name).type):
+            kind = MATRIX if name in MATRIX_COLUMNS else pa.string()
+            schema = schema.set(schema.get_field_index(name), pa.field(name, kind))
     return schema
 
 

@@ -8,7 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from jobs.errors import PlanChanged
+from jobs.manifest import check_agrees
 from jobs.parallel import map_in_order
 from jobs.plan import Plan, part_name, read_plan
 from jobs.rows import read_footer
@@ -78,17 +81,25 @@ class Output:
         """Return the shards whose parts are there, whatever run they are of."""
         return sorted(int(match[1]) for name in self.store.list_names(self.data) if (match := PART.match(name)))
 
-    def tallies(self, plan: Plan, shards: Iterable[int]) -> Iterator[tuple[int, Tally]]:
+    def tallies(
+        self, plan: Plan, shards: Iterable[int], carried: pa.Schema | None = None
+    ) -> Iterator[tuple[int, Tally]]:
         """Read the footers of parts, one after the other; one that is damaged counts as not there.
 
+        Args:
+            plan: what the parts are of.
+            shards: which parts.
+            carried: the carried columns of parts to come, where there will be any.
+
         Raises:
-            PlanChanged: a part is of another plan; both fingerprints are named.
+            PlanChanged: a part is of another plan, both fingerprints are named; or would not read as one table with
+                those to come.
         """
-        for shard, tally in map_in_order(lambda shard: (shard, self._tally(plan, shard)), shards):
+        for shard, tally in map_in_order(lambda shard: (shard, self._tally(plan, shard, carried)), shards):
             if tally is not None:
                 yield shard, tally
 
-    def _tally(self, plan: Plan, shard: int) -> Tally | None:
+    def _tally(self, plan: Plan, shard: int, carried: pa.Schema | None) -> Tally | None:
         if shard >= plan.num_shards:
             raise PlanChanged(f"{self.part(shard)} is no part of this plan, which has {plan.num_shards} shards")
         try:
@@ -98,6 +109,8 @@ class Output:
         wanted = plan.generation_of(shard).fingerprint
         if footer.fingerprint != wanted:
             raise PlanChanged(f"{self.part(shard)} is of plan {footer.fingerprint}, this is plan {wanted}")
+        if carried is not None:
+            check_agrees(carried, footer.schema, self.part(shard))
         return footer.tally
 
     def remove_success(self) -> None:

@@ -127,7 +127,7 @@ def survey(run: RunConfig, manifest: Manifest, output: Output) -> RunState:
         raise PlanChanged(f"{output.data} holds {len(present)} parts without a plan.json; --overwrite clears them")
     plan = build_plan(manifest, settings_of(run, manifest, previous), previous=previous, incremental=run.incremental)
     state = RunState(plan=plan, is_new=previous is None or plan.fingerprint != previous.fingerprint)
-    state.add_parts(output.tallies(plan, present), run.retry)
+    state.add_parts(output.tallies(plan, present, manifest.fields(run.carry)), run.retry)
     return state
 
 

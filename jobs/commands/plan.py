@@ -63,7 +63,8 @@ def _planned(run: RunConfig, manifest: Manifest) -> tuple[Plan, RunState]:
     plan = build_plan(manifest, settings_of(run, manifest, previous), previous=previous, incremental=run.incremental)
     state = RunState(plan=plan)
     if previous is not None:
-        state.add_parts(run.output.tallies(plan, run.output.part_numbers()), frozenset())
+        tallies = run.output.tallies(plan, run.output.part_numbers(), manifest.fields(run.carry))
+        state.add_parts(tallies, frozenset())
     return plan, state
 
 
