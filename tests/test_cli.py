@@ -75,6 +75,28 @@ def test_wrong_usage_ends_with_2(arguments):
     assert "Usage: homoalign" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(("--num-cpus", text) for text in ("nan", "inf", "0.00001", "0")),
+        *(("--num-gpus", text) for text in ("nan", "inf", "0.00001", "1.5")),
+        *(("--fetch-timeout", text) for text in ("nan", "0", "-inf")),
+        *(("--row-timeout", text) for text in ("nan", "0", "-1")),
+        ("--wait-lock", "nan"),
+        ("--max-error-rate", "nan"),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_wrong_usage(arguments):
+    done = homoalign("run", "m", "o", *arguments)
+    assert done.exit_code == 2
+    assert f"Invalid value for '{arguments[0]}'" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--num-gpus", "0.5"), ("--num-gpus", "2"), ("--num-gpus", "0")])
+def test_a_share_of_a_gpu_or_whole_ones_may_be_asked_for(arguments):
+    assert run_command.make_context("run", ["m", "o", *arguments]).params["num_gpus"] == float(arguments[1])
+
+
 def test_the_options_of_run_are_the_fields_of_its_config():
     options = {parameter.name for parameter in run_command.params}
     one_field_from_several = {"config_file", "settings", "storage_options", "retry_failed", "retry_status"}
@@ -224,9 +246,17 @@ def test_a_config_file_is_read_and_set_goes_on_top(tmp_path, name, text):
     assert config == AlignConfig(max_levels=4, solver="adam", min_overlap=1.0)
 
 
+@pytest.mark.parametrize("name", ["none", "'none'", '"none"'])
+def test_none_is_a_word_where_the_field_knows_it(name):
+    assert read_config(Store(), None, [f"photometric={name}"]) == AlignConfig(photometric="none")
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
+        ("max_levels=none", "max_levels='none' should be int"),
+        (f"step_tol_px={10**400}", "too large to convert to float"),
+        (f"max_levels={'9' * 5000}", "should be int"),
         ("max_levels", "should be KEY=VALUE"),
         ("max_levels=2.5", "max_levels=2.5 should be int"),
         ("max_levels=true", "max_levels=True should be int"),
