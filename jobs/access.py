@@ -21,6 +21,7 @@ from functools import lru_cache
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from homoalign.errors import ImageUnreadable, RowInvalid, UriNotAllowed
+from jobs.errors import UsageError
 from jobs.storage_errors import redact
 
 WEB_SCHEMES = ("http", "https")
@@ -143,6 +144,37 @@ def split_url(url: str) -> SplitResult:
     except ValueError as error:
         raise UriNotAllowed(f"{redact(url)} is no URL: {error}") from error
     return parts
+
+
+def check_entry(entry: str) -> None:
+    """Check that an entry of `--allow` is a scheme or a prefix.
+
+    Raises:
+        UsageError: it is neither, and so would allow nothing, or another folder than it seems to.
+    """
+    if not entry.strip():
+        raise UsageError("--allow is empty; it takes a scheme (https) or a prefix (s3://bucket/photos/, /mnt/photos)")
+    if _is_scheme(entry):
+        return
+    if "::" in entry:
+        raise UsageError(
+            f"--allow {redact(entry)} holds ::, which parts the links of a chain; each link is allowed by itself, and "
+            "an address of IPv6 is written without"
+        )
+    if not _has_scheme(entry):
+        if re.match(r"[A-Za-z0-9+.-]*:", entry):
+            raise UsageError(
+                f"--allow {redact(entry)} is neither a scheme (https) nor a prefix (s3://bucket/photos/); "
+                f"a folder of that name is ./{entry}"
+            )
+        return
+    try:
+        parts = split_url(entry)
+        comparable_url(absolute_entry(entry))
+    except (UriNotAllowed, RowInvalid) as error:
+        raise UsageError(f"--allow {error}") from error
+    if scheme_of(entry) in HOST_SCHEMES and not parts.hostname:
+        raise UsageError(f"--allow {redact(entry)} names no host")
 
 
 def absolute_entry(entry: str) -> str:

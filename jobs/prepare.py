@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from homoalign.config import AlignConfig
 from homoalign.status import Status
-from jobs.access import AccessRules, absolute_entry
+from jobs.access import AccessRules, absolute_entry, check_entry
 from jobs.errors import OutputNotWritable, UsageError
 from jobs.fetch import FETCH_TIMEOUT_S, MAX_BYTES, MAX_PIXELS, Reader
 from jobs.ids import check_ids
@@ -81,8 +81,12 @@ def open_checked_manifest(run: RunConfig) -> Manifest:
 
     Raises:
         ManifestInvalid: it is missing, malformed, or an id is null or repeated.
-        UsageError: `carry` names what it does not have.
+        UsageError: no manifest is named, `carry` names what it does not have, or `allow` what no one can read.
     """
+    if not run.manifest.strip():
+        raise UsageError("MANIFEST is empty")
+    for entry in run.allow:
+        check_entry(entry)
     manifest = open_manifest(run.store, run.manifest, run.carry)
     check_carry(manifest, run.carry)
     if manifest.rows <= MAX_IDS_CHECKED or run.check_ids:

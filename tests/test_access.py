@@ -9,7 +9,8 @@ import pytest
 
 from homoalign.errors import ImageUnreadable, RowInvalid, UriNotAllowed
 from jobs import access
-from jobs.access import AccessRules, absolute_entry, is_public
+from jobs.access import AccessRules, absolute_entry, check_entry, is_public
+from jobs.errors import UsageError
 from jobs.fetch import Reader, fetch_pair
 from jobs.storage_errors import StorageError
 from jobs.store import Store
@@ -213,6 +214,43 @@ def test_local_prefixes_are_taken_from_the_current_folder(tmp_path, monkeypatch)
     here = str(tmp_path)
     expected = (f"{here}/a", f"{here}/a/b", f"{here}/a", "/a", "/home/me/a", "s3://b/a", "https", "zip://a.png::b.zip")
     assert tuple(map(absolute_entry, given)) == expected
+
+
+NO_ENTRIES = (
+    "",
+    " ",
+    "https:",
+    "s3:/bucket",
+    "https:/cdn.example.com/img",
+    "https:///img",
+    "ftp:///img",
+    "://",
+    "s3://[b/",
+)
+NO_URLS = ("https://cdn.example.com:port/img", "https://[x", "https://host\\@other/", "sftp://host:port/")
+CHAINS = ("zip://a.png::s3://bucket/", "http://[::1]:80/")
+
+
+@pytest.mark.parametrize("entry", [*NO_ENTRIES, *NO_URLS, *CHAINS])
+def test_what_is_neither_a_scheme_nor_a_prefix_is_wrong_usage(entry):
+    with pytest.raises(UsageError, match=r"--allow "):
+        check_entry(entry)
+
+
+SCHEMES = ("https", "s3://")
+PREFIXES = (
+    "s3://bucket",
+    "s3://bucket/photos/",
+    "https://cdn.example.com:8443/img",
+    "http://[0:0:0:0:0:0:0:1]/",
+    "memory://x",
+)
+FOLDERS = ("/mnt/photos", "./photos", "~/photos", "./s3:/odd", "file:///mnt", "file://photos", "a/b:c")
+
+
+@pytest.mark.parametrize("entry", [*SCHEMES, *PREFIXES, *FOLDERS])
+def test_schemes_and_prefixes_may_be_allowed(entry):
+    check_entry(entry)
 
 
 @pytest.mark.parametrize("swapped", ["photos", "photos/day", "photos/day/a.png"])

@@ -132,6 +132,7 @@ def broken(folder: Path, **changes: Any) -> Path:
         ({}, ("--set", "max_level=3"), 2, ("'max_level'", "max_levels")),
         ({}, ("--set", "max_levels=many"), 2, ("max_levels='many' should be int",)),
         ({}, ("--set", "min_overlap=7"), 2, ("min_overlap=7", "outside [0, 1]")),
+        ({}, ("--allow", "https://cdn.example:port/"), 2, ("--allow https://cdn.example:port/", "is no URL")),
         ({}, ("--storage-options", "{secret"), 2, ("not valid JSON at character 1",)),
     ],
 )
@@ -286,6 +287,13 @@ def test_python_m_align_manifest_is_run(tmp_path):
 def test_an_out_without_a_name_or_of_no_known_protocol_is_refused(manifest):
     assert homoalign("run", manifest, "").exit_code == 2
     assert homoalign("run", manifest, "foo://bar").exit_code == 3
+
+
+@pytest.mark.parametrize("verb", ["run", "plan"])
+@pytest.mark.parametrize("manifest", ["", " "])
+def test_a_manifest_without_a_name_is_refused(tmp_path, verb, manifest):
+    done = homoalign(verb, manifest, tmp_path / "out")
+    assert (done.exit_code, done.stderr) == (2, "homoalign: MANIFEST is empty\n")
 
 
 def test_overwrite_refuses_to_delete_the_manifest_or_anything_before_the_command_is_sound(tmp_path, manifest):
