@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.errors import ManifestInvalid, PlanChanged, UsageError
+from jobs.errors import ManifestChanged, ManifestInvalid, PlanChanged, UsageError
 from jobs.parallel import map_in_order
 from jobs.schema import MANIFEST_COLUMNS, MATRIX, REQUIRED_COLUMNS, RESULT_COLUMNS
-from jobs.storage_errors import StorageError, redact
+from jobs.storage_errors import ObjectMissing, StorageError, redact
 from jobs.store import ObjectInfo, Store
 
 IMAGE_COLUMNS = ("src", "dst", "src_mask", "dst_mask")
@@ -128,11 +128,11 @@ def read_rows(
         batch_rows: most rows of a batch.
 
     Raises:
-        ManifestInvalid: the file is not as it was when the run was planned.
+        ManifestChanged: the file is not as it was when the run was planned.
     """
     with _parquet(store, file.path) as parquet:
         if parquet.metadata.num_rows != file.rows:
-            raise ManifestInvalid(
+            raise ManifestChanged(
                 f"{redact(file.path)} has {parquet.metadata.num_rows} rows and had {file.rows} when the run was planned"
             )
         stored = [name for name in schema.names if name in parquet.schema_arrow.names]
@@ -206,15 +206,16 @@ def check_unchanged(store: Store, file: ManifestFile) -> None:
     """Check that a file is still the one that was planned.
 
     Raises:
-        ManifestInvalid: naming what changed, with both values.
+        ManifestChanged: naming what changed, with both values.
+        StorageError: the store does not say.
     """
     try:
         now = store.info(file.path)
-    except StorageError as error:
-        raise ManifestInvalid(f"manifest: {error}") from error
+    except ObjectMissing as error:
+        raise ManifestChanged(f"manifest: {error}") from error
     for name in ("size", "etag", "mtime"):
         if getattr(now, name) != getattr(file, name):
-            raise ManifestInvalid(
+            raise ManifestChanged(
                 f"{redact(file.path)} changed while the run read it: {name} {getattr(file, name)} then, "
                 f"{getattr(now, name)} now"
             )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+from fsspec.utils import get_protocol
 
 from homoalign.config import AlignConfig
 from homoalign.status import Status
@@ -21,7 +22,7 @@ from jobs.output import Output
 from jobs.plan import Plan, Settings, default_shard_rows
 from jobs.progress import ProgressKind
 from jobs.shard import ROW_TIMEOUT_S, Batching, ShardTask
-from jobs.storage_errors import StorageError
+from jobs.storage_errors import StorageError, redact
 from jobs.store import Store
 
 RETRYABLE = (Status.UNREADABLE, Status.TIMED_OUT, Status.CRASHED, Status.NOT_ALLOWED, Status.TOO_LARGE)
@@ -67,9 +68,18 @@ class RunConfig:
 
     @property
     def output(self) -> Output:
-        """Return the run's folder."""
+        """Return the run's folder.
+
+        Raises:
+            UsageError: it has no name.
+            OutputNotWritable: no storage is known there, or none that other processes see.
+        """
         if not self.out.strip():
             raise UsageError("OUT is empty")
+        if "::" in self.out:
+            raise OutputNotWritable(f"OUT {redact(self.out)} is a chained URL: the workers would not see it")
+        if get_protocol(self.out) == "memory":
+            raise OutputNotWritable(f"OUT {self.out} is in this process's memory: the workers would not see it")
         try:
             return Output(self.store, self.store.url_of(self.out))
         except StorageError as error:

@@ -24,7 +24,16 @@ from fsspec.utils import get_protocol
 from homoalign.errors import HomoalignError
 from jobs.access import WEB_SCHEMES, AccessRules
 from jobs.local import publish_local, read_local
-from jobs.storage_errors import ObjectExists, ObjectMissing, ObjectTooLarge, StorageError, attempt, redact, translated
+from jobs.storage_errors import (
+    FolderBlocked,
+    ObjectExists,
+    ObjectMissing,
+    ObjectTooLarge,
+    StorageError,
+    attempt,
+    redact,
+    translated,
+)
 
 if TYPE_CHECKING:
     from jobs.web import Redirect
@@ -141,13 +150,19 @@ class Store:
         return _object_info(filesystem, self._attempt(lambda: filesystem.info(path), url))
 
     def list_names(self, folder: str) -> list[str]:
-        """Return the sorted names of what lies directly in `folder`; none where there is no such folder."""
+        """Return the sorted names of what lies directly in `folder`; none where there is no such folder.
+
+        Raises:
+            FolderBlocked: it is a file.
+        """
         filesystem, path = self.locate(folder)
         filesystem.invalidate_cache()
         try:
             entries = self._attempt(lambda: filesystem.ls(path, detail=False), folder)
         except ObjectMissing:
             return []
+        if [entry.rstrip("/") for entry in entries] == [path.rstrip("/")]:
+            raise FolderBlocked(f"{redact(folder)}: a file stands where a folder should")
         return sorted(name for entry in entries if (name := entry.rstrip("/").rpartition("/")[2]))
 
     def exists(self, url: str) -> bool:

@@ -296,6 +296,15 @@ def test_a_manifest_without_a_name_is_refused(tmp_path, verb, manifest):
     assert (done.exit_code, done.stderr) == (2, "homoalign: MANIFEST is empty\n")
 
 
+@pytest.mark.parametrize("verb", ["run", "plan"])
+@pytest.mark.parametrize("out", ["memory://o", "simplecache::file://{}", "zip://o::{}/a.zip", "dir://o::memory://x"])
+def test_an_out_that_workers_do_not_see_is_refused_at_once(tmp_path, manifest, verb, out):
+    done = homoalign(verb, manifest, out.format(tmp_path))
+    assert done.exit_code == 3
+    assert "the workers would not see it" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_overwrite_refuses_to_delete_the_manifest_or_anything_before_the_command_is_sound(tmp_path, manifest):
     out = tmp_path / "out"
     (out / "data").mkdir(parents=True)

@@ -17,13 +17,16 @@ from job_pairs import TRUTH, encoded, pair, photo, write_manifest, write_pairs
 from shard_tasks import STORE, FakeAlign, part, task_for
 
 from homoalign.result import AlignResult
-from jobs import prefetch
+from jobs import prefetch, shard
 from jobs.access import AccessRules
-from jobs.errors import ManifestInvalid
+from jobs.errors import ManifestChanged, ManifestInvalid
 from jobs.fetch import Fetched, Reader, fetch_pair
+from jobs.manifest import read_rows
 from jobs.prefetch import Ahead
 from jobs.rows import has_truth, read_footer
 from jobs.shard import Batching, run_shard
+from jobs.storage_errors import StorageError
+from jobs.store import Store
 
 
 def test_rows_come_out_in_manifest_order_each_with_its_own_result(tmp_path, mixed_manifest):
@@ -193,3 +196,19 @@ def test_an_id_that_is_no_utf8_is_found_also_where_ids_were_not_checked(tmp_path
     pq.write_table(table.set_column(0, "pair_id", spoilt), manifest)
     with pytest.raises(ManifestInvalid, match="is not UTF-8 text"):
         run_shard(task_for(tmp_path, manifest), FakeAlign())
+
+
+def test_a_file_that_is_rewritten_while_it_is_read_is_said_to_have_changed(tmp_path, monkeypatch):
+    manifest = write_manifest(tmp_path / "m.parquet", write_pairs(tmp_path, 2))
+    task = task_for(tmp_path, manifest)
+
+    def rewritten(*_: Any, **__: Any) -> Any:
+        manifest.write_bytes(manifest.read_bytes()[:100])
+        return read_rows(*_, **__)
+
+    monkeypatch.setattr(shard, "read_rows", rewritten)
+    with pytest.raises(ManifestChanged, match="changed while the run read it: size"):
+        run_shard(task, FakeAlign())
+    monkeypatch.setattr(Store, "info", lambda *_: (_ for _ in ()).throw(StorageError("503")))
+    with pytest.raises(StorageError, match="503"):  # so that another try is made
+        run_shard(task, FakeAlign())
