@@ -213,7 +213,12 @@ class Store:
             found = self._attempt(lambda: _read_named(filesystem, path, max_bytes), url)  # noqa: B023, called at once
             if isinstance(found, bytes):
                 return _within(found, max_bytes, url)
-            url = rules.follow(urljoin(url, found.target))
+            try:
+                target = urljoin(url, found.target)
+            except ValueError as error:
+                reason = f"{redact(url)} redirects to {redact(found.target)}, which is no URL: {error}"
+                raise StorageError(reason) from error
+            url = rules.follow(target)
         raise StorageError(f"{redact(url)}: more than {MAX_REDIRECTS} redirects")
 
     def publish(self, url: str, data: bytes, *, replace: bool = True) -> None:

@@ -149,7 +149,7 @@ def test_redirects_end(server):
 def test_a_redirect_to_what_is_no_url_is_unreadable_or_refused(server):
     status, detail = error_of(server, "/no-url")
     assert status == "unreadable"
-    assert f"src: {server}/no-url" in detail
+    assert f"src: {server}/no-url redirects to http://[bad, which is no URL" in detail
     assert error_of(server, "/no-port")[0] == "not_allowed"
 
 
