@@ -161,9 +161,10 @@ class Store:
             entries = self._attempt(lambda: filesystem.ls(path, detail=False), folder)
         except ObjectMissing:
             return []
-        if [entry.rstrip("/") for entry in entries] == [path.rstrip("/")]:
+        inside = [entry for entry in entries if entry.rstrip("/") != path.rstrip("/")]
+        if len(inside) < len(entries) and self._attempt(lambda: filesystem.isfile(path), folder):
             raise FolderBlocked(f"{redact(folder)}: a file stands where a folder should")
-        return sorted(name for entry in entries if (name := entry.rstrip("/").rpartition("/")[2]))
+        return sorted(name for entry in inside if (name := entry.rstrip("/").rpartition("/")[2]))
 
     def exists(self, url: str) -> bool:
         """Return whether something is stored at `url` now."""
