@@ -14,6 +14,12 @@ Signal = Literal["auto", "intensity", "structure"]
 Photometric = Literal["auto", "gain_bias", "none"]
 
 
+MAX_INT = 2**31 - 1
+"""More than that no compiled loop counts to."""
+MAX_SCALE = 1000
+"""Beyond it the smaller image would be a pixel of the larger one."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AlignConfig:
     """Everything that changes the answer. Each field's meaning is the string below it."""
@@ -99,11 +105,11 @@ class AlignConfig:
         for name, allowed in ((name, get_args(choice)) for name, choice in choices.items()):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is none of {', '.join(allowed)}")
-        for name in ("min_overlap", "confidence_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} is outside [0, 1]")
-        if not self.search_max_scale >= 1:
-            raise ValueError(f"search_max_scale={self.search_max_scale} is below 1")
+        share = (0, 1)
+        ranges = {"min_overlap": share, "confidence_threshold": share, "adam_learning_rate": share}
+        for name, (low, high) in {**ranges, "search_max_scale": (1, MAX_SCALE)}.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name}={getattr(self, name)} is outside [{low}, {high}]")
         for name in ("min_side_px", "min_level_side_px"):
             if not getattr(self, name) >= 4:
                 raise ValueError(f"{name}={getattr(self, name)} is below 4")
@@ -111,6 +117,8 @@ class AlignConfig:
             value = getattr(self, field.name)
             if field.type == "int" and not value >= 1:
                 raise ValueError(f"{field.name}={value} is below 1")
+            if field.type == "int" and not value <= MAX_INT:
+                raise ValueError(f"{field.name}={value} is above {MAX_INT}")
             if field.type == "float" and not 0 <= value < float("inf"):
                 raise ValueError(f"{field.name}={value} is negative or not finite")
 

@@ -18,9 +18,10 @@ import re
 import socket
 from dataclasses import dataclass
 from functools import lru_cache
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from homoalign.errors import ImageUnreadable, RowInvalid, UriNotAllowed
+from jobs.errors import UsageError
 from jobs.storage_errors import redact
 
 WEB_SCHEMES = ("http", "https")
@@ -58,13 +59,15 @@ class AccessRules:
         """Return the absolute URL that `uri` stands for.
 
         Raises:
-            UriNotAllowed: the run does not allow it; the message says what it allows.
+            UriNotAllowed: the run does not allow it, the message says what it allows; or it is no URL.
             RowInvalid: a local URL that is not absolute.
             ImageUnreadable: its host cannot be resolved.
         """
         if re.search(r"[\x00-\x1f\x7f-\x9f]", uri):
             raise UriNotAllowed(f"{uri!r} holds control characters")
         links = uri.split("::")
+        if _has_scheme(links[-1]):  # those before it name what lies inside it
+            split_url(links[-1])
         if len(links) > 1:
             return "::".join(self._resolve_link(link, uri, is_chained=True) for link in links)
         return self._resolve_link(uri, uri, is_chained=False)
@@ -108,7 +111,7 @@ class AccessRules:
         return f"{self.root}/{path}"
 
     def _check_host(self, url: str) -> None:
-        host = urlsplit(url).hostname
+        host = split_url(url).hostname
         if not host:
             raise UriNotAllowed(f"{redact(url)} names no host")
         for address in addresses_of(host):
@@ -128,6 +131,52 @@ def scheme_of(url: str) -> str:
     return _canonical(url.partition("://")[0]) if _has_scheme(url) else "file"
 
 
+def split_url(url: str) -> SplitResult:
+    """Return the parts of a URL.
+
+    Raises:
+        UriNotAllowed: it has none: half a bracket, a port that is no number, letters that stand for a slash.
+    """
+    try:
+        parts = urlsplit(url)
+        if scheme_of(url) in HOST_SCHEMES:
+            _ = parts.port  # parsed when it is asked for
+    except ValueError as error:
+        raise UriNotAllowed(f"{redact(url)} is no URL: {error}") from error
+    return parts
+
+
+def check_entry(entry: str) -> None:
+    """Check that an entry of `--allow` is a scheme or a prefix.
+
+    Raises:
+        UsageError: it is neither, and so would allow nothing, or another folder than it seems to.
+    """
+    if not entry.strip():
+        raise UsageError("--allow is empty; it takes a scheme (https) or a prefix (s3://bucket/photos/, /mnt/photos)")
+    if _is_scheme(entry):
+        return
+    if "::" in entry:
+        raise UsageError(
+            f"--allow {redact(entry)} holds ::, which parts the links of a chain; each link is allowed by itself, and "
+            "an address of IPv6 is written without"
+        )
+    if not _has_scheme(entry):
+        if re.match(r"[A-Za-z0-9+.-]*:", entry):
+            raise UsageError(
+                f"--allow {redact(entry)} is neither a scheme (https) nor a prefix (s3://bucket/photos/); "
+                f"a folder of that name is ./{entry}"
+            )
+        return
+    try:
+        parts = split_url(entry)
+        comparable_url(absolute_entry(entry))
+    except (UriNotAllowed, RowInvalid) as error:
+        raise UsageError(f"--allow {error}") from error
+    if scheme_of(entry) in HOST_SCHEMES and not parts.hostname:
+        raise UsageError(f"--allow {redact(entry)} names no host")
+
+
 def absolute_entry(entry: str) -> str:
     """Return an entry of `--allow` with a local prefix taken from the current folder."""
     if _is_scheme(entry) or scheme_of(entry) != "file" or "::" in entry:
@@ -144,11 +193,8 @@ def comparable_url(url: str) -> str:
     if scheme in WEB_SCHEMES:
         if "\\" in rest:
             raise UriNotAllowed(f"{redact(url)} holds a backslash, which servers read in different ways")
-        try:
-            parts = urlsplit(f"{scheme}://{rest}")
-            port = parts.port or (443 if scheme == "https" else 80)
-        except ValueError as error:
-            raise UriNotAllowed(f"{redact(url)} is no URL: {error}") from error
+        parts = split_url(f"{scheme}://{rest}")
+        port = parts.port or (443 if scheme == "https" else 80)
         return f"{scheme}://{(parts.hostname or '').rstrip('.')}:{port}{_normal(unquote(parts.path))}"
     bucket, _, key = rest.partition("/")
     return f"{scheme}://{bucket}{_normal(key)}"

@@ -112,7 +112,7 @@ def _follow(
             under_way.end(value)
         elif kind == "settled":
             settled.update([value])
-        left_s = task.row_timeout_s * under_way.most_rows()
+        left_s = under_way.allowed_s(task.row_timeout_s)
 
 
 def _end_of(process: subprocess.Popen[bytes]) -> str:

@@ -6,6 +6,7 @@ HomoalignError
   JobError                the run; the command prints one line and exits with `exit_code`
     UsageError            2   an unknown flag, config key or carried column
     ManifestInvalid       3   manifest missing or malformed
+      ManifestChanged     3   it is not as it was when the run was planned
     OutputNotWritable     3   OUT cannot be written
     ErrorRateExceeded     4   more failed rows than --max-error-rate
     PlanChanged           5   OUT holds a different plan
@@ -51,6 +52,10 @@ class ManifestInvalid(JobError):
     """The manifest is missing, empty of files, or lacks what the contract requires."""
 
     exit_code = ExitCode.MANIFEST_OR_OUTPUT
+
+
+class ManifestChanged(ManifestInvalid):
+    """The manifest is not as it was when the run was planned."""
 
 
 class OutputNotWritable(JobError):

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.errors import ManifestInvalid
-from jobs.manifest import Manifest, read_rows
+from jobs.manifest import Manifest, check_id_text, read_rows
 from jobs.storage_errors import redact
 from jobs.store import Store
 
@@ -33,7 +33,7 @@ Hashes = npt.NDArray[np.uint64]
 
 
 def check_ids(store: Store, manifest: Manifest) -> None:
-    """Check that no `pair_id` is null or repeated, over all files.
+    """Check that no `pair_id` is null, repeated or no UTF-8, over all files.
 
     Raises:
         ManifestInvalid: with an example and its count.
@@ -53,7 +53,7 @@ def check_ids(store: Store, manifest: Manifest) -> None:
         return
     count, first = min((-count, value) for value, count in _ids_with(store, manifest, suspects).items())
     if count < -1:
-        first = first.decode(errors="backslashreplace") if isinstance(first, bytes) else first
+        first = first.decode() if isinstance(first, bytes) else first
         raise ManifestInvalid(
             f"pair_id {first!r} stands in {-count} rows; {num_repeated} of {num_ids} ids are repeated"
         )
@@ -88,9 +88,11 @@ def _ids_with(store: Store, manifest: Manifest, hashes: Hashes) -> Counter[Any]:
 def _ids(store: Store, manifest: Manifest) -> Iterator[pa.Array]:
     schema = pa.schema([manifest.schema.field("pair_id")])
     for file in manifest.files:
-        num_null = 0
+        num_null, num_seen = 0, 0
         for batch in read_rows(store, file, 0, file.rows, schema, batch_rows=BATCH_ROWS):
             num_null += batch.column(0).null_count
+            check_id_text(batch.column(0), file, num_seen)
+            num_seen += batch.num_rows
             if not num_null:
                 yield batch.column(0)
         if num_null:

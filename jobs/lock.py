@@ -9,6 +9,7 @@ that its lock was taken finds out at its next heartbeat, and stops.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import socket
@@ -17,7 +18,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -46,9 +47,22 @@ class Owner:
     heartbeat: float
     """Seconds since 1970."""
 
+    def __post_init__(self) -> None:
+        kinds: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, kinds[str(field.type)]):
+                raise TypeError(f"{field.name}={value!r} is no {field.type}")
+        if not math.isfinite(self.heartbeat):
+            raise ValueError(f"heartbeat={self.heartbeat} is not finite")
+
     def text(self) -> str:
         """Return who and how long ago, for a message."""
         return f"{self.host} (pid {self.pid}, since {self.started}, last sign {time.time() - self.heartbeat:.0f} s ago)"
+
+
+NOBODY = Owner(owner="nobody", host="", boot="", pid=0, process_start="", started="", heartbeat=0.0)
+"""Whose lock one is that stays unreadable."""
 
 
 class RunLock:
@@ -127,7 +141,7 @@ def read_owner(store: Store, url: str) -> Owner | None:
     """Return who a lock names; None where there is no lock or it does not say."""
     try:
         return Owner(**json.loads(store.read(url)))
-    except (ObjectMissing, ValueError, TypeError):
+    except (ObjectMissing, ValueError, TypeError, OverflowError, RecursionError):
         return None
 
 
@@ -170,14 +184,14 @@ def _try_acquire(store: Store, url: str, me: Owner, stale_s: float) -> bool:
 
 def _try_take_over(store: Store, url: str, me: Owner, stale_s: float) -> bool:
     holder = read_owner(store, url)
-    if holder is None:
-        return _remove_unreadable(store, url, stale_s)
-    if not is_dead(holder, stale_s):
+    if holder is None and _stays_unreadable(store, url, stale_s):
+        holder = NOBODY
+    if holder is None or not is_dead(holder, stale_s):
         return False
     claims: list[str] = []
     try:
         # whoever had the claim before us wrote the lock before letting the claim go
-        if not _claim(store, url, holder, me, stale_s, claims) or not is_owner(store, url, holder.owner):
+        if not _claim(store, url, holder, me, stale_s, claims) or not _is_still_of(store, url, holder):
             return False
         store.publish(url, encoded(me))
     finally:
@@ -218,16 +232,18 @@ def _remove_claims(store: Store, out: str, me: Owner) -> None:
             store.delete(f"{out}/{name}")
 
 
-def _remove_unreadable(store: Store, url: str, stale_s: float) -> bool:
-    """Remove a lock that stays unreadable, so that the next try can create it; one being written is soon readable."""
+def _is_still_of(store: Store, url: str, dead: Owner) -> bool:
+    holder = read_owner(store, url)
+    return store.exists(url) if holder is None and dead == NOBODY else holder is not None and holder.owner == dead.owner
+
+
+def _stays_unreadable(store: Store, url: str, stale_s: float) -> bool:
+    """Return whether a lock says no one's name and goes on so; one that is being written is soon readable."""
     for _ in range(5):
-        if not store.exists(url):
-            return False
-        if read_owner(store, url) is not None:
-            return False
         time.sleep(min(0.2, stale_s))
-    store.delete(url)
-    return False
+        if read_owner(store, url) is not None or not store.exists(url):
+            return False
+    return True
 
 
 def _myself() -> Owner:

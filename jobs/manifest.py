@@ -11,14 +11,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.errors import ManifestInvalid, UsageError
+from jobs.errors import ManifestChanged, ManifestInvalid, PlanChanged, UsageError
 from jobs.parallel import map_in_order
 from jobs.schema import MANIFEST_COLUMNS, MATRIX, REQUIRED_COLUMNS, RESULT_COLUMNS
-from jobs.storage_errors import StorageError, redact
+from jobs.storage_errors import ObjectMissing, StorageError, redact
 from jobs.store import ObjectInfo, Store
 
 IMAGE_COLUMNS = ("src", "dst", "src_mask", "dst_mask")
@@ -48,13 +50,17 @@ class Manifest:
     files: tuple[ManifestFile, ...]
     schema: pa.Schema
     """All columns of the first file, and of the others those the job reads; those it knows have the types the rows are
-    read as.
+    read as. What is carried always has a type: string where it holds only nulls.
     """
 
     @property
     def rows(self) -> int:
         """Return the number of rows in all files."""
         return sum(file.rows for file in self.files)
+
+    def fields(self, names: Sequence[str]) -> pa.Schema:
+        """Return the types of some columns."""
+        return pa.schema([self.schema.field(name) for name in names])
 
     def columns_read(self, carry: Sequence[str]) -> list[str]:
         """Return the columns a run reads: those the job knows and those it carries."""
@@ -89,7 +95,7 @@ def open_manifest(store: Store, url: str, carry: Sequence[str] = ()) -> Manifest
         raise AssertionError("tables is not empty")
     if pa.types.is_null(schema.field("pair_id").type):
         raise ManifestInvalid(f"column pair_id of {redact(url)} is null in every row")
-    return Manifest(url=store.url_of(url), root=root, files=tuple(files), schema=schema)
+    return Manifest(url=store.url_of(url), root=root, files=tuple(files), schema=_typed(schema, carry))
 
 
 def check_carry(manifest: Manifest, carry: Sequence[str]) -> None:
@@ -122,11 +128,11 @@ def read_rows(
         batch_rows: most rows of a batch.
 
     Raises:
-        ManifestInvalid: the file is not as it was when the run was planned.
+        ManifestChanged: the file is not as it was when the run was planned.
     """
     with _parquet(store, file.path) as parquet:
         if parquet.metadata.num_rows != file.rows:
-            raise ManifestInvalid(
+            raise ManifestChanged(
                 f"{redact(file.path)} has {parquet.metadata.num_rows} rows and had {file.rows} when the run was planned"
             )
         stored = [name for name in schema.names if name in parquet.schema_arrow.names]
@@ -143,19 +149,73 @@ def read_rows(
                 return
 
 
+def is_not_utf8(column: pa.Array) -> npt.NDArray[np.bool_]:
+    """Return which cells hold text that is no UTF-8, at any depth, (N,). Parquet's readers do not look, and writers
+    pass it on to readers that fail on it.
+    """
+    found = np.zeros(len(column), dtype=bool)
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        for index, cell in enumerate(column):
+            try:
+                cell.as_py()
+            except UnicodeDecodeError:
+                found[index] = True
+            except (ValueError, OverflowError):  # a time that Python has no type for
+                continue
+    return found
+
+
+def check_id_text(ids: pa.Array, file: ManifestFile, first_row: int) -> None:
+    """Check that the ids of the rows of a file from `first_row` on are UTF-8, where they are text.
+
+    Raises:
+        ManifestInvalid: with the first that is not.
+    """
+    spoilt = np.flatnonzero(is_not_utf8(ids))
+    if spoilt.size:
+        shown = ids[spoilt[0]].as_buffer().to_pybytes()[:60]
+        raise ManifestInvalid(
+            f"pair_id {shown!r} in row {first_row + spoilt[0]} of {redact(file.path)} is not UTF-8 text"
+        )
+
+
+def check_agrees(schema: pa.Schema, part: pa.Schema, where: str) -> None:
+    """Check that a part's carried columns read as one table with those of parts to come.
+
+    Args:
+        schema: the carried columns as they are read now.
+        part: all columns of a part that is there.
+        where: the part.
+
+    Raises:
+        PlanChanged: one held only nulls when the part was made, and has another type now.
+    """
+    for field in schema:
+        before = part.field(field.name).type if field.name in part.names else field.type
+        if pa.types.is_null(before) or (_is_string(before) and not _is_string(field.type)):
+            raise PlanChanged(
+                f"column {field.name} is of type {before} in {where}, made when it held only nulls, and of type "
+                f"{field.type} in the manifest now: they would not read as one table; give this run an OUT of its own, "
+                "or --overwrite"
+            )
+
+
 def check_unchanged(store: Store, file: ManifestFile) -> None:
     """Check that a file is still the one that was planned.
 
     Raises:
-        ManifestInvalid: naming what changed, with both values.
+        ManifestChanged: naming what changed, with both values.
+        StorageError: the store does not say.
     """
     try:
         now = store.info(file.path)
-    except StorageError as error:
-        raise ManifestInvalid(f"manifest: {error}") from error
+    except ObjectMissing as error:
+        raise ManifestChanged(f"manifest: {error}") from error
     for name in ("size", "etag", "mtime"):
         if getattr(now, name) != getattr(file, name):
-            raise ManifestInvalid(
+            raise ManifestChanged(
                 f"{redact(file.path)} changed while the run read it: {name} {getattr(file, name)} then, "
                 f"{getattr(now, name)} now"
             )
@@ -270,6 +330,17 @@ def _merged(schema: pa.Schema, other: pa.Schema, paths: tuple[str, str], carry: 
             raise ManifestInvalid(
                 f"column {name} is of type {ours} in {redact(paths[0])} and of type {theirs} in {redact(paths[1])}"
             )
+    return schema
+
+
+def _typed(schema: pa.Schema, carry: Sequence[str]) -> pa.Schema:
+    """Return the types with one for each carried column that holds nothing but nulls: files to come may have text in
+    it, and parts of no type and of one do not read as one table.
+    """
+    for name in carry:
+        if name in schema.names and pa.types.is_null(schema.field(name).type):
+            kind = MATRIX if name in MATRIX_COLUMNS else pa.string()
+            schema = schema.set(schema.get_field_index(name), pa.field(name, kind))
     return schema
 
 

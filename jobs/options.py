@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
@@ -21,6 +22,45 @@ from jobs.storage_errors import StorageError
 from jobs.store import Store
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+LEAST_RESOURCE = 0.0001
+"""Of a CPU or GPU for a task: Ray counts no finer."""
+
+
+class Number(click.FloatRange):
+    """A number of a range, finite unless it is a time; click takes NaN for one of any range."""
+
+    is_time = False
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number."""
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number) or (math.isinf(number) and not self.is_time):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
+
+
+class Seconds(Number):
+    """A time; `inf` is one without end."""
+
+    is_time = True
+
+
+class Resource(Number):
+    """How much of a kind of resource a task takes, as Ray counts."""
+
+    def __init__(self, *, may_be_none: bool, is_whole_above_1: bool) -> None:
+        super().__init__(min=0 if may_be_none else LEAST_RESOURCE)
+        self.is_whole_above_1 = is_whole_above_1
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the amount."""
+        amount = super().convert(value, param, ctx)
+        if 0 < amount < LEAST_RESOURCE:
+            self.fail(f"{value} is below {LEAST_RESOURCE}, the least Ray counts.", param, ctx)
+        if self.is_whole_above_1 and amount > 1 and not amount.is_integer():
+            self.fail(f"{value} is above 1 and not whole.", param, ctx)
+        return amount
 
 
 def together(*decorators: Callable[[F], F]) -> Callable[[F], F]:
@@ -71,7 +111,7 @@ def read_config(store: Store, file: str | None, settings: Iterable[str]) -> Alig
             )
     try:
         return AlignConfig(**{name: _typed(name, value, hints[name]) for name, value in values.items()})
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise UsageError(f"AlignConfig: {error}") from error
 
 
@@ -113,11 +153,9 @@ def _read_config_file(store: Store, file: str) -> dict[str, Any]:
 
 def _parsed(text: str) -> Any:
     """Return a TOML value, or the text itself where it is none: `5`, `0.5`, `true`, `[1, 2]`, `adam`."""
-    if text.lower() in ("none", "null"):
-        return None
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:
         return text
 
 

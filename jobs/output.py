@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from jobs.access import local_path
 from jobs.errors import OutputNotWritable, PartDamaged, PlanChanged
+from jobs.manifest import check_agrees
 from jobs.parallel import map_in_order
 from jobs.plan import Plan, part_name, read_plan
 from jobs.rows import read_footer, read_part
@@ -141,17 +142,25 @@ class Output:
             raise PartDamaged(f"{redact(where)} (no part of a run: it has no column {missing[0]})")
         return part
 
-    def tallies(self, plan: Plan, shards: Iterable[int]) -> Iterator[tuple[int, Tally]]:
+    def tallies(
+        self, plan: Plan, shards: Iterable[int], carried: pa.Schema | None = None
+    ) -> Iterator[tuple[int, Tally]]:
         """Read the footers of parts, one after the other; one that is damaged counts as not there.
 
+        Args:
+            plan: what the parts are of.
+            shards: which parts.
+            carried: the carried columns of parts to come, where there will be any.
+
         Raises:
-            PlanChanged: a part is of another plan; both fingerprints are named.
+            PlanChanged: a part is of another plan, both fingerprints are named; or would not read as one table with
+                those to come.
         """
-        for shard, tally in map_in_order(lambda shard: (shard, self._tally(plan, shard)), shards):
+        for shard, tally in map_in_order(lambda shard: (shard, self._tally(plan, shard, carried)), shards):
             if tally is not None:
                 yield shard, tally
 
-    def _tally(self, plan: Plan, shard: int) -> Tally | None:
+    def _tally(self, plan: Plan, shard: int, carried: pa.Schema | None) -> Tally | None:
         if shard >= plan.num_shards:
             raise PlanChanged(f"{self.part(shard)} is no part of this plan, which has {plan.num_shards} shards")
         try:
@@ -161,6 +170,8 @@ class Output:
         wanted = plan.generation_of(shard).fingerprint
         if footer.fingerprint != wanted:
             raise PlanChanged(f"{self.part(shard)} is of plan {footer.fingerprint}, this is plan {wanted}")
+        if carried is not None:
+            check_agrees(carried, footer.schema, self.part(shard))
         return footer.tally
 
     def remove_success(self) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from homoalign.errors import PairTimedOut
 from jobs.fetch import Fetched, Reader, fetch_pair
-from jobs.watch import Unwatched, Watch
+from jobs.watch import LONGEST_WAIT_S, Unwatched, Watch
 
 LEAVE_S = 5.0
 """How long threads are waited for when no more rows are wanted."""
@@ -120,7 +120,7 @@ class _Job:
                 if left is not None and left <= 0:
                     self._finish(0)
                     return None
-                self.changed.wait(left)
+                self.changed.wait(None if left is None else min(left, LONGEST_WAIT_S))
         if self.bug is not None:
             raise self.bug
         return self.fetched

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+from fsspec.utils import get_protocol
 
 from homoalign.config import AlignConfig
 from homoalign.status import Status
-from jobs.access import AccessRules, absolute_entry
+from jobs.access import AccessRules, absolute_entry, check_entry
 from jobs.errors import OutputNotWritable, UsageError
 from jobs.fetch import FETCH_TIMEOUT_S, MAX_BYTES, MAX_PIXELS, Reader
 from jobs.ids import check_ids
@@ -21,7 +22,7 @@ from jobs.output import Output
 from jobs.plan import Plan, Settings, default_shard_rows
 from jobs.progress import ProgressKind
 from jobs.shard import ROW_TIMEOUT_S, Batching, ShardTask
-from jobs.storage_errors import StorageError
+from jobs.storage_errors import StorageError, redact
 from jobs.store import Store
 
 RETRYABLE = (Status.UNREADABLE, Status.TIMED_OUT, Status.CRASHED, Status.NOT_ALLOWED, Status.TOO_LARGE)
@@ -67,9 +68,18 @@ class RunConfig:
 
     @property
     def output(self) -> Output:
-        """Return the run's folder."""
+        """Return the run's folder.
+
+        Raises:
+            UsageError: it has no name.
+            OutputNotWritable: no storage is known there, or none that other processes see.
+        """
         if not self.out.strip():
             raise UsageError("OUT is empty")
+        if "::" in self.out:
+            raise OutputNotWritable(f"OUT {redact(self.out)} is a chained URL: the workers would not see it")
+        if get_protocol(self.out) == "memory":
+            raise OutputNotWritable(f"OUT {self.out} is in this process's memory: the workers would not see it")
         try:
             return Output(self.store, self.store.url_of(self.out))
         except StorageError as error:
@@ -81,8 +91,12 @@ def open_checked_manifest(run: RunConfig) -> Manifest:
 
     Raises:
         ManifestInvalid: it is missing, malformed, or an id is null or repeated.
-        UsageError: `carry` names what it does not have.
+        UsageError: no manifest is named, `carry` names what it does not have, or `allow` what no one can read.
     """
+    if not run.manifest.strip():
+        raise UsageError("MANIFEST is empty")
+    for entry in run.allow:
+        check_entry(entry)
     manifest = open_manifest(run.store, run.manifest, run.carry)
     check_carry(manifest, run.carry)
     if manifest.rows <= MAX_IDS_CHECKED or run.check_ids:

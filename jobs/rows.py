@@ -49,7 +49,7 @@ _TENSORS = (
 
 def error_row(error: PairError, src_size: tuple[int, int] | None, dst_size: tuple[int, int] | None) -> Row:
     """Return the row of a pair that could not be had."""
-    text = str(error)
+    text = str(error).encode(errors="backslashreplace").decode()  # it may quote bytes that are no text
     detail = text if len(text) <= MAX_DETAIL else f"{text[:MAX_DETAIL]}… ({len(text)} characters)"
     return {"status": error.status.value, "status_detail": detail, **size_columns(src_size, dst_size)}
 
@@ -127,6 +127,7 @@ class Footer:
     tally: Tally
     replaced: Tally | None
     """Of the part that stood there before, where rows of it were tried again."""
+    schema: pa.Schema
 
 
 def encode_part(
@@ -160,13 +161,15 @@ def read_footer(store: Store, url: str) -> Footer:
     """
     with store.open(url) as handle:
         try:
-            metadata = pq.read_metadata(handle).metadata or {}
+            file = pq.read_metadata(handle)
+            metadata = file.metadata or {}
             has_replaced = any(name.startswith(REPLACED_PREFIX) for name in metadata)
             return Footer(
                 fingerprint=metadata[METADATA_PREFIX + b"fingerprint"].decode(),
                 run=metadata.get(METADATA_PREFIX + b"run", b"").decode(),
                 tally=Tally.from_metadata(metadata),
                 replaced=Tally.from_metadata(metadata, REPLACED_PREFIX) if has_replaced else None,
+                schema=file.schema.to_arrow_schema(),
             )
         except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{url} is no part of a run: {type(error).__name__} {error}") from error

@@ -17,13 +17,14 @@ from jobs.errors import (
     ExitCode,
     JobError,
     LockHeld,
+    ManifestChanged,
     OutputNotWritable,
     PlanChanged,
     ShardsUnfinished,
     UsageError,
 )
 from jobs.interrupt import handled_by, install, signal_name
-from jobs.lock import RunLock, hold_lock
+from jobs.lock import RunLock, hold_lock, is_owner
 from jobs.manifest import Manifest
 from jobs.output import Output
 from jobs.plan import build_plan
@@ -40,6 +41,7 @@ MAX_LOSSES = 8
 HAND_BACK_S = 25.0
 """From a signal to the end, whatever hangs: schedulers follow SIGTERM with SIGKILL after 30 s."""
 LOCK_LOST = "another run took the lock over; this one was silent for too long"
+NOT_SHARED = "a worker does not find {}, which this run holds: OUT has to be on storage that all workers share"
 MIN_ROWS_FOR_ERROR_RATE = 200
 """Fewer rows say little about a rate; a smaller job is judged at its end."""
 
@@ -127,7 +129,7 @@ def survey(run: RunConfig, manifest: Manifest, output: Output) -> RunState:
         raise PlanChanged(f"{output.data} holds {len(present)} parts without a plan.json; --overwrite clears them")
     plan = build_plan(manifest, settings_of(run, manifest, previous), previous=previous, incremental=run.incremental)
     state = RunState(plan=plan, is_new=previous is None or plan.fingerprint != previous.fingerprint)
-    state.add_parts(output.tallies(plan, present), run.retry)
+    state.add_parts(output.tallies(plan, present, manifest.fields(run.carry)), run.retry)
     return state
 
 
@@ -257,6 +259,7 @@ class _Driver:
 
         Raises:
             LockHeld, OutputNotWritable: no shard can leave its part any more.
+            ManifestChanged: what is done and what is left no longer belong together.
         """
         state = self.state
         if isinstance(outcome, ShardLost):
@@ -265,9 +268,11 @@ class _Driver:
                 return True
             state.failed[shard] = f"lost {state.losses[shard]} times, at last: {outcome.reason}"
         elif isinstance(outcome, ShardFailed):
-            if isinstance(outcome.cause, OutputNotWritable):
+            if isinstance(outcome.cause, (OutputNotWritable, ManifestChanged)):
                 raise outcome.cause
             if isinstance(outcome.cause, RunOver):
+                if is_owner(self.run.store, self.lock.url, self.lock.me.owner):
+                    raise OutputNotWritable(NOT_SHARED.format(self.lock.url)) from outcome.cause
                 self.lock.lost.set()
                 raise LockHeld(LOCK_LOST) from outcome.cause
             state.failed[shard] = outcome.reason

@@ -14,19 +14,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from homoalign.config import AlignConfig
 from homoalign.errors import PairTimedOut, RowInvalid
-from jobs.errors import OutputNotWritable
+from jobs.errors import ManifestInvalid, OutputNotWritable
 from jobs.fetch import PairImages, Reader
 from jobs.lock import is_owner
-from jobs.manifest import check_unchanged, read_rows
+from jobs.manifest import IMAGE_COLUMNS, check_id_text, check_unchanged, is_not_utf8, read_rows
 from jobs.plan import Segment
 from jobs.prefetch import Ahead, fetch_in_order
 from jobs.rows import Row, build_table, encode_part, error_row, read_footer, read_part, result_rows
 from jobs.schema import MANIFEST_COLUMNS, RESULT_COLUMNS
-from jobs.storage_errors import ObjectDenied, ObjectExists, ObjectMissing, StorageFull, num_retries
+from jobs.storage_errors import FolderBlocked, ObjectDenied, ObjectExists, ObjectMissing, StorageFull, num_retries
 from jobs.store import Store
 from jobs.tally import Tally, tally_rows
 from jobs.watch import Unwatched, Watch
@@ -145,7 +146,7 @@ def _publish(task: ShardTask, data: bytes, done: ShardDone) -> ShardDone:
             if (found := _published(task)) is not None:
                 return found
             task.out.publish(task.part, data)  # in place of a damaged one
-    except (StorageFull, ObjectDenied) as error:
+    except (StorageFull, ObjectDenied, FolderBlocked) as error:
         raise OutputNotWritable(f"OUT cannot be written: {error}") from error
     return done
 
@@ -216,23 +217,43 @@ def _read(task: ShardTask, kept: list[pa.RecordBatch]) -> Iterator[tuple[int, di
     """Yield the shard's rows, numbered from 0; `kept` gets their ids and carried columns."""
     inputs = [column.name for column in MANIFEST_COLUMNS if column.name in task.schema.names]
     names = _names_kept(task)
-    has_files_in_cells = any(_holds_bytes(task.schema.field(name).type) for name in inputs)
     number = 0
     for segment in task.segments:
-        check_unchanged(task.reader.store, segment.file)
-        for batch in read_rows(
-            task.reader.store,
-            segment.file,
-            segment.start,
-            segment.stop,
-            task.schema,
-            batch_rows=8 if has_files_in_cells else 256,
-        ):
-            kept.append(batch.select(names))
+        first = number - segment.start
+        for batch in _batches(task, segment):
+            check_id_text(batch["pair_id"], segment.file, number - first)
+            spoilt = {name: is_not_utf8(batch[name]) for name in task.carry}
+            kept.append(_with_nulls(batch.select(names), spoilt))
             inputs_only = batch.select(inputs)
             for index in range(batch.num_rows):
-                yield number, cells_of(inputs_only.slice(index, 1))
+                no_text = {
+                    name: RowInvalid(f"{name} holds text that is not UTF-8") for name in spoilt if spoilt[name][index]
+                }
+                yield number, {**no_text, **cells_of(inputs_only.slice(index, 1))}
                 number += 1
+
+
+def _batches(task: ShardTask, segment: Segment) -> Iterator[pa.RecordBatch]:
+    store, file = task.reader.store, segment.file
+    has_files_in_cells = any(_holds_bytes(field.type) for field in task.schema if field.name in IMAGE_COLUMNS)
+    batch_rows = 8 if has_files_in_cells else 256
+    check_unchanged(store, file)
+    try:
+        yield from read_rows(store, file, segment.start, segment.stop, task.schema, batch_rows=batch_rows)
+    except ManifestInvalid:
+        check_unchanged(store, file)  # which would be the reason
+        raise
+
+
+def _with_nulls(batch: pa.RecordBatch, spoilt: Mapping[str, npt.NDArray[np.bool_]]) -> pa.RecordBatch:
+    """Return the batch without the cells that are `spoilt`, by column."""
+    for index, (name, column) in enumerate(zip(batch.schema.names, batch.columns, strict=True)):
+        if name in spoilt and spoilt[name].any():
+            whole = column.take(pa.array(np.arange(len(column)), mask=spoilt[name]))
+            if pa.types.is_dictionary(whole.type):  # whose dictionary still holds them
+                whole = whole.dictionary_decode().cast(whole.type)
+            batch = batch.set_column(index, batch.schema.field(name), whole)
+    return batch
 
 
 def cells_of(row: pa.RecordBatch) -> dict[str, Any]:

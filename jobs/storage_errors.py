@@ -2,6 +2,7 @@
 
 StorageError              what the store said; where nothing else is made of it, the command ends with 3
   ObjectMissing           nothing is there
+    FolderBlocked         nor can be: a file stands where a folder should
   ObjectDenied            the store does not let us
   ObjectExists            exclusive creation found something there
   ObjectTooLarge          more bytes than the caller takes
@@ -46,6 +47,10 @@ class StorageError(HomoalignError):
 
 class ObjectMissing(StorageError):
     """Nothing is stored there."""
+
+
+class FolderBlocked(ObjectMissing):
+    """A file stands where a folder should."""
 
 
 class ObjectDenied(StorageError):
@@ -129,7 +134,7 @@ def translated(error: Exception, url: str) -> StorageError:
     """Return the `StorageError` that stands for what a storage library raised about `url`."""
     kinds: tuple[tuple[type[Exception], type[StorageError], str], ...] = (
         (FileNotFoundError, ObjectMissing, "does not exist"),
-        (NotADirectoryError, ObjectMissing, "does not exist: a file stands where a folder should"),
+        (NotADirectoryError, FolderBlocked, "does not exist: a file stands where a folder should"),
         (PermissionError, ObjectDenied, "may not be accessed"),
         (FileExistsError, ObjectExists, "exists already"),
         (TimeoutError, ObjectTimedOut, "did not answer in time"),

@@ -21,9 +21,19 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import get_protocol
 
+from homoalign.errors import HomoalignError
 from jobs.access import WEB_SCHEMES, AccessRules
 from jobs.local import publish_local, read_local
-from jobs.storage_errors import ObjectExists, ObjectMissing, ObjectTooLarge, StorageError, attempt, redact, translated
+from jobs.storage_errors import (
+    FolderBlocked,
+    ObjectExists,
+    ObjectMissing,
+    ObjectTooLarge,
+    StorageError,
+    attempt,
+    redact,
+    translated,
+)
 
 if TYPE_CHECKING:
     from jobs.web import Redirect
@@ -140,14 +150,21 @@ class Store:
         return _object_info(filesystem, self._attempt(lambda: filesystem.info(path), url))
 
     def list_names(self, folder: str) -> list[str]:
-        """Return the sorted names of what lies directly in `folder`; none where there is no such folder."""
+        """Return the sorted names of what lies directly in `folder`; none where there is no such folder.
+
+        Raises:
+            FolderBlocked: it is a file.
+        """
         filesystem, path = self.locate(folder)
         filesystem.invalidate_cache()
         try:
             entries = self._attempt(lambda: filesystem.ls(path, detail=False), folder)
         except ObjectMissing:
             return []
-        return sorted(name for entry in entries if (name := entry.rstrip("/").rpartition("/")[2]))
+        inside = [entry for entry in entries if entry.rstrip("/") != path.rstrip("/")]
+        if len(inside) < len(entries) and self._attempt(lambda: filesystem.isfile(path), folder):
+            raise FolderBlocked(f"{redact(folder)}: a file stands where a folder should")
+        return sorted(name for entry in inside if (name := entry.rstrip("/").rpartition("/")[2]))
 
     def exists(self, url: str) -> bool:
         """Return whether something is stored at `url` now."""
@@ -179,14 +196,30 @@ class Store:
         Raises:
             PairError: it is not allowed.
             ObjectTooLarge: it has more than `max_bytes`; no more than that was read.
+            StorageError: it cannot be read, whatever a library raised about it: a cell, or a server's answer, that no
+                one has thought of is the matter of its own row.
         """
+        try:
+            return self._read_followed(uri, rules, max_bytes)
+        except (HomoalignError, MemoryError):
+            raise
+        except Exception as error:
+            raise self.translated(error, uri) from None
+
+    def _read_followed(self, uri: str, rules: AccessRules, max_bytes: int) -> bytes:
         url = first = rules.resolve(uri)
         for _ in range(MAX_REDIRECTS + 1):
-            filesystem, path = self.locate(url, rules, with_credentials=_origin(url) == _origin(first))
+            has_moved = url != first and _origin(url) != _origin(first)
+            filesystem, path = self.locate(url, rules, with_credentials=not has_moved)
             found = self._attempt(lambda: _read_named(filesystem, path, max_bytes), url)  # noqa: B023, called at once
             if isinstance(found, bytes):
                 return _within(found, max_bytes, url)
-            url = rules.follow(urljoin(url, found.target))
+            try:
+                target = urljoin(url, found.target)
+            except ValueError as error:
+                reason = f"{redact(url)} redirects to {redact(found.target)}, which is no URL: {error}"
+                raise StorageError(reason) from error
+            url = rules.follow(target)
         raise StorageError(f"{redact(url)}: more than {MAX_REDIRECTS} redirects")
 
     def publish(self, url: str, data: bytes, *, replace: bool = True) -> None:

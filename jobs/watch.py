@@ -16,6 +16,9 @@ SLACK = 0.01
 """Share of the time allowed that may pass before the watchdog is wound up again: every start of its clock ends one
 thread and begins another, which at each row's every step would be a hundredth of a small pair's time."""
 
+LONGEST_WAIT_S = 2e6
+"""23 days: more than any row takes, and less than systems that count milliseconds in 32 bits can wait."""
+
 
 class Watch(Protocol):
     """Is told what begins and what ends, from any thread."""
@@ -73,8 +76,12 @@ class UnderWay:
         return self.rows() or sorted(self.ended_last)
 
     def most_rows(self) -> int:
-        """Return the size of the largest group, and 1 where there is none: time is allowed by the row."""
+        """Return the size of the largest group, and 1 where there is none."""
         return max(map(len, self.groups), default=1)
+
+    def allowed_s(self, row_timeout_s: float) -> float:
+        """Return how long nothing may begin or end: time is allowed by the row."""
+        return min(row_timeout_s * self.most_rows(), LONGEST_WAIT_S)
 
 
 class Watchdog:
@@ -115,7 +122,7 @@ class Watchdog:
 
     def _wind_up(self) -> None:
         """Start the clock anew, unless it runs for as long and was started a moment ago."""
-        allowed_s, now = self.row_timeout_s * self.under_way.most_rows(), time.monotonic()
+        allowed_s, now = self.under_way.allowed_s(self.row_timeout_s), time.monotonic()
         if allowed_s == self._allowed_s and now - self._wound_up_at < SLACK * allowed_s:
             return
         self._allowed_s, self._wound_up_at = allowed_s, now

@@ -99,14 +99,16 @@ def read_web(filesystem: Any, url: str, max_bytes: int) -> bytes | Redirect:
     Raises:
         UriNotAllowed: it is at an address that may not be reached.
         ObjectTooLarge: it says so itself.
-        ImageUnreadable: it came in a content coding.
+        ImageUnreadable: it came in a content coding, or the server sends us to no place.
     """
     try:
         # a block size of 0 and any size make fsspec stream at once: a server may ignore a range
         with filesystem.open(url, "rb", block_size=0, size=1) as file:
             headers = file.r.headers
             if 300 <= file.r.status < 400:
-                return Redirect(headers.get("Location", ""))
+                if not headers.get("Location"):
+                    raise ImageUnreadable(f"{redact(url)} answers {file.r.status} without saying where to")
+                return Redirect(headers["Location"])
             if headers.get("Content-Encoding", "identity") != "identity":
                 raise ImageUnreadable(
                     f"{redact(url)} came with Content-Encoding {headers['Content-Encoding']}, not asked for"

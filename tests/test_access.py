@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import zipfile
 
 import pytest
 
 from homoalign.errors import ImageUnreadable, RowInvalid, UriNotAllowed
 from jobs import access
-from jobs.access import AccessRules, absolute_entry, is_public
+from jobs.access import AccessRules, absolute_entry, check_entry, is_public
+from jobs.errors import UsageError
+from jobs.fetch import Reader, fetch_pair
 from jobs.storage_errors import StorageError
 from jobs.store import Store
 
@@ -65,6 +68,37 @@ def test_the_manifests_own_scheme_is_allowed(root, uri):
 def test_anything_else_is_refused_and_named(root, uri):
     with pytest.raises(UriNotAllowed):
         AccessRules(root).resolve(uri)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "uri"),
+    [
+        ("s3", "s3://[2024]/a.png"),
+        ("s3", "s3://[b/k"),
+        ("memory", "memory://[x/y.png"),
+        ("memory", "memory://x]/y.png"),
+        ("memory", "memory://a\u2100b/y.png"),
+        ("ftp", "ftp://[x/y.png"),
+        ("sftp", "sftp://[x/y.png"),
+        ("webhdfs", "webhdfs://[x"),
+        ("https", "https://[x/y.png"),
+        ("s3", "zip://a.png::s3://[b/k.zip"),
+    ],
+)
+def test_what_no_one_can_read_as_a_url_is_refused_also_where_its_scheme_is_allowed(scheme, uri):
+    rules = AccessRules("file:///m", (scheme, "zip"))
+    with pytest.raises(UriNotAllowed, match="is no URL"):
+        rules.resolve(uri)
+    error = fetch_pair({"src": uri, "dst": "a.png"}, Reader(store=Store(), rules=rules)).error
+    assert error is not None
+    assert (error.status, uri.rpartition("://")[2] in str(error)) == ("not_allowed", True)
+
+
+def test_a_member_of_an_archive_may_have_any_name(tmp_path):
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr("[2024/a]\u2100.png", b"image")
+    uri = "zip://[2024/a]\u2100.png::b.zip"
+    assert Store().read_named(uri, AccessRules(f"file://{tmp_path}", ("zip",)), max_bytes=9) == b"image"
 
 
 def test_the_message_says_what_is_allowed():
@@ -180,6 +214,43 @@ def test_local_prefixes_are_taken_from_the_current_folder(tmp_path, monkeypatch)
     here = str(tmp_path)
     expected = (f"{here}/a", f"{here}/a/b", f"{here}/a", "/a", "/home/me/a", "s3://b/a", "https", "zip://a.png::b.zip")
     assert tuple(map(absolute_entry, given)) == expected
+
+
+NO_ENTRIES = (
+    "",
+    " ",
+    "https:",
+    "s3:/bucket",
+    "https:/cdn.example.com/img",
+    "https:///img",
+    "ftp:///img",
+    "://",
+    "s3://[b/",
+)
+NO_URLS = ("https://cdn.example.com:port/img", "https://[x", "https://host\\@other/", "sftp://host:port/")
+CHAINS = ("zip://a.png::s3://bucket/", "http://[::1]:80/")
+
+
+@pytest.mark.parametrize("entry", [*NO_ENTRIES, *NO_URLS, *CHAINS])
+def test_what_is_neither_a_scheme_nor_a_prefix_is_wrong_usage(entry):
+    with pytest.raises(UsageError, match=r"--allow "):
+        check_entry(entry)
+
+
+SCHEMES = ("https", "s3://")
+PREFIXES = (
+    "s3://bucket",
+    "s3://bucket/photos/",
+    "https://cdn.example.com:8443/img",
+    "http://[0:0:0:0:0:0:0:1]/",
+    "memory://x",
+)
+FOLDERS = ("/mnt/photos", "./photos", "~/photos", "./s3:/odd", "file:///mnt", "file://photos", "a/b:c")
+
+
+@pytest.mark.parametrize("entry", [*SCHEMES, *PREFIXES, *FOLDERS])
+def test_schemes_and_prefixes_may_be_allowed(entry):
+    check_entry(entry)
 
 
 @pytest.mark.parametrize("swapped", ["photos", "photos/day", "photos/day/a.png"])

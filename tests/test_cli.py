@@ -80,6 +80,28 @@ def test_wrong_usage_ends_with_2(arguments):
     assert "Usage: homoalign" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(("--num-cpus", text) for text in ("nan", "inf", "0.00001", "0")),
+        *(("--num-gpus", text) for text in ("nan", "inf", "0.00001", "1.5")),
+        *(("--fetch-timeout", text) for text in ("nan", "0", "-inf")),
+        *(("--row-timeout", text) for text in ("nan", "0", "-1")),
+        ("--wait-lock", "nan"),
+        ("--max-error-rate", "nan"),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_wrong_usage(arguments):
+    done = homoalign("run", "m", "o", *arguments)
+    assert done.exit_code == 2
+    assert f"Invalid value for '{arguments[0]}'" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--num-gpus", "0.5"), ("--num-gpus", "2"), ("--num-gpus", "0")])
+def test_a_share_of_a_gpu_or_whole_ones_may_be_asked_for(arguments):
+    assert run_command.make_context("run", ["m", "o", *arguments]).params["num_gpus"] == float(arguments[1])
+
+
 def test_the_options_of_run_are_the_fields_of_its_config():
     options = {parameter.name for parameter in run_command.params}
     one_field_from_several = {"config_file", "settings", "storage_options", "retry_failed", "retry_status"}
@@ -115,6 +137,7 @@ def broken(folder: Path, **changes: Any) -> Path:
         ({}, ("--set", "max_level=3"), 2, ("'max_level'", "max_levels")),
         ({}, ("--set", "max_levels=many"), 2, ("max_levels='many' should be int",)),
         ({}, ("--set", "min_overlap=7"), 2, ("min_overlap=7", "outside [0, 1]")),
+        ({}, ("--allow", "https://cdn.example:port/"), 2, ("--allow https://cdn.example:port/", "is no URL")),
         ({}, ("--storage-options", "{secret"), 2, ("not valid JSON at character 1",)),
     ],
 )
@@ -229,9 +252,17 @@ def test_a_config_file_is_read_and_set_goes_on_top(tmp_path, name, text):
     assert config == AlignConfig(max_levels=4, solver="adam", min_overlap=1.0)
 
 
+@pytest.mark.parametrize("name", ["none", "'none'", '"none"'])
+def test_none_is_a_word_where_the_field_knows_it(name):
+    assert read_config(Store(), None, [f"photometric={name}"]) == AlignConfig(photometric="none")
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
+        ("max_levels=none", "max_levels='none' should be int"),
+        (f"step_tol_px={10**400}", "too large to convert to float"),
+        (f"max_levels={'9' * 5000}", "should be int"),
         ("max_levels", "should be KEY=VALUE"),
         ("max_levels=2.5", "max_levels=2.5 should be int"),
         ("max_levels=true", "max_levels=True should be int"),
@@ -261,6 +292,22 @@ def test_python_m_align_manifest_is_run(tmp_path):
 def test_an_out_without_a_name_or_of_no_known_protocol_is_refused(manifest):
     assert homoalign("run", manifest, "").exit_code == 2
     assert homoalign("run", manifest, "foo://bar").exit_code == 3
+
+
+@pytest.mark.parametrize("verb", ["run", "plan"])
+@pytest.mark.parametrize("manifest", ["", " "])
+def test_a_manifest_without_a_name_is_refused(tmp_path, verb, manifest):
+    done = homoalign(verb, manifest, tmp_path / "out")
+    assert (done.exit_code, done.stderr) == (2, "homoalign: MANIFEST is empty\n")
+
+
+@pytest.mark.parametrize("verb", ["run", "plan"])
+@pytest.mark.parametrize("out", ["memory://o", "simplecache::file://{}", "zip://o::{}/a.zip", "dir://o::memory://x"])
+def test_an_out_that_workers_do_not_see_is_refused_at_once(tmp_path, manifest, verb, out):
+    done = homoalign(verb, manifest, out.format(tmp_path))
+    assert done.exit_code == 3
+    assert "the workers would not see it" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_overwrite_refuses_to_delete_the_manifest_or_anything_before_the_command_is_sound(tmp_path, manifest):

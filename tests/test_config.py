@@ -23,6 +23,10 @@ def test_the_fingerprint_is_stable_and_changes_with_every_field():
         ("min_overlap", 1.5, r"min_overlap=1.5 is outside \[0, 1\]"),
         ("min_level_side_px", 1, "min_level_side_px=1 is below 4"),
         ("max_iterations", 0, "max_iterations=0 is below 1"),
+        ("max_iterations", 10**20, "max_iterations=100000000000000000000 is above 2147483647"),
+        ("adam_learning_rate", 1e300, r"adam_learning_rate=1e\+300 is outside \[0, 1\]"),
+        ("search_max_scale", 1e300, r"search_max_scale=1e\+300 is outside \[1, 1000\]"),
+        ("search_max_scale", 0.5, r"search_max_scale=0.5 is outside \[1, 1000\]"),
         ("step_tol_px", float("nan"), "step_tol_px=nan is negative or not finite"),
     ],
 )

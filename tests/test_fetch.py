@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+import pyarrow as pa
 import pytest
 from job_pairs import encoded, pair
 from loopback import QuietHandler, serve
@@ -15,6 +16,7 @@ from loopback import QuietHandler, serve
 from jobs import access
 from jobs.access import AccessRules
 from jobs.fetch import Reader, fetch_pair
+from jobs.rows import error_row
 from jobs.store import Store
 
 SRC, DST = (encoded(pixels) for pixels in pair(0))
@@ -37,6 +39,9 @@ class Handler(QuietHandler):
         "/loop": "/loop",
         "/file": "file:///etc/passwd",
         "/zip-away": "/pairs.zip",
+        "/no-url": "http://[bad",
+        "/no-port": "http://localhost:port/",
+        "/no-text": "/\xff\xfe.png",
     }
     seen: ClassVar[list[tuple[str, dict[str, str]]]] = []
 
@@ -55,6 +60,7 @@ class Handler(QuietHandler):
             "/long.png": ({"Content-Length": len(SRC) - 99}, SRC),
             "/vast.png": ({"Content-Length": 10**12}, b""),
             "/coded.png": ({"Content-Length": len(coded), "Content-Encoding": "deflate"}, coded),
+            "/coded-no-text.png": ({"Content-Length": 3, "Content-Encoding": "\xff\xfe"}, b"abc"),
         }
         if self.path in lies:
             self.answer(200, *lies[self.path])
@@ -64,6 +70,8 @@ class Handler(QuietHandler):
             start, end = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
             piece = archive()[start : end + 1]
             self.answer(206, {"Content-Length": len(piece)}, piece)
+        elif self.path == "/to":
+            self.answer(302, {"Content-Length": 0}, b"")
         elif self.path.startswith("/elsewhere?"):
             self.answer(302, {"Content-Length": 0, "Location": self.path.partition("?")[2]}, b"")
         else:
@@ -136,6 +144,35 @@ def test_a_redirect_may_not_leave_what_is_allowed_nor_the_web(server, path, targ
 
 def test_redirects_end(server):
     assert error_of(server, "/loop") == ("unreadable", f"src: {server}/loop: more than 5 redirects")
+
+
+def test_a_redirect_to_what_is_no_url_is_unreadable_or_refused(server):
+    status, detail = error_of(server, "/no-url")
+    assert status == "unreadable"
+    assert f"src: {server}/no-url redirects to http://[bad, which is no URL" in detail
+    assert error_of(server, "/no-port")[0] == "not_allowed"
+
+
+def test_a_redirect_to_nowhere_says_so(server):
+    assert error_of(server, "/to") == ("unreadable", f"src: {server}/to answers 302 without saying where to")
+
+
+@pytest.mark.parametrize("path", ["/no-text", "/coded-no-text.png"])
+def test_what_a_server_says_that_is_no_text_is_told_as_text(server, path):
+    error = fetch_pair({"src": f"{server}{path}", "dst": DST}, reader(server)).error
+    assert error is not None
+    row = error_row(error, None, None)
+    assert row["status"] == "unreadable"
+    assert pa.array([row["status_detail"]]).to_pylist() == [row["status_detail"]]
+    assert "\\udcff\\udcfe" in row["status_detail"]
+
+
+def test_whatever_a_uri_makes_a_library_raise_is_of_its_row(monkeypatch, server):
+    def raises(*_: object) -> None:
+        raise IndexError("pop from an empty list")
+
+    monkeypatch.setattr(AccessRules, "resolve", raises)
+    assert error_of(server, "/src.png") == ("unreadable", f"src: {server}/src.png: pop from an empty list")
 
 
 def test_a_missing_page_is_unreadable(server):

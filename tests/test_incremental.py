@@ -10,14 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import click
+import duckdb
+import pandas
+import polars
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from job_pairs import ROOT, homoalign, result_rows, write_manifest, write_pairs
+from job_pairs import ROOT, TRUTH, homoalign, result_rows, write_manifest, write_pairs
 from shard_tasks import FakeAlign
 
 from jobs.cli import main
 from jobs.errors import ManifestInvalid, PlanChanged
 from jobs.plan import build_plan, default_shard_rows
 from jobs.prepare import RunConfig, open_checked_manifest, settings_of, shard_task
+from jobs.run import survey
 from jobs.shard import run_shard
 
 
@@ -46,7 +52,8 @@ def run_night(folder: Path, *, die_after: int | None = None, **changes: Any) -> 
     previous = output.read_plan()
     plan = build_plan(manifest, settings_of(run, manifest, previous), previous=previous, incremental=run.incremental)
     output.write_plan(plan)
-    done = {shard for shard, _ in output.tallies(plan, output.part_numbers())}
+    carried = manifest.fields(run.carry)
+    done = {shard for shard, _ in output.tallies(plan, output.part_numbers(), carried)}
     todo = [shard for shard in range(plan.num_shards) if shard not in done][:die_after]
     for shard in todo:
         run_shard(shard_task(run, manifest, plan, shard), FakeAlign())
@@ -117,13 +124,68 @@ def test_an_empty_night_and_an_empty_first_night_are_no_obstacle(tmp_path, pairs
     write_manifest(tmp_path / "m" / "1.parquet", pairs[:1])
     run_night(tmp_path, limit=None)
     empty = write_manifest(tmp_path / "m" / "2.parquet", pairs[:1])
-    import pyarrow.parquet as pq
-
     pq.write_table(pq.read_table(empty).slice(0, 0), empty)
     assert run_night(tmp_path) == []
     write_manifest(tmp_path / "m" / "3.parquet", pairs[1:2])
     assert run_night(tmp_path) == [1]
     assert ids(tmp_path) == ["pair0", "pair1"]
+
+
+def nights_with_notes(folder: Path, pairs: list[dict[str, Any]], *notes: Any) -> list[int]:
+    """Run a night for each column of notes, two rows each; return the last night's shards."""
+    shards = []
+    for night, column in enumerate(notes):
+        path = write_manifest(folder / "m" / f"{night}.parquet", pairs[2 * night : 2 * night + 2])
+        pq.write_table(pq.read_table(path).append_column("notes", column), path)
+        shards = run_night(folder, carry=("notes",))
+    return shards
+
+
+NO_NOTES = pa.nulls(2)
+NOTES = {"string": pa.array(["blurred", None]), "large_string": pa.array(["blurred", None], pa.large_string())}
+
+
+@pytest.mark.parametrize("kind", NOTES)
+def test_a_carried_column_that_held_only_nulls_at_first_may_hold_text_later(tmp_path, pairs, kind):
+    assert nights_with_notes(tmp_path, pairs, NO_NOTES, NO_NOTES, NOTES[kind], NO_NOTES) == [3]
+    data, expected = tmp_path / "out" / "data", [None] * 4 + ["blurred"] + [None] * 3
+    notes = pandas.read_parquet(data)["notes"]
+    assert [None if pandas.isna(note) else note for note in notes] == expected
+    assert polars.read_parquet(f"{data}/*.parquet")["notes"].to_list() == expected
+    found = duckdb.sql(f"select notes from '{data}/*.parquet' order by pair_id").fetchall()
+    assert [note for (note,) in found] == expected
+
+
+@pytest.mark.parametrize("later", [pa.array([1, 2]), pa.array([[1.0], None]), NOTES["string"].dictionary_encode()])
+def test_a_carried_column_that_held_only_nulls_may_not_become_anything_else(tmp_path, pairs, later):
+    kind = re.escape(str(later.type)).replace("item", "element")  # as Parquet has it
+    message = rf"column notes is of type string in .*part-000000\.parquet, .* and of type {kind} in the manifest now"
+    with pytest.raises(PlanChanged, match=message):
+        nights_with_notes(tmp_path, pairs, NO_NOTES, later)
+    run = RunConfig(manifest=f"{tmp_path}/m", out=f"{tmp_path}/out", incremental=True, carry=("notes",))
+    with pytest.raises(PlanChanged, match=message):
+        survey(run, open_checked_manifest(run), run.output)
+    assert run_night(tmp_path, carry=("notes",), out=f"{tmp_path}/other") == [0], "a run of its own may"
+
+
+def test_parts_of_an_earlier_version_whose_column_has_no_type_are_not_added_to(tmp_path, pairs):
+    nights_with_notes(tmp_path, pairs, NO_NOTES)
+    part = tmp_path / "out" / "data" / "part-000000.parquet"
+    table = pq.read_table(part)
+    pq.write_table(table.set_column(table.schema.get_field_index("notes"), "notes", NO_NOTES), part)
+    with pytest.raises(PlanChanged, match="column notes is of type null in"):
+        run_night(tmp_path, carry=("notes",))
+
+
+def test_a_carried_prior_that_is_null_at_first_is_a_matrix_all_the_same(tmp_path, pairs):
+    for night, prior in enumerate((None, TRUTH)):
+        rows = [{**row, "dst_homo_src_init": prior} for row in pairs[2 * night : 2 * night + 2]]
+        write_manifest(tmp_path / "m" / f"{night}.parquet", rows)
+        assert run_night(tmp_path, carry=("dst_homo_src_init",)) == [night]
+    assert [prior is None for prior in pandas.read_parquet(tmp_path / "out" / "data")["dst_homo_src_init"]] == [
+        *(True, True),
+        *(False, False),
+    ]
 
 
 def test_a_manifest_that_began_small_gets_shards_that_fit_what_comes(tmp_path, pairs):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import os
 import threading
 import time
@@ -94,10 +95,9 @@ def test_a_run_whose_lock_was_taken_finds_out_and_leaves_it_alone(out):
     assert is_owner(STORE, f"{out}/{LOCK_NAME}", thief.owner)
 
 
-def test_of_many_that_see_a_dead_lock_exactly_one_takes_it(tmp_path):
-    out = f"file://{tmp_path}"
-    STORE.publish(f"{out}/{LOCK_NAME}", encoded(other(heartbeat=0.0)))
-    barrier, release, taken, refused = threading.Barrier(8), threading.Event(), [], []
+def taken_and_refused(out: str, num: int) -> tuple[int, int]:
+    """Return how many of `num` runs that start together get the lock, and how many are told that another has it."""
+    barrier, release, taken, refused = threading.Barrier(num), threading.Event(), [], []
 
     def run() -> None:
         barrier.wait()
@@ -108,17 +108,22 @@ def test_of_many_that_see_a_dead_lock_exactly_one_takes_it(tmp_path):
         except LockHeld:
             refused.append(1)
 
-    threads = [threading.Thread(target=run) for _ in range(8)]
+    threads = [threading.Thread(target=run) for _ in range(num)]
     for thread in threads:
         thread.start()
     deadline = time.monotonic() + 20
-    while len(taken) + len(refused) < 8 and time.monotonic() < deadline:
+    while len(taken) + len(refused) < num and time.monotonic() < deadline:
         time.sleep(0.01)
     found = (len(taken), len(refused))
     release.set()
     for thread in threads:
         thread.join()
-    assert found == (1, 7)
+    return found
+
+
+def test_of_many_that_see_a_dead_lock_exactly_one_takes_it(tmp_path):
+    STORE.publish(f"file://{tmp_path}/{LOCK_NAME}", encoded(other(heartbeat=0.0)))
+    assert taken_and_refused(f"file://{tmp_path}", 8) == (1, 7)
 
 
 def test_a_claim_that_comes_late_gives_way_to_the_run_that_took_over(out, monkeypatch):
@@ -177,10 +182,47 @@ def test_a_signal_while_the_lock_is_taken_leaves_none(out, monkeypatch):
     assert STORE.list_names(out) == []
 
 
-def test_garbage_in_the_lock_is_replaced(out):
-    STORE.publish(f"{out}/{LOCK_NAME}", b"no json")
-    with hold_lock(STORE, out, wait_s=10):
+def lock_with(**changes: object) -> bytes:
+    return json.dumps({**json.loads(encoded(other())), **changes}).encode()
+
+
+GARBAGE = {
+    "empty": b"",
+    "text": b"no json",
+    "bytes": b"\xff\xfe",
+    "list": b"[]",
+    "null": b"null",
+    "deep": b"[" * 100_000,
+    "words for numbers": lock_with(heartbeat="soon"),
+    "numbers for words": lock_with(owner=5),
+    "no time": lock_with(heartbeat=float("nan")),
+    "the end of time": lock_with(heartbeat=10**400),
+    "no process": lock_with(pid=None),
+}
+
+
+@pytest.mark.parametrize("what", GARBAGE)
+def test_garbage_in_the_lock_is_replaced_at_once(out, what):
+    STORE.publish(f"{out}/{LOCK_NAME}", GARBAGE[what])
+    assert read_owner(STORE, f"{out}/{LOCK_NAME}") is None
+    with hold_lock(STORE, out, stale_s=0.02) as lock:  # which is how long it is watched, five times
+        assert is_owner(STORE, lock.url, lock.me.owner)
+    assert STORE.list_names(out) == []
+
+
+def test_a_lock_that_is_only_being_written_is_left_alone(out):
+    url = f"{out}/{LOCK_NAME}"
+    STORE.publish(url, b"")
+    writer = threading.Timer(0.3, STORE.publish, [url, encoded(other())])
+    writer.start()
+    with pytest.raises(LockHeld, match="elsewhere"), hold_lock(STORE, out):
         pass
+    writer.join()
+
+
+def test_of_many_that_see_garbage_in_the_lock_exactly_one_takes_it(tmp_path):
+    STORE.publish(f"file://{tmp_path}/{LOCK_NAME}", b"")
+    assert taken_and_refused(f"file://{tmp_path}", 8) == (1, 7)
 
 
 def test_an_out_that_cannot_be_written_says_so(tmp_path):

@@ -84,6 +84,13 @@ def test_waiting_for_ones_turn_is_not_counted(tmp_path, monkeypatch):
     assert [fetched.error for _, fetched in found] == [None, None]
 
 
+@pytest.mark.parametrize("fetch_timeout_s", [float("inf"), 1e10])
+def test_images_may_have_all_the_time_in_the_world(tmp_path, fetch_timeout_s):
+    reader = Reader(store=STORE, rules=AccessRules(f"file://{tmp_path}"), fetch_timeout_s=fetch_timeout_s)
+    found = fetch_in_order(enumerate(write_pairs(tmp_path, 2)), reader, Ahead())
+    assert [fetched.error for _, fetched in found] == [None, None]
+
+
 def test_a_bug_in_a_thread_comes_out(tmp_path, monkeypatch):
     monkeypatch.setattr(prefetch, "fetch_pair", lambda *_: 1 / 0)
     reader = Reader(store=STORE, rules=AccessRules(f"file://{tmp_path}"))

@@ -16,7 +16,7 @@ from shard_tasks import FakeAlign
 
 from jobs import run as run_module
 from jobs.cluster import Outcome, ShardFailed, ShardLost
-from jobs.errors import LockHeld, OutputNotWritable, ShardsUnfinished
+from jobs.errors import LockHeld, ManifestChanged, OutputNotWritable, ShardsUnfinished
 from jobs.prepare import RunConfig
 from jobs.run import MAX_LOSSES, RunInterrupted, run_job
 from jobs.shard import RunOver, ShardTask, run_shard
@@ -114,9 +114,54 @@ def test_an_out_that_takes_no_part_ends_the_run_at_once(work, run):
 
 
 def test_a_shard_that_finds_the_lock_taken_ends_the_run_which_leaves_out_alone(work, run):
-    _, error = work(lambda task: failed(task, RunOver("no longer holds")) if task.index == 1 else None)
+    def taken_over(task: ShardTask) -> ShardFailed | None:
+        if task.index != 1:
+            return None
+        lock = json.loads(Path(run.out, "lock.json").read_text())
+        Path(run.out, "lock.json").write_text(json.dumps({**lock, "owner": "another"}))
+        return failed(task, RunOver("no longer holds"))
+
+    _, error = work(taken_over)
     assert isinstance(error, LockHeld)
     assert not Path(run.out, "summary.json").exists()
+
+
+def test_a_worker_that_does_not_find_a_lock_that_is_held_does_not_share_out(work, run):
+    workers, error = work(lambda task: failed(task, RunOver("no longer holds")) if task.index == 1 else None)
+    assert isinstance(error, OutputNotWritable)
+    assert "storage that all workers share" in str(error)
+    assert workers.seen == [(0, 0), (1, 0)]
+    assert not Path(run.out, "lock.json").exists()
+
+
+@pytest.mark.parametrize("change", ["grow", "go"])
+def test_a_manifest_that_changes_while_it_is_read_ends_the_run_with_3(work, run, change):
+    def changed(task: ShardTask) -> ShardFailed | None:
+        manifest = Path(run.manifest)
+        if change == "go":
+            manifest.unlink(missing_ok=True)
+        else:
+            write_manifest(manifest, write_pairs(manifest.parent, 4))
+        with pytest.raises(ManifestChanged) as caught:
+            run_shard(task, FakeAlign())
+        return failed(task, caught.value)
+
+    workers, error = work(changed)
+    assert error.exit_code == 3
+    assert "m.parquet" in str(error)
+    assert ("does not exist" if change == "go" else "changed while the run read it") in str(error)
+    assert workers.seen == [(0, 0)]
+    assert json.loads(Path(run.out, "summary.json").read_text())["reason"] == "failed"
+
+
+def test_a_file_in_the_place_of_the_results_is_said_before_anything_is_done(work, run):
+    Path(run.out).mkdir()
+    Path(run.out, "data").write_text("a file")
+    workers, error = work(lambda _: None)
+    assert isinstance(error, OutputNotWritable)
+    assert "out/data: a file stands where a folder should" in str(error)
+    assert workers.seen == []
+    assert [path.name for path in Path(run.out).iterdir()] == ["data"]
 
 
 def test_a_run_without_anything_to_do_needs_no_workers(work, run):

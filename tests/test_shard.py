@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import numpy as np
+import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,12 +17,16 @@ from job_pairs import TRUTH, encoded, pair, photo, write_manifest, write_pairs
 from shard_tasks import STORE, FakeAlign, part, task_for
 
 from homoalign.result import AlignResult
-from jobs import prefetch
+from jobs import prefetch, shard
 from jobs.access import AccessRules
+from jobs.errors import ManifestChanged, ManifestInvalid
 from jobs.fetch import Fetched, Reader, fetch_pair
+from jobs.manifest import read_rows
 from jobs.prefetch import Ahead
 from jobs.rows import has_truth, read_footer
 from jobs.shard import Batching, run_shard
+from jobs.storage_errors import StorageError
+from jobs.store import Store
 
 
 def test_rows_come_out_in_manifest_order_each_with_its_own_result(tmp_path, mixed_manifest):
@@ -159,3 +164,51 @@ def test_text_that_is_no_utf8_costs_its_own_row_only(tmp_path):
     rows = part(tmp_path)
     assert [row["status"] for row in rows] == ["low_confidence", "invalid_row", "low_confidence"]
     assert rows[1]["status_detail"] == "src is not UTF-8 text: b'\\xff\\xfe.png'"
+
+
+@pytest.mark.parametrize("nested", [None, "list", "struct", "dictionary"])
+def test_carried_text_that_is_no_utf8_makes_its_row_invalid_and_is_null(tmp_path, nested):
+    manifest = write_manifest(tmp_path / "m.parquet", write_pairs(tmp_path, 3))
+    table = pq.read_table(manifest)
+    texts = pa.array([b"sea", b"\xff\xfe", b"town"]).view(pa.string())
+    columns = {
+        None: texts,
+        "list": pa.ListArray.from_arrays([0, 1, 2, 3], texts),
+        "struct": pa.StructArray.from_arrays([texts], ["name"]),
+        "dictionary": pa.DictionaryArray.from_arrays(pa.array([0, 1, 2], pa.int32()), texts),
+    }
+    pq.write_table(table.append_column("scene", columns[nested]), manifest)
+    run_shard(task_for(tmp_path, manifest, carry=("scene",)), FakeAlign())
+    rows = part(tmp_path)
+    assert [row["status"] for row in rows] == ["low_confidence", "invalid_row", "low_confidence"]
+    assert rows[1]["status_detail"] == "scene holds text that is not UTF-8"
+    assert [row["scene"] is None for row in rows] == [False, True, False]
+    found = pq.read_table(tmp_path / "out" / "part-000000.parquet")
+    assert found.schema.field("scene").type == columns[nested].type
+    found.validate(full=True)
+    assert list(pandas.read_parquet(tmp_path / "out")["pair_id"]) == ["pair0", "pair1", "pair2"]
+
+
+def test_an_id_that_is_no_utf8_is_found_also_where_ids_were_not_checked(tmp_path):
+    manifest = write_manifest(tmp_path / "m.parquet", write_pairs(tmp_path, 2))
+    table = pq.read_table(manifest)
+    spoilt = pa.array([b"a", b"\xff\xfe"]).view(pa.string())
+    pq.write_table(table.set_column(0, "pair_id", spoilt), manifest)
+    with pytest.raises(ManifestInvalid, match="is not UTF-8 text"):
+        run_shard(task_for(tmp_path, manifest), FakeAlign())
+
+
+def test_a_file_that_is_rewritten_while_it_is_read_is_said_to_have_changed(tmp_path, monkeypatch):
+    manifest = write_manifest(tmp_path / "m.parquet", write_pairs(tmp_path, 2))
+    task = task_for(tmp_path, manifest)
+
+    def rewritten(*_: Any, **__: Any) -> Any:
+        manifest.write_bytes(manifest.read_bytes()[:100])
+        return read_rows(*_, **__)
+
+    monkeypatch.setattr(shard, "read_rows", rewritten)
+    with pytest.raises(ManifestChanged, match="changed while the run read it: size"):
+        run_shard(task, FakeAlign())
+    monkeypatch.setattr(Store, "info", lambda *_: (_ for _ in ()).throw(StorageError("503")))
+    with pytest.raises(StorageError, match="503"):  # so that another try is made
+        run_shard(task, FakeAlign())

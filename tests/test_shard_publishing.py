@@ -91,6 +91,12 @@ def test_an_out_that_is_full_is_said_to_be_so(tmp_path, mixed_manifest, monkeypa
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_a_file_in_the_place_of_the_results_is_no_failure_that_another_try_would_mend(tmp_path, mixed_manifest):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(OutputNotWritable, match="a file stands where a folder should"):
+        run_shard(task_for(tmp_path, mixed_manifest), FakeAlign())
+
+
 def test_storage_actions_that_were_tried_again_are_counted(tmp_path, mixed_manifest, monkeypatch):
     monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
     failures, link = [OSError(5, "Input/output error")] * 2, os.link

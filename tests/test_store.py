@@ -15,6 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from jobs.storage_errors import (
     MAX_ATTEMPTS,
+    FolderBlocked,
     ObjectExists,
     ObjectMissing,
     ObjectTimedOut,
@@ -166,6 +167,18 @@ def test_a_publication_that_dies_leaves_the_old_object_and_no_visible_name(tmp_p
         store.publish(f"{tmp_path}/a.bin", b"new")
     assert store.read(f"{tmp_path}/a.bin") == b"old"
     assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_a_file_has_no_names_in_it_but_a_folder_that_an_object_stands_for_may(folder, monkeypatch):
+    Store().publish(f"{folder}/data", b"a file")
+    with pytest.raises(FolderBlocked, match=r"data: a file stands where a folder should"):
+        Store().list_names(f"{folder}/data")
+    Store().publish(f"{folder}/out/data/part", b"x")
+    filesystem, path = Store().locate(f"{folder}/out/data")
+    monkeypatch.setattr(filesystem, "ls", lambda *_, **__: [f"{path}/", f"{path}/part"])  # as S3 lists empty objects
+    assert Store().list_names(f"{folder}/out/data") == ["part"]
+    monkeypatch.setattr(filesystem, "ls", lambda *_, **__: [f"{path}/"])
+    assert Store().list_names(f"{folder}/out/data") == []
 
 
 def test_publishing_below_a_regular_file_says_so(tmp_path):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from multiprocessing import Pipe
 
 import pytest
 from job_pairs import ENVIRONMENT, ROOT
 
-from jobs.watch import SLACK, UnderWay, Watchdog
+from jobs.watch import LONGEST_WAIT_S, SLACK, UnderWay, Watchdog
 
 
 def test_what_is_under_way_is_what_began_and_did_not_end():
@@ -33,6 +34,17 @@ def test_what_may_have_ended_a_process_is_under_way_or_ended_last():
     assert under_way.suspects() == [7]
     under_way.end([7])
     assert under_way.suspects() == [7]
+
+
+@pytest.mark.parametrize("row_timeout_s", [float("inf"), 1e10, 1e6])
+def test_a_time_without_end_or_longer_than_the_system_counts_is_none(row_timeout_s):
+    with Watchdog(row_timeout_s) as dog:
+        dog.begin([1, 2, 3])
+        assert dog.under_way.allowed_s(row_timeout_s) == LONGEST_WAIT_S
+        ours, theirs = Pipe()
+        with ours, theirs:
+            theirs.send("told")
+            assert ours.poll(dog.under_way.allowed_s(row_timeout_s))
 
 
 @pytest.mark.parametrize(

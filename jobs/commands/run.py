@@ -9,7 +9,17 @@ import click
 from homoalign.status import Status
 from jobs.fetch import FETCH_TIMEOUT_S, MAX_BYTES, MAX_PIXELS
 from jobs.interrupt import handled_by, leave_at_once
-from jobs.options import align_config, column_names, read_config, read_storage_options, storage_options, together
+from jobs.options import (
+    Number,
+    Resource,
+    Seconds,
+    align_config,
+    column_names,
+    read_config,
+    read_storage_options,
+    storage_options,
+    together,
+)
 from jobs.prepare import RETRYABLE, RunConfig
 from jobs.progress import counts_text, duration_text, error_lines
 from jobs.shard import ROW_TIMEOUT_S
@@ -29,8 +39,17 @@ work_options = together(
     click.option("--limit", type=ROWS, help="Only the first rows of the manifest."),
     click.option("--check-ids", is_flag=True, help="Check pair_id for repeats also above 5 million rows."),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
-    click.option("--num-cpus", type=click.FloatRange(min=0, min_open=True), default=1.0, help="Per task. [default: 1]"),
-    click.option("--num-gpus", type=click.FloatRange(min=0), help="Per task. [default: 1 with CUDA, else 0]"),
+    click.option(
+        "--num-cpus",
+        type=Resource(may_be_none=False, is_whole_above_1=False),
+        default=1.0,
+        help="Per task. [default: 1]",
+    ),
+    click.option(
+        "--num-gpus",
+        type=Resource(may_be_none=True, is_whole_above_1=True),
+        help="Per task. [default: 1 with CUDA, else 0]",
+    ),
     click.option("--max-workers", type=ROWS, help="Tasks at a time. [default: what the cluster holds]"),
     click.option("--incremental", is_flag=True, help="The manifest grew: align only the files that are new."),
     click.option("--overwrite", is_flag=True, help="Remove what an earlier run left in OUT first."),
@@ -47,7 +66,7 @@ work_options = together(
         "--fetch-timeout",
         "fetch_timeout_s",
         metavar="SECONDS",
-        type=click.FloatRange(min=0, min_open=True),
+        type=Seconds(min=0, min_open=True),
         default=FETCH_TIMEOUT_S,
         help=f"For a row's images to be fetched, then decoded; else it is timed_out. [default: {FETCH_TIMEOUT_S:g}]",
     ),
@@ -55,7 +74,7 @@ work_options = together(
         "--row-timeout",
         "row_timeout_s",
         metavar="SECONDS",
-        type=click.FloatRange(min=0, min_open=True),
+        type=Seconds(min=0, min_open=True),
         default=ROW_TIMEOUT_S,
         help="A worker without progress for so long, by the rows of a batch, is ended and its rows are tried alone. "
         f"[default: {ROW_TIMEOUT_S:g}]",
@@ -97,13 +116,13 @@ def run_config(
     "--wait-lock",
     "wait_lock_s",
     metavar="SECONDS",
-    type=click.FloatRange(min=0),
+    type=Seconds(min=0),
     default=0.0,
     help="How long to wait for another run's lock. [default: 0]",
 )
 @click.option(
     "--max-error-rate",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     default=1.0,
     help="Stop when more than this share of the rows could not be read. [default: 1]",
 )
