@@ -7,6 +7,7 @@ B pairs, C channels, H W rows and columns.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache
 
@@ -68,13 +69,19 @@ def align(
     """
     pairs = check_pairs(src, dst, src_mask=src_mask, dst_mask=dst_mask, init=init, gt=gt)
     batch, group = len(pairs.dst), group_size(pairs.dst)
-    # Half-precision matrix products would move the answer: a caller's autocast ends here.
-    # Inference mode ends with it, so that a caller may differentiate through what comes back.
-    with torch.inference_mode(), torch.autocast(pairs.dst.device.type, enabled=False):
-        parts = [
-            _align_group(pairs.slice(i, i + group), config or AlignConfig(), trace) for i in range(0, batch, group)
-        ]
-    return AlignResult.concatenate(parts) if parts else AlignResult.blank([], [])
+    with _default_device_cpu():
+        # Half-precision matrix products would move the answer: a caller's autocast ends here.
+        # Inference mode ends with it, so that a caller may differentiate through what comes back.
+        with torch.inference_mode(), torch.autocast(pairs.dst.device.type, enabled=False):
+            parts = [
+                _align_group(pairs.slice(i, i + group), config or AlignConfig(), trace) for i in range(0, batch, group)
+            ]
+        return AlignResult.concatenate(parts) if parts else AlignResult.blank([], [])
+
+
+def _default_device_cpu() -> AbstractContextManager[object]:
+    """Make tensors that name no device be on the CPU, in this thread; torch's own way costs a little at every call."""
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
 
 def group_size(dst: Tensor) -> int:
@@ -105,7 +112,7 @@ def warm_up() -> None:
             search_max_scale=1.0,
             use_features=False,
         )
-        align(src, otherwise_lit, config=config, gt=torch.eye(3))
+        align(src, otherwise_lit, config=config, gt=torch.eye(3, dtype=torch.float64))
     planes, pixels = src.expand(-1, 3, -1, -1), otherwise_lit.flip(-2).expand(-1, 3, -1, -1).movedim(1, -1)
     align(planes, pixels.contiguous().movedim(-1, 1), config=config)  # not found: the search is warm too
 
