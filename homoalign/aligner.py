@@ -51,7 +51,8 @@ def align(
 
     Args:
         src: (B, C, H, W) tensor, or a (H, W[, C]) numpy array for one pair; unsigned integers of any depth, or
-            floats in [0, 1]. Floats beyond [0, 1] are scaled by their own range; NaN pixels count as masked.
+            floats in [0, 1]. Floats beyond [0, 1] are scaled by the range of what is not masked; NaN pixels count as
+            masked.
         dst: likewise; its size and channels may differ from src's. Both on one device.
         src_mask: (B, H, W) tensor, or (H, W) array; nonzero pixels are used. None: all are.
         dst_mask: likewise.
@@ -118,10 +119,8 @@ def warm_up() -> None:
 
 
 def _read_gray(image: Tensor, mask: Tensor | None) -> Level:
-    gray, finite = to_gray(image)
-    if finite is not None:
-        mask = finite if mask is None else mask & finite
-    return Level(gray, None if mask is None else mask.to(gray.dtype))
+    gray, usable = to_gray(image, mask)
+    return Level(gray, None if usable is None else usable.to(gray.dtype))
 
 
 def _align_group(pairs: Pairs, config: AlignConfig, trace: bool) -> AlignResult:
