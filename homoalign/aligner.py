@@ -54,7 +54,8 @@ def align(
             floats in [0, 1]. Floats beyond [0, 1] are scaled by the range of what is not masked; NaN pixels count as
             masked.
         dst: likewise; its size and channels may differ from src's. Both on one device.
-        src_mask: (B, H, W) tensor, or (H, W) array; nonzero pixels are used. None: all are.
+        src_mask: (B, H, W) tensor, or (H, W) array; nonzero pixels are used. None: all are. The solver `adam` ignores
+            masks.
         dst_mask: likewise.
         init: (B, 3, 3) priors of `dst_homo_src`, all NaN where a pair has none; or one (3, 3) matrix.
         config: what changes the answer; the defaults where None.
