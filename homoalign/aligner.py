@@ -59,7 +59,8 @@ def align(
         dst_mask: likewise.
         init: (B, 3, 3) priors of `dst_homo_src`, all NaN where a pair has none; or one (3, 3) matrix.
         config: what changes the answer; the defaults where None.
-        gt: (B, 3, 3) or (3, 3) true matrices, for the `gt_` fields only; NaN where unknown.
+        gt: (B, 3, 3) or (3, 3) true matrices, for the `gt_` fields only, at any scale; NaN where unknown. Where
+            [2, 2] is 0 it counts as unknown: the source's origin lies on the horizon.
         trace: fill `levels`.
 
     Returns:
@@ -67,8 +68,10 @@ def align(
 
     Raises:
         ValueError: a shape is off, or batch sizes or devices differ.
-        TypeError: not a tensor or array, or a dtype that holds no image.
+        TypeError: not a dense tensor or an array, a dtype that holds no image, complex matrices, or another config.
     """
+    if not isinstance(config, AlignConfig | None):
+        raise TypeError(f"config should be an AlignConfig or None, got {type(config).__name__}")
     pairs = check_pairs(src, dst, src_mask=src_mask, dst_mask=dst_mask, init=init, gt=gt)
     batch, group = len(pairs.dst), group_size(pairs.dst)
     with _default_device_cpu():
