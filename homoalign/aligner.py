@@ -7,6 +7,7 @@ B pairs, C channels, H W rows and columns.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -50,13 +51,16 @@ def align(
 
     Args:
         src: (B, C, H, W) tensor, or a (H, W[, C]) numpy array for one pair; unsigned integers of any depth, or
-            floats in [0, 1]. Floats beyond [0, 1] are scaled by their own range; NaN pixels count as masked.
+            floats in [0, 1]. Floats beyond [0, 1] are scaled by the range of what is not masked; NaN pixels count as
+            masked.
         dst: likewise; its size and channels may differ from src's. Both on one device.
-        src_mask: (B, H, W) tensor, or (H, W) array; nonzero pixels are used. None: all are.
+        src_mask: (B, H, W) tensor, or (H, W) array; nonzero pixels are used. None: all are. The solver `adam` ignores
+            masks.
         dst_mask: likewise.
         init: (B, 3, 3) priors of `dst_homo_src`, all NaN where a pair has none; or one (3, 3) matrix.
         config: what changes the answer; the defaults where None.
-        gt: (B, 3, 3) or (3, 3) true matrices, for the `gt_` fields only; NaN where unknown.
+        gt: (B, 3, 3) or (3, 3) true matrices, for the `gt_` fields only, at any scale; NaN where unknown. Where
+            [2, 2] is 0 it counts as unknown: the source's origin lies on the horizon.
         trace: fill `levels`.
 
     Returns:
@@ -64,17 +68,25 @@ def align(
 
     Raises:
         ValueError: a shape is off, or batch sizes or devices differ.
-        TypeError: not a tensor or array, or a dtype that holds no image.
+        TypeError: not a dense tensor or an array, a dtype that holds no image, complex matrices, or another config.
     """
+    if not isinstance(config, AlignConfig | None):
+        raise TypeError(f"config should be an AlignConfig or None, got {type(config).__name__}")
     pairs = check_pairs(src, dst, src_mask=src_mask, dst_mask=dst_mask, init=init, gt=gt)
     batch, group = len(pairs.dst), group_size(pairs.dst)
-    # Half-precision matrix products would move the answer: a caller's autocast ends here.
-    # Inference mode ends with it, so that a caller may differentiate through what comes back.
-    with torch.inference_mode(), torch.autocast(pairs.dst.device.type, enabled=False):
-        parts = [
-            _align_group(pairs.slice(i, i + group), config or AlignConfig(), trace) for i in range(0, batch, group)
-        ]
-    return AlignResult.concatenate(parts) if parts else AlignResult.blank([], [])
+    with _default_device_cpu():
+        # Half-precision matrix products would move the answer: a caller's autocast ends here.
+        # Inference mode ends with it, so that a caller may differentiate through what comes back.
+        with torch.inference_mode(), torch.autocast(pairs.dst.device.type, enabled=False):
+            parts = [
+                _align_group(pairs.slice(i, i + group), config or AlignConfig(), trace) for i in range(0, batch, group)
+            ]
+        return AlignResult.concatenate(parts) if parts else AlignResult.blank([], [])
+
+
+def _default_device_cpu() -> AbstractContextManager[object]:
+    """Make tensors that name no device be on the CPU, in this thread; torch's own way costs a little at every call."""
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
 
 def group_size(dst: Tensor) -> int:
@@ -105,7 +117,7 @@ def warm_up() -> None:
             search_max_scale=1.0,
             use_features=False,
         )
-        align(src, otherwise_lit, config=config, gt=torch.eye(3))
+        align(src, otherwise_lit, config=config, gt=torch.eye(3, dtype=torch.float64))
     planes, pixels = src.expand(-1, 3, -1, -1), otherwise_lit.flip(-2).expand(-1, 3, -1, -1).movedim(1, -1)
     align(planes, pixels.contiguous().movedim(-1, 1), config=config)  # not found: the search is warm too
 
@@ -128,12 +140,12 @@ class _Read:
 
 
 def _read_gray(image: Tensor, mask: Tensor | None) -> _Read:
-    gray, finite = to_gray(image)
+    gray, usable = to_gray(image, mask)
     plain = Level(gray, None if mask is None else mask.to(gray.dtype))
-    if finite is None:
+    if usable is None or usable is mask:
         return _Read(plain, plain, torch.zeros(len(gray), dtype=torch.bool), mask is None)
-    level = Level(gray, (finite if mask is None else mask & finite).to(gray.dtype))
-    return _Read(plain, level, ~finite.flatten(1).all(-1).cpu(), mask is None)
+    lost = ~usable if mask is None else mask & ~usable
+    return _Read(plain, Level(gray, usable.to(gray.dtype)), lost.flatten(1).any(-1).cpu(), mask is None)
 
 
 def _align_group(pairs: Pairs, config: AlignConfig, trace: bool) -> AlignResult:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from homoalign.homography import check_shape
+from homoalign.homography import check_shape, normalise
 
 Array = Tensor | np.ndarray[Any, Any]
 
@@ -27,7 +27,7 @@ class Pairs:
         src_mask: (B, 1, H, W) bool, or None where all pixels are used.
         dst_mask: likewise.
         init: (B, 3, 3) float64 on the CPU, all NaN where a pair has no prior; or None.
-        gt: likewise, the truth.
+        gt: likewise, the truth, [2, 2] = 1.
     """
 
     src: Tensor
@@ -68,7 +68,7 @@ def check_pairs(
 
     Raises:
         ValueError: a shape is off, or batch sizes or devices differ.
-        TypeError: not a tensor or array.
+        TypeError: not a dense tensor or an array, or complex matrices.
     """
     src_images, dst_images = as_images("src", src), as_images("dst", dst)
     if len(src_images) != len(dst_images):
@@ -81,13 +81,17 @@ def check_pairs(
         src_mask=as_masks("src_mask", src_mask, src_images),
         dst_mask=as_masks("dst_mask", dst_mask, dst_images),
         init=as_matrices("init", init, len(src_images)),
-        gt=as_matrices("gt", gt, len(src_images)),
+        gt=as_truth(gt, len(src_images)),
     )
 
 
 def as_tensor(name: str, value: Array) -> Tensor:
     """Return `value` as a tensor that shares its memory where it can."""
     if isinstance(value, Tensor):
+        if value.layout != torch.strided:
+            raise TypeError(
+                f"{name} should be dense, got a tensor of layout {str(value.layout).removeprefix('torch.')}"
+            )
         return value
     if isinstance(value, np.ndarray):
         if not value.flags.writeable or any(stride < 0 for stride in value.strides):
@@ -127,8 +131,17 @@ def as_matrices(name: str, value: Array | None, batch: int) -> Tensor | None:
     """Return (B, 3, 3) float64 on the CPU; one (3, 3) matrix serves every pair."""
     if value is None:
         return None
-    matrices = as_tensor(name, value).double().cpu()
+    matrices = as_tensor(name, value)
+    if matrices.is_complex():
+        raise TypeError(f"{name} should be real, got {str(matrices.dtype).removeprefix('torch.')}")
+    matrices = matrices.double().cpu()
     matrices = matrices.expand(batch, 3, 3) if matrices.shape == (3, 3) else matrices
     if matrices.shape != (batch, 3, 3):
         raise ValueError(f"{name} should have shape ({batch}, 3, 3), got {tuple(matrices.shape)}")
     return matrices
+
+
+def as_truth(value: Array | None, batch: int) -> Tensor | None:
+    """Return (B, 3, 3) float64 on the CPU, [2, 2] = 1 as of priors and answers; NaN where it is 0."""
+    truth = as_matrices("gt", value, batch)
+    return None if truth is None else torch.where(truth[:, 2:, 2:] == 0, torch.nan, normalise(truth))

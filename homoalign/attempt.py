@@ -291,7 +291,7 @@ def _measure(
     nan = torch.full_like(fit.zncc, torch.nan)
     errors, reprojection = nan[:, None].expand(-1, 4), nan
     if batch.gt is not None:
-        src_colour = to_unit_range(batch.pairs.src)[0]
+        src_colour = to_unit_range(batch.pairs.src, batch.pairs.src_mask)[0]
         errors = homography.corner_errors(matrix, batch.gt, *src_size)
         reprojection = metrics.reprojection_l1(src_colour, matrix, batch.gt, dst_size)
     answers = {

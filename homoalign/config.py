@@ -5,19 +5,33 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import sys
 from dataclasses import dataclass
-from typing import Literal, get_args
+from functools import cache
+from numbers import Integral, Real
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Solver = Literal["gauss_newton", "adam"]
 Model = Literal["translation", "euclidean", "similarity", "affine", "homography"]
 Signal = Literal["auto", "intensity", "structure"]
 Photometric = Literal["auto", "gain_bias", "none"]
 
+UNLIMITED = sys.float_info.max
 
-MAX_INT = 2**31 - 1
-"""More than that no compiled loop counts to."""
-MAX_SCALE = 1000
-"""Beyond it the smaller image would be a pixel of the larger one."""
+RANGES: dict[type, tuple[float, float]] = {int: (1, 2**31 - 1), float: (0, UNLIMITED)}
+"""Least and largest value of a field of this type, where `RANGES_OF_FIELDS` has no other."""
+
+RANGES_OF_FIELDS: dict[str, tuple[float, float]] = {
+    "min_level_side_px": (4, 2**31 - 1),
+    "search_max_scale": (1, 1000),  # beyond it the smaller image would be a pixel of the larger one
+    "points_per_level": (16, 2**31 - 1),  # motion and light have ten parameters
+    "final_points": (16, 2**31 - 1),
+    "loss_width": (0.01, UNLIMITED),  # far below, no pixel keeps a weight, and nothing tells the precision
+    "min_side_px": (4, 2**31 - 1),
+    "min_overlap": (0, 1),
+    "confidence_threshold": (0, 1),
+    "adam_learning_rate": (0, 1),  # of coordinates in [-1, 1]
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +39,7 @@ class AlignConfig:
     """Everything that changes the answer. Each field's meaning is the string below it."""
 
     solver: Solver = "gauss_newton"
-    """`gauss_newton`: this project's solver; `adam`: kornia's tutorial, with its published settings."""
+    """`gauss_newton`: this project's solver; `adam`: kornia's tutorial, its published settings; it ignores masks."""
 
     model: Model = "homography"
     """Motion `gauss_newton` finds, or adds to a prior: `translation`, `euclidean`, `similarity`, `affine` or
@@ -101,28 +115,50 @@ class AlignConfig:
     """Pyramid levels of `solver="adam"`; fewer where the image is too small for them."""
 
     def __post_init__(self) -> None:
-        choices = {"solver": Solver, "model": Model, "photometric": Photometric, "signal": Signal}
-        for name, allowed in ((name, get_args(choice)) for name, choice in choices.items()):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r} is none of {', '.join(allowed)}")
-        share = (0, 1)
-        ranges = {"min_overlap": share, "confidence_threshold": share, "adam_learning_rate": share}
-        for name, (low, high) in {**ranges, "search_max_scale": (1, MAX_SCALE)}.items():
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name}={getattr(self, name)} is outside [{low}, {high}]")
-        for name in ("min_side_px", "min_level_side_px"):
-            if not getattr(self, name) >= 4:
-                raise ValueError(f"{name}={getattr(self, name)} is below 4")
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type == "int" and not value >= 1:
-                raise ValueError(f"{field.name}={value} is below 1")
-            if field.type == "int" and not value <= MAX_INT:
-                raise ValueError(f"{field.name}={value} is above {MAX_INT}")
-            if field.type == "float" and not 0 <= value < float("inf"):
-                raise ValueError(f"{field.name}={value} is negative or not finite")
+        """Check every field by its annotation, and keep it as Python's own type: numpy's scalars too, 1 as 1.0.
+
+        Raises:
+            TypeError: a value is not of its field's type.
+            ValueError: it is none of the choices, or out of range.
+        """
+        for name, kind in _kinds().items():
+            object.__setattr__(self, name, _checked(name, getattr(self, name), kind))
 
     def fingerprint(self) -> str:
         """Return a short stable digest of every field, kept in the plan and checked on resume."""
         text = json.dumps(dataclasses.asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@cache
+def _kinds() -> dict[str, Any]:
+    return get_type_hints(AlignConfig)
+
+
+def _checked(name: str, value: Any, kind: Any) -> str | bool | float:
+    """Return a field's value as Python's own type.
+
+    Args:
+        name: of the field.
+        value: what it was given.
+        kind: its annotation: bool, int, float or a `Literal` of strings.
+
+    Raises:
+        TypeError: the value is not of this type.
+        ValueError: it is none of the choices, or out of range.
+    """
+    if get_origin(kind) is Literal:
+        if not isinstance(value, str) or value not in get_args(kind):
+            raise ValueError(f"{name}={value!r} is none of {', '.join(get_args(kind))}")
+        return str(value)
+    is_flag = type(value).__name__ in ("bool", "bool_")  # Python's, numpy's
+    if is_flag != (kind is bool) or not (is_flag or isinstance(value, Integral if kind is int else Real)):
+        raise TypeError(f"{name}={value!r} should be {kind.__name__}, got {type(value).__name__}")
+    if is_flag:
+        return bool(value)
+    number = int(value) if isinstance(value, Integral) else float(value)
+    least, largest = RANGES_OF_FIELDS.get(name, RANGES[kind])
+    if not least <= number <= largest:
+        end = "inf)" if largest == UNLIMITED else f"{largest}]"
+        raise ValueError(f"{name}={number} is outside [{least}, {end}")
+    return number if kind is int else float(number) + 0.0  # never -0.0, which has another fingerprint

@@ -32,6 +32,7 @@ SL3_BASIS = torch.tensor(
         [[0, 0, 0], [0, 0, 0], [0, 1, 0]],    # perspective along y
     ],
     dtype=torch.float64,
+    device="cpu",  # whatever the default is of who imports this first
 )  # (8, 3, 3)
 # fmt: on
 

@@ -120,7 +120,7 @@ def seek_blocks(from_src: Structure, in_dst: Structure, dst_homo_src: Tensor, sr
         src_size: (height, width) of src, pixels.
     """
     size = image_size(in_dst.channels)
-    side = max(LEAST_BLOCK_PX, min(size) // BLOCKS)
+    side = min(max(LEAST_BLOCK_PX, min(size) // BLOCKS), *size)
     reach = max(LEAST_REACH_PX, round(REACH * min(size)))
     seek = _seek_compiled if kernels.serves(in_dst.channels) else _seek
     counts, place = seek(from_src, in_dst, side, reach)

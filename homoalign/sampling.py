@@ -5,6 +5,7 @@ B pairs, C channels, H W rows and columns, N points.
 
 from __future__ import annotations
 
+import operator
 from typing import Literal
 
 import torch
@@ -65,31 +66,60 @@ def is_inside(xy: Tensor, size: tuple[int, int], margin: float = 0.0) -> Tensor:
 def warp(image: Tensor, dst_homo_src: Tensor, size: tuple[int, int]) -> Tensor:
     """Warp source images onto the destination frame, bilinearly.
 
+    It can be differentiated, by image and matrix. What covers nothing has no gradient: a NaN or singular matrix, a
+    pixel behind the horizon.
+
     Args:
-        image: (B, C, H, W) float.
-        dst_homo_src: (B, 3, 3), source to destination pixels.
+        image: (B, C, H, W) float. Half precision is computed in single precision.
+        dst_homo_src: (B, 3, 3), source to destination pixels; on any device.
         size: (height, width) of the destination, pixels.
 
     Returns:
-        (B, C, height, width); zero where the source has no pixel.
+        (B, C, height, width), dtype and device of the image; zero where the source has no pixel.
 
     Raises:
-        ValueError: a shape is off.
+        ValueError: a shape or the size is off, batch sizes differ, or the image has no pixels.
+        TypeError: not a tensor, an image that is not float, or a complex matrix.
     """
-    check_shape("image", image, "B C H W")
-    check_shape("dst_homo_src", dst_homo_src, "B 3 3")
-    warped, covered = warp_with_coverage(image, dst_homo_src, size)
-    return torch.where(covered[:, None], warped, 0.0)
+    for name, tensor, shape in (("image", image, "B C H W"), ("dst_homo_src", dst_homo_src, "B 3 3")):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} should be a torch tensor, got {type(tensor).__name__}")
+        check_shape(name, tensor, shape)
+    if not image.is_floating_point():
+        raise TypeError(f"image should be float, got {str(image.dtype).removeprefix('torch.')}")
+    if dst_homo_src.is_complex():
+        raise TypeError(f"dst_homo_src should be real, got {str(dst_homo_src.dtype).removeprefix('torch.')}")
+    if len(image) != len(dst_homo_src):
+        raise ValueError(f"image has {len(image)} entries and dst_homo_src has {len(dst_homo_src)}")
+    if 0 in image_size(image):
+        raise ValueError(f"image has no pixels: shape {tuple(image.shape)}")
+    precise = image.to(torch.promote_types(image.dtype, torch.float32))
+    warped, covered = warp_with_coverage(precise, dst_homo_src.to(image.device), _checked(size))
+    return torch.where(covered[:, None], warped, 0.0).to(image.dtype)
+
+
+def _checked(size: tuple[int, int]) -> tuple[int, int]:
+    """Return (height, width) as Python's integers."""
+    try:
+        height, width = (operator.index(side) for side in size)
+    except (TypeError, ValueError):
+        height = width = -1
+    if min(height, width) < 0:
+        raise ValueError(f"size={size} should be (height, width) in whole pixels")
+    return height, width
 
 
 def inverse(matrix: Tensor) -> Tensor:
-    """Return (B, 3, 3) float64 inverses; NaN where a matrix is singular or NaN."""
+    """Return (B, 3, 3) float64 inverses; NaN, and no gradient, where a matrix is singular or NaN."""
+    if matrix.requires_grad:
+        has_inverse = inverse(matrix.detach()).isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
+        matrix = torch.where(has_inverse, matrix, torch.nan)
     inverted, info = torch.linalg.inv_ex(matrix.double())
     return torch.where((info == 0)[:, None, None], inverted, torch.nan)
 
 
 def warp_with_coverage(image: Tensor, dst_homo_src: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Warp as `warp` does, and say which destination pixels the source covers.
+    """Warp as `warp` does, in the image's own precision, and say which destination pixels the source covers.
 
     Returns:
         warped: (B, C, height, width), of no meaning where not covered.
@@ -103,8 +133,12 @@ def warp_with_coverage(image: Tensor, dst_homo_src: Tensor, size: tuple[int, int
     column_part = (matrix[:, :, 1, None] * y + matrix[:, :, 2, None]).mT[:, :, None]  # (B, H, 1, 3)
     row_part = (matrix[:, :, 0, None] * x).mT[:, None]  # (B, 1, W, 3)
     w = column_part[..., 2:] + row_part[..., 2:]
-    grid = (column_part[..., :2] + row_part[..., :2]).div_(w)  # (B, H, W, 2)
-    warped = grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=True)
+    xy = column_part[..., :2] + row_part[..., :2]
+    grid = xy / w  # (B, H, W, 2)
     # The outermost pixels' centres count as inside in spite of rounding.
     inside = grid.detach().abs() <= 1 + 1e-6
-    return warped, (inside[..., 0] & inside[..., 1]).logical_and_(w[..., 0] > 0)
+    covered = (inside[..., 0] & inside[..., 1]).logical_and_(w[..., 0] > 0)
+    if torch.is_grad_enabled() and (image.requires_grad or grid.requires_grad):
+        # On its way back grid_sample writes to wherever NaN points, and ends the process; and 0 / 0 has no gradient.
+        grid = torch.where(covered[..., None], xy, 0.0) / torch.where(covered[..., None], w, 1.0)
+    return grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=True), covered

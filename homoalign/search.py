@@ -136,8 +136,8 @@ def _make_canvas(pyramid: list[Level], pitch: float) -> Canvas:
     image, mask = pyramid[level].image, pyramid[level].mask
     left, top = (width - 1 - pitch * (columns - 1)) / 2, (height - 1 - pitch * (rows - 1)) / 2
     device = image.device
-    x = (torch.arange(columns, device=device) * pitch + left) / 2**level
-    y = (torch.arange(rows, device=device) * pitch + top) / 2**level
+    x = (torch.arange(columns, dtype=image.dtype, device=device) * pitch + left) / 2**level
+    y = (torch.arange(rows, dtype=image.dtype, device=device) * pitch + top) / 2**level
     unit_x, unit_y = (2 * v / (side - 1) - 1 for v, side in ((x, image.shape[-1]), (y, image.shape[-2])))
     grid = torch.stack(torch.meshgrid(unit_x, unit_y, indexing="xy"), dim=-1).expand(len(image), -1, -1, -1)
 

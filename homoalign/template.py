@@ -259,8 +259,8 @@ def _grid(height: int, width: int, device: torch.device) -> Tensor:
 
 
 def side_of_cells(height: int, width: int, max_points: int) -> int:
-    """Smallest side of square cells such that at most about `max_points` of them cover the image."""
-    return max(1, math.ceil(math.sqrt(height * width / max_points) - 0.05))
+    """Smallest side of square cells such that at most about `max_points` of them cover the image; one fits at least."""
+    return min(max(1, math.ceil(math.sqrt(height * width / max_points) - 0.05)), height, width)
 
 
 def steepest_of_cells(slope: Tensor, mask: Tensor | None, *, cell_side: int) -> tuple[Tensor, Tensor]:

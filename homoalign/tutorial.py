@@ -140,7 +140,8 @@ def solve_tutorial(track: Track) -> Solved:
     config = track.config
     src, dst = track.src[0].image, track.dst[0].image
     if track.pairs.src.shape[1] == track.pairs.dst.shape[1]:
-        src, dst = to_unit_range(track.pairs.src)[0], to_unit_range(track.pairs.dst)[0]
+        pairs = track.pairs
+        src, dst = to_unit_range(pairs.src, pairs.src_mask)[0], to_unit_range(pairs.dst, pairs.dst_mask)[0]
     src, dst = src.clone(), dst.clone()  # what inference made cannot be differentiated through
     batch = len(src)
     levels: list[list[LevelTrace]] = [[] for _ in range(batch)]

@@ -28,7 +28,8 @@ def widen_by_parts(covariance: Tensor, parts: Parts, unexplained: Tensor, at_480
     """Add to (B, 4, 2, 2) corner covariances what residuals that are more than noise leave open."""
     no_noise = (1 - unexplained.square().reciprocal()).nan_to_num(0.0).clamp_min(0)[:, None, None, None]
     by_parts = parts.corner_covariance_480.nan_to_num(0.0) / at_480**2
-    bias = (parts.drift_480 / at_480).square()[:, None, None, None] / 2 * torch.eye(2, device=covariance.device)
+    identity = torch.eye(2, dtype=covariance.dtype, device=covariance.device)
+    bias = (parts.drift_480 / at_480).square()[:, None, None, None] / 2 * identity
     return covariance + no_noise * (PARTS_SHARE**2 * by_parts + bias)
 
 

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from pretend_cuda import DEVICE, PretendCuda
 
 import homoalign
 from homoalign.sampling import is_inside, sample_unit, unit_from_pixels, warp_with_coverage
@@ -90,3 +91,77 @@ def test_warping_can_be_differentiated(wanted):
     leaf = (image if wanted == "image" else matrix).requires_grad_()
     homoalign.warp(image, matrix, (11, 13)).sum().backward()
     assert leaf.grad.abs().sum() > 0
+
+
+DEGENERATE = {
+    "nan": torch.full((3, 3), math.nan),
+    "singular": torch.zeros(3, 3),
+    "far away": torch.tensor([[1.0, 0, 1e30], [0, 1, 0], [0, 0, 1]]),
+    "of another scale": 1e-37 * torch.eye(3),
+    "with the horizon across": torch.tensor([[1.0, 0, 0], [0, 1, 0], [-1 / 8, 0, 1]]),
+}
+
+
+@pytest.mark.parametrize("matrix", DEGENERATE.values(), ids=DEGENERATE)
+@pytest.mark.parametrize("size", [(64, 64), (11, 13)])
+def test_degenerate_matrices_have_finite_gradients(matrix, size, rng):
+    """The bilinear read's backward pass writes wherever NaN points: it used to end the process."""
+    image = torch.rand(2, 1, *size, generator=rng).requires_grad_()
+    matrices = torch.stack([matrix.double(), torch.eye(3, dtype=torch.float64)]).requires_grad_()
+    homoalign.warp(image, matrices, size).square().sum().backward()
+    assert image.grad.isfinite().all()
+    assert matrices.grad.isfinite().all()
+    alone = matrices.detach()[1:].requires_grad_()
+    homoalign.warp(image.detach()[1:], alone, size).square().sum().backward()
+    assert torch.equal(matrices.grad[1], alone.grad[0])
+
+
+def test_what_covers_nothing_has_no_gradient():
+    image = ramp(32, 32).expand(2, -1, -1, -1).clone().requires_grad_()
+    matrices = torch.stack([DEGENERATE["nan"], DEGENERATE["singular"]]).requires_grad_()
+    homoalign.warp(image, matrices, (32, 32)).sum().backward()
+    assert not image.grad.any()
+    assert not matrices.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_images_are_warped_in_single_precision(dtype, rng):
+    image = torch.rand(1, 2, 8, 1000, generator=rng).to(dtype)
+    shift = torch.tensor([[[1.0, 0, 0.25], [0, 1, 0], [0, 0, 1]]])
+    warped = homoalign.warp(image, shift, (8, 1000))
+    assert warped.dtype == dtype
+    assert torch.equal(warped, homoalign.warp(image.float(), shift, (8, 1000)).to(dtype))
+
+
+def test_the_matrix_goes_where_the_image_is():
+    with PretendCuda():
+        image = ramp().float().to(DEVICE)
+        warped = homoalign.warp(image, torch.eye(3, dtype=torch.float64)[None], (7, 9))
+        assert warped.device == DEVICE
+    assert torch.allclose(warped.held, ramp().float())
+
+
+@pytest.mark.parametrize(
+    ("image", "matrix", "size", "error", "message"),
+    [
+        (torch.zeros(1, 1, 4, 5).byte(), torch.eye(3)[None], (4, 5), TypeError, "image should be float, got uint8"),
+        ([[0.0]], torch.eye(3)[None], (4, 5), TypeError, "image should be a torch tensor, got list"),
+        (ramp(), [[1.0]], (4, 5), TypeError, "dst_homo_src should be a torch tensor, got list"),
+        (ramp(), torch.eye(3)[None] + 0j, (4, 5), TypeError, "dst_homo_src should be real, got complex64"),
+        (ramp(), torch.eye(3).expand(2, 3, 3), (4, 5), ValueError, "image has 1 entries and dst_homo_src has 2"),
+        (ramp()[..., :0], torch.eye(3)[None], (4, 5), ValueError, r"image has no pixels: shape \(1, 1, 7, 0\)"),
+        (
+            ramp(),
+            torch.eye(3)[None],
+            (-1, 5),
+            ValueError,
+            r"size=\(-1, 5\) should be \(height, width\) in whole pixels",
+        ),
+        (ramp(), torch.eye(3)[None], (4.5, 5), ValueError, r"size=\(4.5, 5\) should be \(height, width\)"),
+        (ramp(), torch.eye(3)[None], (4, 5, 6), ValueError, r"size=\(4, 5, 6\) should be \(height, width\)"),
+        (ramp(), torch.eye(3)[None], 4, ValueError, r"size=4 should be \(height, width\)"),
+    ],
+)
+def test_wrong_calls_say_what_is_wrong(image, matrix, size, error, message):
+    with pytest.raises(error, match=message):
+        homoalign.warp(image, matrix, size)

@@ -29,8 +29,8 @@ def check_agreement(device: torch.device) -> None:
         RuntimeError: a corner differs by more than `LARGEST_DIFFERENCE_PX`, or Triton does not get that far.
     """
     generator = torch.Generator().manual_seed(0)
-    src = avg_pool2d(torch.rand(1, 1, *SIZE, generator=generator), 5, stride=1, padding=2)
-    dst = 0.9 * src.roll(1, dims=-1) + 0.01 * torch.randn(src.shape, generator=generator)
+    src = avg_pool2d(torch.rand(1, 1, *SIZE, generator=generator, dtype=torch.float32), 5, stride=1, padding=2)
+    dst = 0.9 * src.roll(1, dims=-1) + 0.01 * torch.randn(src.shape, generator=generator, dtype=torch.float32)
     levels = (Level(image.to(device), None) for image in (src, dst))
     problem = build_problem(*levels, level=0, max_points=src.numel(), fit_photometric=True)
     one = torch.ones(1, dtype=torch.float64, device=device)

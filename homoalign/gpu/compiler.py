@@ -58,7 +58,7 @@ def try_out(device: torch.device) -> None:
         raise ImportError(f"Triton {triton.__version__} is older than {'.'.join(map(str, OLDEST))}")
     if torch.version.cuda is None:
         raise RuntimeError("the kernels are for CUDA; this torch is built for something else")
-    values = torch.zeros(1, device=device)
+    values = torch.zeros(1, dtype=torch.float32, device=device)
     with told_as_runtime_errors(), torch.cuda.device_of(values):  # type: ignore[no-untyped-call]
         _add_one[(1,)](values, enable_fp_fusion=True)
     if values.item() != 1:

@@ -101,7 +101,7 @@ def solve_on_device(
             frame.corner_motion,
             _basis_on(u.device),
             min_seen.double().contiguous(),
-            torch.empty(batch, 2, num_points, device=u.device),
+            torch.empty(batch, 2, num_points, dtype=torch.float32, device=u.device),
             states,
             outcomes,
             num_points,

@@ -67,7 +67,7 @@ def fit_sums(
     """
     batch = len(dst)
     sums = torch.zeros(batch, NUM_SUMS, dtype=torch.float64)
-    none = torch.empty(batch, 0, 0)
+    none = torch.empty(batch, 0, 0, dtype=torch.float32)
     masks = (none if src_mask is None else src_mask, none if dst_mask is None else dst_mask)
     _fit_sums(*arrays(src, masks[0], dst, masks[1], src_homo_dst.double(), light, sums))
     return FitSums(*sums.unbind(-1))
@@ -137,8 +137,8 @@ def warp_level(
         warped: (B, H, W) float32.
         covered: (B, H, W) bool.
     """
-    warped, covered = torch.empty(len(src), *size), torch.empty(len(src), *size, dtype=torch.bool)
-    none = torch.empty(len(src), 0, 0)
+    warped, covered = torch.empty(len(src), *size, dtype=torch.float32), torch.empty(len(src), *size, dtype=torch.bool)
+    none = torch.empty(len(src), 0, 0, dtype=torch.float32)
     masks = (none if src_mask is None else src_mask, none if dst_mask is None else dst_mask)
     _warp_level(*arrays(src, *masks, src_homo_dst.double(), warped, covered))
     return warped, covered

@@ -65,8 +65,11 @@ def light_template(
         brightness: (B, N) float32.
         u: (B, 2, N) float32.
     """
-    lit, steepness = torch.empty(value.shape), torch.empty(value.shape)
-    lit_slope, lit_brightness = torch.empty(slope.shape), torch.empty(value.shape)
+    lit, steepness = torch.empty(value.shape, dtype=torch.float32), torch.empty(value.shape, dtype=torch.float32)
+    lit_slope, lit_brightness = (
+        torch.empty(slope.shape, dtype=torch.float32),
+        torch.empty(value.shape, dtype=torch.float32),
+    )
     given = arrays(weights, is_rich, value, slope, brightness, u)
     _light_template(*given, *arrays(lit, lit_slope, lit_brightness, steepness))
     return lit, lit_slope, lit_brightness

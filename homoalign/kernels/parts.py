@@ -102,8 +102,8 @@ def block_energies(
             is filled; zero beyond the border.
     """
     batch, count = len(template), grid.rows * grid.columns
-    own, known = torch.zeros(batch, count), torch.zeros(batch, count)
-    under = torch.zeros(batch, count, 2 * reach + 1, 2 * reach + 1)
+    own, known = torch.zeros(batch, count, dtype=torch.float32), torch.zeros(batch, count, dtype=torch.float32)
+    under = torch.zeros(batch, count, 2 * reach + 1, 2 * reach + 1, dtype=torch.float32)
     _block_energies(grid, reach, *arrays(template, filled, search, own, known, under))
     return own, known, under
 

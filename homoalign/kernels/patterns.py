@@ -31,7 +31,7 @@ def local_patterns(
         weight: likewise.
         counted: (B, H, W) bool.
     """
-    a, b, weight = (torch.empty(dst.shape) for _ in range(3))
+    a, b, weight = (torch.empty(dst.shape, dtype=torch.float32) for _ in range(3))
     counted = torch.empty(dst.shape, dtype=torch.bool)
     _local_patterns(window, np.float32(floor), *arrays(warped, covered, dst, a, b, weight, counted))
     return a, b, weight, counted
@@ -110,7 +110,7 @@ def pattern_sums(a: Tensor, b: Tensor, weight: Tensor, counted: Tensor, blocks: 
         mean: (B, 4, blocks^2) float32, means over each block of `counted`, a a, b b and a b.
     """
     whole = torch.zeros(len(a), 4, dtype=torch.float64)
-    mean = torch.zeros(len(a), 4, blocks, blocks)
+    mean = torch.zeros(len(a), 4, blocks, blocks, dtype=torch.float32)
     _pattern_sums(*arrays(a, b, weight, counted, whole, mean))
     return whole, mean.flatten(2)
 
@@ -175,7 +175,7 @@ def weighted_patterns(a: Tensor, b: Tensor, weight: Tensor, counted: Tensor, siz
     Returns:
         (B, 5, height, width) float32: a and its square, b and its square, each times its weight's root, and `counted`.
     """
-    parts = torch.zeros(len(a), 5, *size)
+    parts = torch.zeros(len(a), 5, *size, dtype=torch.float32)
     _weighted_patterns(*arrays(a, b, weight, counted, parts))
     return parts
 
@@ -217,7 +217,7 @@ def second_best(
     both: Tensor, energy_a: Tensor, energy_b: Tensor, reach: tuple[int, int, int], least_shifted: float
 ) -> tuple[Tensor, Tensor]:
     """Do what `rivals._second_best` does; `reach` ends with the half side of the main peak."""
-    best, here = torch.zeros(len(both)), torch.zeros(len(both))
+    best, here = torch.zeros(len(both), dtype=torch.float32), torch.zeros(len(both), dtype=torch.float32)
     _second_best(reach, np.float32(least_shifted), *arrays(both, energy_a, energy_b, best, here))
     return best, here
 

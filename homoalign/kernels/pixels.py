@@ -39,7 +39,7 @@ def means_of_windows(values: Floats, window: int, means: Floats) -> None:
 def halve(image: Tensor) -> Tensor:
     """Do what `pyramid.halve` does, on (B, C, H, W) float32."""
     height, width = image.shape[-2:]
-    smaller = torch.empty(*image.shape[:-2], (height + 1) // 2, (width + 1) // 2)
+    smaller = torch.empty(*image.shape[:-2], (height + 1) // 2, (width + 1) // 2, dtype=torch.float32)
     _halve(*arrays(image.flatten(0, 1), smaller.flatten(0, 1)))
     return smaller
 
@@ -63,14 +63,14 @@ def convolve(image: Tensor, taps: tuple[float, ...], ends: int) -> Tensor:
         (B, H + 2 * ends, W + 2 * ends).
     """
     batch, height, width = image.shape
-    result = torch.empty(batch, height + 2 * ends, width + 2 * ends)
+    result = torch.empty(batch, height + 2 * ends, width + 2 * ends, dtype=torch.float32)
     _convolve(image.contiguous().numpy(), np.array(taps, np.float32), ends, result.numpy())
     return result
 
 
 def gray_of_bytes(image: Tensor, weights: tuple[float, ...]) -> Tensor:
     """Return (B, H, W) float32, the weighted sum of the first three channels of (B, C, H, W) uint8, in any layout."""
-    gray = torch.empty(len(image), *image.shape[2:])
+    gray = torch.empty(len(image), *image.shape[2:], dtype=torch.float32)
     of_channels, pixels = np.array(weights, np.float32), image.movedim(1, -1)
     if pixels.is_contiguous() and image.shape[1] in (3, 4):
         _gray_of_pixels(pixels.numpy(), of_channels, gray.numpy())
@@ -81,7 +81,7 @@ def gray_of_bytes(image: Tensor, weights: tuple[float, ...]) -> Tensor:
 
 def unit_of_bytes(image: Tensor) -> Tensor:
     """Return float32 in [0, 1] of uint8 of any shape."""
-    found = torch.empty(image.shape)
+    found = torch.empty(image.shape, dtype=torch.float32)
     _unit_of_bytes(*arrays(image.flatten(), found.view(-1)))
     return found
 

@@ -21,7 +21,7 @@ ROW_STEP = 2
 
 def share_of_rows(height: int) -> Tensor:
     """Return (H,) float32, how much each row of a grid counts in the sums of products."""
-    share = torch.zeros(height)
+    share = torch.zeros(height, dtype=torch.float32)
     share[::ROW_STEP] = height / len(share[::ROW_STEP])
     return share
 

@@ -29,8 +29,8 @@ def read(
         seen: (B, N) bool: usable, off the border, and all four neighbours under the mask.
     """
     batch, _, num_points = u.shape
-    value, seen = torch.empty(batch, num_points), torch.empty(batch, num_points, dtype=torch.bool)
-    no_mask = torch.empty(batch, 0, 0)
+    value, seen = torch.empty(batch, num_points, dtype=torch.float32), torch.empty(batch, num_points, dtype=torch.bool)
+    no_mask = torch.empty(batch, 0, 0, dtype=torch.float32)
     _read(
         image[:, 0].contiguous().numpy(),
         (no_mask if mask is None else mask[:, 0].contiguous()).numpy(),

@@ -38,7 +38,7 @@ def merge(
         merged: (B, N) float32.
         scale: (B,) float64, the residual's robust standard deviation.
     """
-    merged, scale = torch.empty(image.shape), torch.empty(len(image), dtype=torch.float64)
+    merged, scale = torch.empty(image.shape, dtype=torch.float32), torch.empty(len(image), dtype=torch.float64)
     _merge(loss_width, samples, *arrays(image, template_value, dst_value, seen, light, merged, scale))
     return merged, scale
 

@@ -43,7 +43,7 @@ def best_shifts(
         at: (B, R, K) int64, flat indices.
     """
     batch, rotations = overlap.shape[:2]
-    score = torch.full((batch, rotations, count), -1.0)
+    score = torch.full((batch, rotations, count), -1.0, dtype=torch.float32)
     at = torch.zeros(batch, rotations, count, dtype=torch.int64)
     settings = (np.float32(min_overlap), np.float32(1 / unit), radius)
     maps = arrays(agreement.flatten(0, 1), overlap.flatten(0, 1), *(energy.flatten(0, 1) for energy in energies))

@@ -18,7 +18,7 @@ from homoalign.kernels.pixels import mirrored
 
 def sobel(image: Tensor) -> Tensor:
     """Do what `pyramid.Level.slope` does, on (B, H, W) float32."""
-    slope = torch.empty(len(image), 2, *image.shape[1:])
+    slope = torch.empty(len(image), 2, *image.shape[1:], dtype=torch.float32)
     _sobel(*arrays(image, slope))
     return slope
 
@@ -54,9 +54,9 @@ def steepest_points(image: Tensor, usable: Tensor, cell_side: int) -> Points:
     points = Points(
         chosen=torch.empty(batch, num_points, dtype=torch.int64),
         usable=torch.empty(batch, num_points, dtype=torch.bool),
-        value=torch.empty(batch, num_points),
-        slope=torch.empty(batch, 2, num_points),
-        u=torch.empty(batch, 2, num_points),
+        value=torch.empty(batch, num_points, dtype=torch.float32),
+        slope=torch.empty(batch, 2, num_points, dtype=torch.float32),
+        u=torch.empty(batch, 2, num_points, dtype=torch.float32),
     )
     _steepest_points(cell_side, *arrays(image, usable, *points))
     return points
@@ -64,7 +64,7 @@ def steepest_points(image: Tensor, usable: Tensor, cell_side: int) -> Points:
 
 def every(values: Tensor, stride: int) -> Tensor:
     """Return every `stride`-th along the last dimension of float32 of any shape, contiguous."""
-    found = torch.empty(*values.shape[:-1], -(-values.shape[-1] // stride))
+    found = torch.empty(*values.shape[:-1], -(-values.shape[-1] // stride), dtype=torch.float32)
     _every(stride, *arrays(values.flatten(0, -2), found.flatten(0, -2)))
     return found
 
@@ -211,7 +211,10 @@ def slopes_at(image: Tensor, chosen: Tensor, factor: float) -> tuple[Tensor, Ten
         slope: (B, 2, N) float32, `factor` times `template.central_differences` along x and y.
         value: (B, N) float32.
     """
-    slope, value = torch.empty(len(image), 2, chosen.shape[1]), torch.empty(chosen.shape)
+    slope, value = (
+        torch.empty(len(image), 2, chosen.shape[1], dtype=torch.float32),
+        torch.empty(chosen.shape, dtype=torch.float32),
+    )
     _slopes_at(np.float32(factor / 2), *arrays(image, chosen, slope, value))
     return slope, value
 

@@ -124,7 +124,7 @@ def solve_points(points: Points, start: Alignment, **settings: Unpack[RunSetting
     matrix, gain, bias = (part.clone().contiguous() for part in (start.dst_homo_src, start.gain, start.bias))
     stop = torch.full((len(gain),), MAX_ITERATIONS, dtype=torch.int64)
     num_iterations = torch.zeros(len(gain), dtype=torch.int32)
-    no_mask = torch.empty(len(gain), 0, 0)
+    no_mask = torch.empty(len(gain), 0, 0, dtype=torch.float32)
     arguments = [
         *arrays(points.image, no_mask if points.mask is None else points.mask[:, 0]),
         points.is_spline,

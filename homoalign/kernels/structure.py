@@ -25,7 +25,7 @@ def describe(image: Tensor, usable: Tensor, settings: tuple[int, int, float, flo
     Returns:
         (B, C, H, W) float32.
     """
-    channels = torch.empty(len(image), 2 * settings[0], *image.shape[1:])
+    channels = torch.empty(len(image), 2 * settings[0], *image.shape[1:], dtype=torch.float32)
     _describe(settings, *arrays(image, usable, channels))
     return channels
 
