@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from homoalign import AlignConfig, Status, align
+from homoalign.initialise import find_start
 from jobs.synthetic import load_scene, render_pair, similarity_homography
 
 SIZE = (140, 180)
@@ -84,3 +85,13 @@ def test_a_cutting_of_another_size_is_found_by_every_model(numpy_rng, model, dst
     assert result.status == [Status.OK]
     assert result.gt_corner_error_px.item() < 0.3
     check_model(result.dst_homo_src[0], model)
+
+
+@pytest.mark.parametrize(
+    ("model", "scales"), [("euclidean", (1, 1)), ("similarity", (0.75, 0.75)), ("affine", (1.125, 0.5))]
+)
+def test_frames_of_unlike_shape_start_as_alike_as_the_model_lets_them(model, scales):
+    start = find_start(None, 1, (100, 80), (50, 90), model=model).dst_homo_src[0]
+    assert tuple(start.diagonal()[:2].tolist()) == pytest.approx(scales)
+    centre = start @ torch.tensor([39.5, 49.5, 1], dtype=torch.float64)
+    torch.testing.assert_close(centre[:2], torch.tensor([44.5, 24.5], dtype=torch.float64))

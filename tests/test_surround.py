@@ -188,6 +188,15 @@ def test_a_pixel_that_is_no_number_hides_no_surround_and_changes_no_other_pair()
         assert torch.equal(together.confidence[i], each.confidence[0])
 
 
+def test_what_is_no_number_within_a_surround_is_masked_too():
+    src, dst = framed_pair()
+    whole = align(src, dst)
+    src[100:200, 120:260] = np.nan
+    spoiled = align(src, dst, gt=moved_view())
+    assert spoiled.gt_corner_error_px.item() < 1
+    assert spoiled.overlap.item() < whole.overlap.item() - 0.1
+
+
 def test_a_pixel_that_is_no_number_changes_no_pair_without_a_surround():
     photo = photograph("camera")[100:260, 100:300] / 255
     moved = photograph("camera")[104:264, 97:297] / 255
