@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jobs.cells import is_not_utf8
 from jobs.errors import ManifestChanged, ManifestInvalid, PlanChanged, UsageError
 from jobs.parallel import map_in_order
 from jobs.schema import MANIFEST_COLUMNS, MATRIX, REQUIRED_COLUMNS, RESULT_COLUMNS
@@ -147,24 +147,6 @@ def read_rows(
                 yield _as_schema(batch.slice(low, high - low), schema)
             if first >= stop:
                 return
-
-
-def is_not_utf8(column: pa.Array) -> npt.NDArray[np.bool_]:
-    """Return which cells hold text that is no UTF-8, at any depth, (N,). Parquet's readers do not look, and writers
-    pass it on to readers that fail on it.
-    """
-    found = np.zeros(len(column), dtype=bool)
-    try:
-        column.validate(full=True)
-    except pa.ArrowInvalid:
-        for index, cell in enumerate(column):
-            try:
-                cell.as_py()
-            except UnicodeDecodeError:
-                found[index] = True
-            except (ValueError, OverflowError):  # a time that Python has no type for
-                continue
-    return found
 
 
 def check_id_text(ids: pa.Array, file: ManifestFile, first_row: int) -> None:

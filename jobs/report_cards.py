@@ -19,14 +19,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from homoalign.errors import HomoalignError
-from jobs.cells import value_of
+from jobs.cells import cells_of, value_of
 from jobs.fetch import Fetched, Reader
 from jobs.manifest import Manifest, read_rows
 from jobs.plan import Plan
 from jobs.prefetch import Ahead, fetch_in_order
 from jobs.report_rows import Pick, error_at_480
 from jobs.schema import RESULT_COLUMNS
-from jobs.shard import cells_of
 from jobs.tally import ERROR_STATUSES
 
 THUMBNAIL_PX = 320

@@ -14,15 +14,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from homoalign.config import AlignConfig
 from homoalign.errors import PairTimedOut, RowInvalid
+from jobs.cells import cells_of, is_not_utf8, with_nulls
 from jobs.errors import ManifestInvalid, OutputNotWritable
 from jobs.fetch import PairImages, Reader
 from jobs.lock import is_owner
-from jobs.manifest import IMAGE_COLUMNS, check_id_text, check_unchanged, is_not_utf8, read_rows
+from jobs.manifest import IMAGE_COLUMNS, check_id_text, check_unchanged, read_rows
 from jobs.plan import Segment
 from jobs.prefetch import Ahead, fetch_in_order
 from jobs.rows import Row, build_table, encode_part, error_row, read_footer, read_part, result_rows
@@ -223,7 +223,7 @@ def _read(task: ShardTask, kept: list[pa.RecordBatch]) -> Iterator[tuple[int, di
         for batch in _batches(task, segment):
             check_id_text(batch["pair_id"], segment.file, number - first)
             spoilt = {name: is_not_utf8(batch[name]) for name in task.carry}
-            kept.append(_with_nulls(batch.select(names), spoilt))
+            kept.append(with_nulls(batch.select(names), spoilt))
             inputs_only = batch.select(inputs)
             for index in range(batch.num_rows):
                 no_text = {
@@ -243,28 +243,6 @@ def _batches(task: ShardTask, segment: Segment) -> Iterator[pa.RecordBatch]:
     except ManifestInvalid:
         check_unchanged(store, file)  # which would be the reason
         raise
-
-
-def _with_nulls(batch: pa.RecordBatch, spoilt: Mapping[str, npt.NDArray[np.bool_]]) -> pa.RecordBatch:
-    """Return the batch without the cells that are `spoilt`, by column."""
-    for index, (name, column) in enumerate(zip(batch.schema.names, batch.columns, strict=True)):
-        if name in spoilt and spoilt[name].any():
-            whole = column.take(pa.array(np.arange(len(column)), mask=spoilt[name]))
-            if pa.types.is_dictionary(whole.type):  # whose dictionary still holds them
-                whole = whole.dictionary_decode().cast(whole.type)
-            batch = batch.set_column(index, batch.schema.field(name), whole)
-    return batch
-
-
-def cells_of(row: pa.RecordBatch) -> dict[str, Any]:
-    """Return the cells of a batch of one row; text that is no UTF-8 as the `RowInvalid` it makes the row."""
-    cells: dict[str, Any] = {}
-    for name, column in zip(row.schema.names, row.columns, strict=True):
-        try:
-            cells[name] = column[0].as_py()
-        except UnicodeDecodeError as error:
-            cells[name] = RowInvalid(f"{name} is not UTF-8 text: {bytes(error.object)[:60]!r}")
-    return cells
 
 
 def _names_kept(task: ShardTask) -> list[str]:
