@@ -22,7 +22,7 @@ from homoalign.goodness import GOOD_ENOUGH, goodness
 from homoalign.homography import image_size
 from homoalign.hypotheses import Hypotheses, refine
 from homoalign.result import AlignResult
-from homoalign.rivals import strongest_rival, weigh_hypotheses
+from homoalign.rivals import doubt_rivalled, strongest_rival
 from homoalign.search import search_similarities
 from homoalign.status import Initialisation, StopReason
 from homoalign.verdict import can_judge
@@ -216,15 +216,20 @@ def _weigh(batch: Batch, result: AlignResult, tried: list[tuple[Initialisation, 
     if len(found.pair) == 0:
         return result
     names = [name for name, each in tried for _ in range(len(each.pair))]
-    rival, best = strongest_rival(batch.src, batch.dst, result.dst_homo_src.to(found.pair.device), found)
+    searched, pair = torch.unique(found.pair, return_inverse=True)
+    found, searched = replace(found, pair=pair), searched.cpu()
+    part, answers = batch.select(searched), result.select(searched)
+    rival, best = strongest_rival(part.src, part.dst, answers.dst_homo_src, found)
     index = _indices(rival.cpu() > LOOKS_BETTER)
     if len(index) > 0:
-        part, best = batch.select(index), best[index.to(best.device)]
+        best = best[index.to(best.device)]
         start, of_best = found.dst_homo_src[best], [names[i] for i in best.tolist()]
-        after = attempt(part, start, of_best, is_near=True, signal=SIGNALS[batch.config.signal][0])
-        chosen = _indices(_is_settled(part, after) & (_goodness(after) > _goodness(result.select(index))))
-        result = result.put(index[chosen], after.select(chosen))
-    return weigh_hypotheses(batch.src, batch.dst, result, found, batch.config)
+        followed = part.select(index)
+        after = attempt(followed, start, of_best, is_near=True, signal=SIGNALS[batch.config.signal][0])
+        chosen = _indices(_is_settled(followed, after) & (_goodness(after) > _goodness(answers.select(index))))
+        answers = answers.put(index[chosen], after.select(chosen))
+        rival, _ = strongest_rival(part.src, part.dst, answers.dst_homo_src, found)
+    return result.put(searched, doubt_rivalled(answers, rival, batch.config))
 
 
 def _first_of_each(pair: Tensor) -> tuple[Tensor, Tensor]:

@@ -95,25 +95,19 @@ def _shifts(side: int, device: torch.device) -> Tensor:
     return torch.where(k > side // 2, k - side, k)
 
 
-def weigh_hypotheses(
-    src: list[Level], dst: list[Level], result: AlignResult, found: Hypotheses, config: AlignConfig
-) -> AlignResult:
+def doubt_rivalled(result: AlignResult, rival: Tensor, config: AlignConfig) -> AlignResult:
     """Doubt answers that another hypothesis rivals: turned, zoomed or further away than `rival_correlation` looks.
 
     Args:
-        src: pyramid of the source images, full size first.
-        dst: pyramid of the destination images.
         result: the answers.
-        found: refined hypotheses about some of the pairs, the answers' own starts among them.
+        rival: (B,) float64, of `strongest_rival`.
         config: the threshold of the verdict.
 
     Returns:
         `result`, with `evidence`, `confidence`, `status` and its detail of the pairs that have a stronger rival than
         was known.
     """
-    evidence = Evidence.of_table(result.evidence)
-    answer = result.dst_homo_src.to(found.dst_homo_src.device)
-    rival = strongest_rival(src, dst, answer, found)[0].to(evidence.rival)
+    evidence, rival = Evidence.of_table(result.evidence), rival.cpu()
     stronger = torch.nonzero(evidence.is_finite & (rival > evidence.rival.nan_to_num(0.0)))[:, 0]
     if len(stronger) == 0:
         return result
@@ -131,12 +125,13 @@ def strongest_rival(src: list[Level], dst: list[Level], answer: Tensor, found: H
         src: pyramid of the source images, full size first.
         dst: pyramid of the destination images.
         answer: (B, 3, 3) float64, full-size pixels.
-        found: refined hypotheses about some of the pairs, on the device of `answer`.
+        found: refined hypotheses about the pairs, the answers' own starts among them.
 
     Returns:
         rival: (B,) float64, its correlation over that of the answer; 0 without one.
         index: (B,) int64, which of `found` it is; any where there is none.
     """
+    answer = answer.to(found.pair.device)
     own, own_share = _correlate(src, dst, torch.arange(len(answer), device=answer.device), answer)
     value, share = _correlate(src, dst, found.pair, found.dst_homo_src)
     sizes = image_size(src[0].image), image_size(dst[0].image)
