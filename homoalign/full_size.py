@@ -5,7 +5,7 @@ B pairs.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from homoalign import homography, metrics
 from homoalign.clearing import clear_away, is_explained_beside
 from homoalign.config import AlignConfig
 from homoalign.earned import WEAK_480, give_up_freedom
+from homoalign.faint import find_faint, solve_faint
 from homoalign.homography import image_size
 from homoalign.joint import solve_jointly
 from homoalign.leftover import loudness
@@ -98,14 +99,75 @@ def finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solved
         solution = solve_run(problem, state, run, config)
         state = solution.state
         taken += solution.num_iterations
-    lit, state, more = _polish(replace(raw, template=template), lit, light, state, config)
-    taken += more
-    stop = [REASONS[reason] for reason in solution.stop.tolist()]
-    of_level = Descent(state, descent.num_iterations + taken, descent.is_normalised, descent.levels)
-    solved = _conclude(track, of_level, replace(raw, template=lit), stop)
-    state, plain_scale = to_plain(light.is_rich, lit.value, raw, solved.alignment)
-    append_trace(solved.levels, track, 0, state, taken)
-    scale = torch.where(light.is_rich, plain_scale, solved.fitted_scale)
+    raw = replace(raw, template=template)
+    is_white = (track.noise <= before.noise).all(-1)  # a codec's losses are not, and look like light
+    end = _End(lit, light, state, solution.stop, taken)
+    end = _last_steps(end, raw, cleaned.noise_share, is_clear, is_white, track)
+    return _conclude(end, raw, descent, track)
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """What the full size was solved to.
+
+    Attributes:
+        lit: the template as it should look in dst.
+        light: how that follows from src.
+        state: on top of it.
+        stop: (B,) int64, index into `REASONS`.
+        num_iterations: (B,) int32, of this level.
+    """
+
+    lit: Template
+    light: Light
+    state: Alignment
+    stop: Tensor
+    num_iterations: Tensor
+
+
+def _last_steps(end: _End, raw: DirectProblem, share: Tensor, is_clear: Tensor, is_white: Tensor, track: Track) -> _End:
+    """Solve motion and light together where the light is rich for certain, and faint pairs with the image behind both.
+
+    Args:
+        end: of the last run.
+        raw: its problem, with src's own intensities.
+        share: (B,) of noise in the energy of src's slopes.
+        is_clear: (B,) bool, whether src's contrast is above its noise.
+        is_white: (B,) bool, whether that noise is white.
+        track: the pairs.
+    """
+    faint = find_faint(is_white, replace(raw, template=end.lit), end.state, share, track)
+    is_certain = end.light.is_certain.index_fill(0, faint, False)
+    lit, state, taken = _polish(torch.nonzero(is_certain)[:, 0], raw, end.lit, end.light, end.state, track.config)
+    end = replace(end, lit=lit, state=state, num_iterations=end.num_iterations + taken)
+    if len(faint) == 0:
+        return end
+    part, light = track.select(faint), end.light.select(faint)
+    some = solve_faint(raw.select(faint), light, state.select(faint), share[faint], is_clear[faint], part)
+    return _End(
+        lit.put(faint, some.lit),
+        end.light.put(faint, replace(light, is_rich=some.is_rich)),
+        state.put(faint, some.state),
+        end.stop.index_copy(0, faint, some.stop),
+        end.num_iterations.index_add(0, faint, some.num_iterations),
+    )
+
+
+def _conclude(end: _End, raw: DirectProblem, descent: Descent, track: Track) -> Solved:
+    """Say what the pairs were solved to, and how precisely.
+
+    Args:
+        end: of the full size.
+        raw: its problem, with src's own intensities.
+        descent: of the levels before.
+        track: the pairs.
+    """
+    of_level = Descent(end.state, descent.num_iterations + end.num_iterations, descent.is_normalised, descent.levels)
+    stop = [REASONS[reason] for reason in end.stop.tolist()]
+    solved = _measure(track, of_level, replace(raw, template=end.lit), stop)
+    state, plain_scale = to_plain(end.light.is_rich, end.lit.value, raw, solved.alignment)
+    append_trace(solved.levels, track, 0, state, end.num_iterations)
+    scale = torch.where(end.light.is_rich, plain_scale, solved.fitted_scale)
     return replace(solved, alignment=state, scale=scale)
 
 
@@ -158,16 +220,16 @@ def _fit_light_of(
 
 
 def _polish(
-    raw: DirectProblem, lit: Template, light: Light, state: Alignment, config: AlignConfig
+    rich: Tensor, raw: DirectProblem, lit: Template, light: Light, state: Alignment, config: AlignConfig
 ) -> tuple[Template, Alignment, Tensor]:
-    """Solve motion and light together where the light is rich for certain.
+    """Solve motion and light together for the pairs that `rich` (int64) names.
 
     Returns:
         lit: the template as it should look in dst.
         state: on top of that.
         num_iterations: (B,) int32.
     """
-    rich, taken = torch.nonzero(light.is_certain)[:, 0], torch.zeros_like(light.is_certain, dtype=torch.int32)
+    taken = torch.zeros_like(light.is_certain, dtype=torch.int32)
     if len(rich) == 0:
         return lit, state, taken
     lit_part, found, steps = solve_jointly(
@@ -182,7 +244,7 @@ def _polish(
     return lit.put(rich, lit_part), state.put(rich, found), taken.index_copy(0, rich, steps)
 
 
-def _conclude(track: Track, descent: Descent, problem: DirectProblem, stop: list[StopReason]) -> Solved:
+def _measure(track: Track, descent: Descent, problem: DirectProblem, stop: list[StopReason]) -> Solved:
     """Say how precise the solution of the full size is, and give up the freedom that is not earned."""
     config, state, src, dst = track.config, descent.state, track.src[0], track.dst[0]
     fitted_scale, covariance = measure_precision(

@@ -37,6 +37,9 @@ TONE, CUBIC = 6, 4
 FIELDS = tuple((i - j, j) for i in range(1, ORDER + 1) for j in range(i + 1))
 """Powers of x and y, in rising order: those of `photometry.py` first."""
 
+NUM_FUNCTIONS = TONE + 2 * len(FIELDS)
+"""K, see `basis_of`."""
+
 
 @dataclass(frozen=True, slots=True)
 class LitAlignment:
@@ -44,7 +47,7 @@ class LitAlignment:
 
     Attributes:
         dst_homo_src: (B, 3, 3) float64, of the full-size images.
-        weights: (B, K) float64, of the functions of `_basis`.
+        weights: (B, K) float64, of the functions of `basis_of`.
     """
 
     dst_homo_src: Tensor
@@ -103,23 +106,9 @@ class LitProblem:
 
     def normal_equations(self, state: LitAlignment, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Return JtJ (B, P, P) and Jtr (B, P), float64; the residual's Jacobian is minus the template's."""
-        free = self.direct.freedom.free[:8]
-        if kernels.serves(residual):
-            recorded = self.direct.template
-            scores = kernels.joint_scores(
-                self.lit.slope, recorded.u, recorded.brightness, self.fields, residual, weight, num_tones=TONE
-            )
-            scores[:, :8] *= free
-            return self.JtJ, -scores
-        motion = products(self.lit, residual, weight)[1][:, :8] * free
-        weighted = (weight * residual)[:, None]
-        z = (2 * self.direct.template.brightness - 1)[:, None]
-        tones = [weighted]
-        while len(tones) < TONE:
-            tones.append(tones[-1] * z)
-        tone = torch.cat(tones, dim=1).sum(-1, dtype=torch.float64)
-        slow = self.fields @ torch.cat(tones[:2], dim=1).mT  # (B, F, 2): of bias, of gain
-        return self.JtJ, -torch.cat([motion, tone, slow.mT.flatten(1).double()], dim=1)
+        scores = scores_of(self.lit, self.direct.template, self.fields, residual, weight)
+        scores[:, :8] *= self.direct.freedom.free[:8]
+        return self.JtJ, -scores
 
     def step(self, state: LitAlignment, step: Tensor) -> LitAlignment:
         """Return the state after `step` (B, P)."""
@@ -157,9 +146,9 @@ def solve_jointly(
         num_iterations: (B,) int32.
     """
     template = direct.template
-    fields = _fields(template.u)
-    start = LitAlignment(state.dst_homo_src, _start_weights(light, state))
-    lit = _lit(template, start.weights, fields)
+    fields = fields_of(template.u)
+    start = LitAlignment(state.dst_homo_src, start_weights(light, state))
+    lit = light_template(template, start.weights, fields)
     problem = LitProblem(direct, lit, fields, fields.new_empty(len(fields), 0, 0))
     residual, seen = problem.evaluate(start)
     _, weight = cauchy(residual, loss_width * robust_scale(residual, seen, problem.scale_floor))
@@ -175,13 +164,38 @@ def solve_jointly(
     )
     one = torch.ones_like(state.gain)
     found = Alignment(solution.state.dst_homo_src, one, torch.zeros_like(one))
-    return _lit(template, solution.state.weights, fields), found, solution.num_iterations
+    return light_template(template, solution.state.weights, fields), found, solution.num_iterations
+
+
+def scores_of(lit: Template, recorded: Template, fields: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
+    """Return (B, P) float64, J W r of the motion and the light.
+
+    Args:
+        lit: the template as it looks in dst.
+        recorded: with src's own intensities.
+        fields: (B, F, N) float32.
+        residual: (B, N), r.
+        weight: (B, N), the diagonal of W.
+    """
+    if kernels.serves(residual):
+        return kernels.joint_scores(
+            lit.slope, recorded.u, recorded.brightness, fields, residual, weight, num_tones=TONE
+        )
+    motion = products(lit, residual, weight)[1][:, :8]
+    weighted = (weight * residual)[:, None]
+    z = (2 * recorded.brightness - 1)[:, None]
+    tones = [weighted]
+    while len(tones) < TONE:
+        tones.append(tones[-1] * z)
+    tone = torch.cat(tones, dim=1).sum(-1, dtype=torch.float64)
+    slow = fields @ torch.cat(tones[:2], dim=1).mT  # (B, F, 2): of bias, of gain
+    return torch.cat([motion, tone, slow.mT.flatten(1).double()], dim=1)
 
 
 def _curvature(lit: Template, template: Template, weight: Tensor, direct: DirectProblem) -> Tensor:
     """Return (B, P, P) float64 of some of the points, weighted by `weight` (B, n), as of all."""
     motion = jacobian_of(lit.slope, lit.value, lit.u)[:, :8] * direct.freedom.free[:8, None].to(weight)
-    jacobian = torch.cat([motion, _basis(template.brightness, _fields(lit.u))], dim=1)
+    jacobian = torch.cat([motion, basis_of(template.brightness, fields_of(lit.u))], dim=1)
     JtJ = STRIDE * ((jacobian * weight[:, None]) @ jacobian.mT).double()
     JtJ[:, :8, :8] += direct.freedom.fixed[:8, :8]
     return JtJ
@@ -209,14 +223,15 @@ def light_up(weights: Tensor, intensity: Tensor, fields: Tensor) -> tuple[Tensor
     return value.clamp(0, 1), torch.where(inside, 2 * (steepness + gain), 0.0)
 
 
-def _lit(template: Template, weights: Tensor, fields: Tensor) -> Template:
+def light_template(template: Template, weights: Tensor, fields: Tensor) -> Template:
+    """Return the template as it should look in dst under (B, K) `weights`."""
     value, slope = light_up(weights, template.value, fields)
     is_recorded = template.brightness is template.value
     brightness = value if is_recorded else light_up(weights, template.brightness, fields)[0]
     return replace(template, value=value, slope=template.slope * slope[:, None], brightness=brightness)
 
 
-def _start_weights(light: Light, state: Alignment) -> Tensor:
+def start_weights(light: Light, state: Alignment) -> Tensor:
     """Return (B, K) float64, of `light` with the state's gain and bias on top; no cubic fields yet."""
     known = light.weights.double() * state.gain[:, None]
     known[:, 0] += state.bias
@@ -225,12 +240,12 @@ def _start_weights(light: Light, state: Alignment) -> Tensor:
     return torch.cat([tone, slow.flatten(1)], dim=1)
 
 
-def _fields(u: Tensor) -> Tensor:
+def fields_of(u: Tensor) -> Tensor:
     """Return (B, F, N) powers of centred coordinates (B, 2, N)."""
     return torch.stack([u[:, 0] ** i * u[:, 1] ** j for i, j in FIELDS], dim=1)
 
 
-def _basis(intensity: Tensor, fields: Tensor) -> Tensor:
+def basis_of(intensity: Tensor, fields: Tensor) -> Tensor:
     """Return (B, K, N): the powers of z below `TONE`, the fields, and z times the fields; z is from -1 to 1."""
     z = (2 * intensity - 1)[:, None]
     return torch.cat([*(z**k for k in range(TONE)), fields, z * fields], dim=1)

@@ -72,7 +72,8 @@ def clean_source(template: Template, src: Level) -> Cleaned:
     # Of all pixels the last run takes what dst helps to tell.
     index = torch.nonzero(share > (WORTH_DENOISING_EARLY if template.is_whole else WORTH_DENOISING))[:, 0]
     image = take(src.image, index)
-    return Cleaned(share, index, _denoise(image, image, src.noise[index], share[index]) if len(index) else image)
+    clean = denoise_by_share(image, image, src.noise[index], share[index]) if len(index) else image
+    return Cleaned(share, index, clean)
 
 
 def refine_template(template: Template, cleaned: Cleaned) -> Template:
@@ -119,13 +120,13 @@ def refine_template_at(
     if template.is_whole:
         dst_noise = dst.noise / state.gain.abs().clamp_min(1e-3)
         guide, sigma = _merge(problem, src.image, state, src.noise, dst_noise, loss_width)
-        clean = _denoise(image, take(guide, index), sigma[index], cleaned.noise_share[index])
+        clean = denoise_by_share(image, take(guide, index), sigma[index], cleaned.noise_share[index])
     drowned = torch.nonzero(cleaned.noise_share[index] > DROWNED)[:, 0]
     told = clean.index_copy(0, drowned, _neighbours(image[drowned])) if len(drowned) else clean
     return template.with_slopes_of(clean, index, told)
 
 
-def _denoise(image: Tensor, guide: Tensor, guide_sigma: Tensor, share: Tensor) -> Tensor:
+def denoise_by_share(image: Tensor, guide: Tensor, guide_sigma: Tensor, share: Tensor) -> Tensor:
     """Do what `noise.denoise` does, on all bands where noise drowns the slopes: (B,) its `share` in their energy."""
     is_drowned = share > DROWNED
     clean = image

@@ -197,7 +197,7 @@ def _rise(cost: Tensor, new_cost: Tensor, both: Tensor) -> Tensor:
     return ((new - old) / old).nan_to_num(torch.inf)
 
 
-def _loss_widths(residual: Tensor, seen: Tensor, floor: Tensor, width: float, clean_width: float | None) -> Tensor:
+def loss_widths(residual: Tensor, seen: Tensor, floor: Tensor, width: float, clean_width: float | None) -> Tensor:
     """Return (B,) float64, the width of the loss in scales: `clean_width` where residuals have no tail."""
     found = torch.full_like(floor, width)
     if clean_width is None:
@@ -253,7 +253,7 @@ def solve(
 
     residual, seen = part.evaluate(state)
     reason = torch.where(seen.sum(-1) >= min_seen, RUNNING, OVERLAP_LOST)
-    in_scales = _loss_widths(residual, seen, part.scale_floor, loss_width, clean_loss_width)
+    in_scales = loss_widths(residual, seen, part.scale_floor, loss_width, clean_loss_width)
     damping = torch.full(everyone.shape, INITIAL_DAMPING, dtype=torch.float64, device=everyone.device)
     memory: Memory | None = None
     are_running = bool((reason == RUNNING).all())

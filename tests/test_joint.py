@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from homoalign import align
-from homoalign.joint import FIELDS, TONE, LitAlignment, LitProblem, _fields, _lit, light_up
+from homoalign.joint import FIELDS, TONE, LitAlignment, LitProblem, fields_of, light_template, light_up
 from homoalign.pyramid import Level
 from homoalign.residual import build_problem
 from jobs.degrade import add_noise, add_vignette, adjust_exposure, to_uint8
@@ -48,11 +48,13 @@ def lit_problem(make_pair):
         Level(torch.as_tensor(image)[None, None].float(), None) for image in (src, add_vignette(dst, strength=0.6))
     ]
     direct = build_problem(*levels, level=0, max_points=2000, fit_photometric=True)
-    fields = _fields(direct.template.u)
+    fields = fields_of(direct.template.u)
     state = LitAlignment(torch.as_tensor(truth)[None].double(), torch.zeros(1, TONE + 2 * len(FIELDS)).double())
     state.weights[:, :3] = torch.tensor([0.4, 0.6, 0.1])
     state.weights[:, TONE:] = 0.1
-    return LitProblem(direct, _lit(direct.template, state.weights, fields), fields, torch.zeros(1, 1, 1)), state
+    return LitProblem(
+        direct, light_template(direct.template, state.weights, fields), fields, torch.zeros(1, 1, 1)
+    ), state
 
 
 def test_light_falls_as_torch_has_it_fall(lit_problem, by_torch):

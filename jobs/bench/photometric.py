@@ -101,11 +101,12 @@ def change_light(drawn: Drawn, case: str, light: Light, sigma_8bit: float) -> Be
     """Return the pair with dst in another light, its noise added after, and the bound that this light leaves."""
     views = drawn.views
     dst, gain, usable = lit(views.dst, light)
+    # Only what the scene shows moves with it, not the slopes of the light.
     bound = mean_corner_error_bound(
-        dst,
+        views.dst,
         views.dst_homo_src,
         (views.src.shape[0], views.src.shape[1]),
-        variance=pixel_variance(sigma_8bit, gain),
+        variance=pixel_variance(sigma_8bit, gain) / np.square(gain, dtype=np.float64).clip(1e-12),
         usable=usable,
     )
     noisy = drawn.noisy(sigma_8bit, dst=dst)

@@ -1,0 +1,184 @@
+"""The image behind both images of a pair, as they show it where they are aligned.
+
+B pairs, N points, K basis functions of light, P = 8 + K parameters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from homoalign import joint
+from homoalign.joint import LitAlignment
+from homoalign.refinement import denoise_by_share
+from homoalign.residual import DirectProblem, products
+from homoalign.solver import cauchy, robust_scale
+from homoalign.template import Template, jacobian_of
+
+PLAIN = 2
+"""The first functions of light: a constant and the intensity."""
+
+LEAST_STEEPNESS = 0.02
+"""Where dst changes by less than this share of src, it tells nothing of src."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How pairs look at a state.
+
+    Attributes:
+        residual: (B, N).
+        seen: (B, N), 1 or 0.
+        weight: (B, N) of the loss, 0 where nothing is seen.
+        scale: (B,) robust standard deviation of the residual.
+        steepness: (B, N), how dst changes with src.
+    """
+
+    residual: Tensor
+    seen: Tensor
+    weight: Tensor
+    scale: Tensor
+    steepness: Tensor
+
+    def variance(self) -> Tensor:
+        """Return (B,) float64, the variance of the scores of a robust loss, for a unit of curvature."""
+        squared = (self.weight * self.residual).square().sum(-1, dtype=torch.float64)
+        return squared / self.weight.sum(-1, dtype=torch.float64)
+
+    def select(self, index: Tensor) -> View:
+        """Return the pairs that `index` (int64) names."""
+        return View(
+            self.residual[index], self.seen[index], self.weight[index], self.scale[index], self.steepness[index]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """Pairs, and the image behind each.
+
+    Attributes:
+        raw: of the full-size images, all of their pixels, dst read by a spline, src's own intensities as template.
+        image: (B, 1, H, W), src.
+        noise: (B, 2), of src and of dst.
+        share: (B,) of noise in the energy of src's slopes.
+        fields: (B, F, N), of `joint.py`.
+        is_rich: (B,) bool, whether light is more than a gain and a bias.
+        in_scales: (B,) width of the loss.
+        free: how many parameters of motion are solved for.
+        is_lit: whether light is solved for at all.
+    """
+
+    raw: DirectProblem
+    image: Tensor
+    noise: Tensor
+    share: Tensor
+    fields: Tensor
+    is_rich: Tensor
+    in_scales: Tensor
+    free: int
+    is_lit: bool
+
+    def select(self, index: Tensor) -> Behind:
+        """Return the pairs that `index` (int64) names."""
+        return replace(
+            self,
+            raw=self.raw.select(index),
+            image=self.image[index],
+            noise=self.noise[index],
+            share=self.share[index],
+            fields=self.fields[index],
+            is_rich=self.is_rich[index],
+            in_scales=self.in_scales[index],
+        )
+
+    def look(self, state: LitAlignment) -> View:
+        """Return the pairs as they look at a state."""
+        value, seen = self.raw.read_dst(state.dst_homo_src)
+        model, steepness = self.light_up(state.weights)
+        residual, is_seen = torch.where(seen, value - model, 0.0), seen.to(value)
+        scale = robust_scale(residual, is_seen, self.raw.scale_floor)
+        weight = cauchy(residual, self.in_scales * scale)[1] * is_seen
+        return View(residual, is_seen, weight, scale, steepness)
+
+    def light_up(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return src as it looks in dst, (B, N), and how that changes with src; a gain and a bias cut nothing off."""
+        src, rich = self.raw.template.value, self.is_rich[:, None]
+        value, steepness = joint.light_up(weights, src, self.fields)
+        gain, bias = (part[:, None].to(src) for part in plain_light(weights))
+        return torch.where(rich, value, torch.addcmul(bias, gain, src)), torch.where(rich, steepness, gain)
+
+    def merge(self, view: View) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the mean of both images in src's light, and dst there, (B, 1, H, W) each; and (B,) the mean's noise.
+
+        The mean's noise and the residual's are uncorrelated.
+        """
+        src, dst = self.noise.to(view.residual).square().unbind(-1)
+        steepness = view.steepness.clamp_min(LEAST_STEEPNESS)
+        of_dst = dst[:, None] / steepness.square()
+        share = src[:, None] / (src[:, None] + of_dst)
+        # Where dst is not seen, or flat, src is all there is.
+        told = torch.where(view.steepness > LEAST_STEEPNESS, view.weight, 0.0)
+        change = told * view.residual / steepness
+        variance = share * of_dst
+        # A texture that looks like noise is the same in both images.
+        left = (view.scale[:, None].to(steepness) / steepness).square() * share * (1 - share)
+        noise = (torch.minimum(variance, left) * told).sum(-1, dtype=torch.float64) / told.sum(-1, dtype=torch.float64)
+        own = self.image.flatten(1)
+        return (own + share * change).view_as(self.image), (own + change).view_as(self.image), noise.sqrt()
+
+    def template_of(self, view: View, image: Tensor, guide: Tensor, noise: Tensor) -> Template:
+        """Return src's intensities with the slopes, in dst's light, of an image without what is noise in `guide`."""
+        clean = denoise_by_share(image, guide, noise, self.share)
+        template = self.raw.template.with_slopes_of(clean, torch.arange(len(image), device=image.device))
+        return replace(template, slope=template.slope * view.steepness[:, None])
+
+    def curvature_of_both(self, view: View, guide: Tensor, other: Tensor, noise: Tensor) -> Tensor:
+        """Return (B, 8, 8) float64, the curvature of motion that src's slopes times dst's tell."""
+        src, dst = (motion_of(self.template_of(view, image, guide, noise)) for image in (self.image, other))
+        product = ((src * view.weight[:, None]) @ dst.mT).double()
+        symmetric: Tensor = (product + product.mT) / 2
+        return symmetric
+
+    def curvature(self, template: Template, view: View, stride: int = 1) -> Tensor:
+        """Return (B, P, P) float64, J W J^T of all parameters that a pair's light has, zero for the others.
+
+        Rich light is told from every `stride`-th point.
+        """
+        product, _ = products(template, view.residual, view.weight)
+        of_motion = torch.eye(8, dtype=product.dtype, device=product.device)
+        of_plain = product.new_tensor([[0.0, 2.0], [1.0, -1.0]])  # brightness and one make one and z
+        to_light = pad(of_motion, (0, PLAIN, 0, PLAIN)) + pad(of_plain, (8, 0, 8, 0))
+        curvature = pad(to_light.mT @ product @ to_light, 2 * (0, joint.NUM_FUNCTIONS - PLAIN))
+        rich = torch.nonzero(self.is_rich)[:, 0]
+        if len(rich) == 0:
+            return curvature
+        part, weight = template.select(rich).every(stride), view.weight[rich, None, ::stride]
+        of_light = joint.basis_of(part.brightness, self.fields[rich, ..., ::stride])
+        jacobian = torch.cat([motion_of(part), of_light], dim=1)
+        whole = stride * ((jacobian * weight) @ jacobian.mT).double()
+        return curvature.index_copy(0, rich, whole)
+
+    def scores(self, template: Template, view: View) -> Tensor:
+        """Return (B, P) float64, J W r of all parameters."""
+        return joint.scores_of(template, template, self.fields, view.residual, view.weight)
+
+    def is_free(self) -> Tensor:
+        """Return (B, P) bool, which parameters are solved for."""
+        free = self.is_rich[:, None].repeat(1, 8 + joint.NUM_FUNCTIONS)
+        free[:, :8] = torch.arange(8, device=free.device) < self.free
+        free[:, 8 : 8 + PLAIN] = True
+        free[:, 8:] &= self.is_lit
+        return free
+
+
+def motion_of(template: Template) -> Tensor:
+    """Return (B, 8, N), the Jacobian of motion."""
+    return jacobian_of(template.slope, template.value, template.u)[:, :8]
+
+
+def plain_light(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return gain and bias, (B,) each, of (B, K) `weights` of which the first two say all."""
+    return 2 * weights[:, 1], weights[:, 0] - weights[:, 1]

@@ -1,0 +1,276 @@
+"""The last steps of pairs whose texture drowns in noise: the image behind both is told anew as they come together.
+
+Slopes that hold as much noise as texture waste most of what the residual says. The image without noise is told from
+both images where they are aligned, the alignment from that image's slopes: each gets better with the other, and they
+are solved in turns, as the unknown image and the motion of one likelihood are (Yetik and Nehorai, "Performance bounds
+on image registration", IEEE Transactions on Signal Processing 2006). Slopes of a mean of both images hold dst's noise,
+which is found again in the residual and holds the alignment where it is: steps by their own curvature are too short by
+the noise's share. The product of src's slopes and dst's, whose noises know nothing of each other, is free of that.
+
+Of so little texture a slow field of light looks like a motion long before residuals show it: light is as rich as a
+score test says (Rao, "Large sample tests of statistical hypotheses concerning several parameters", Proceedings of the
+Cambridge Philosophical Society 1948), and solved together with the motion, as in `joint.py`.
+
+B pairs, N points, K basis functions of light, P = 8 + K parameters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from homoalign import joint
+from homoalign.behind import LEAST_STEEPNESS, PLAIN, Behind, plain_light
+from homoalign.homography import image_size
+from homoalign.joint import LitAlignment
+from homoalign.metrics import corner_covariance, corner_std
+from homoalign.noise import QUANTISATION, UNEXPLAINED, residual_noise
+from homoalign.photometry import Light
+from homoalign.refinement import DROWNED
+from homoalign.residual import Alignment, DirectProblem
+from homoalign.schedule import CLEAN_LOSS_WIDTH, MOTION_PARAMETERS
+from homoalign.solver import CONVERGED, MAX_ITERATIONS, loss_widths, robust_scale
+from homoalign.template import Template
+from homoalign.track import Track
+
+FAINT_480 = 0.2
+"""Error of the corners, pixels at a shorter side of 480, by the normal equations alone, from which this pays."""
+
+MAX_ROUNDS = 12
+
+SETTLED = 0.03
+"""Chi-squared of a step, with 8 degrees of freedom, below which a pair is done: what is left is lost in its error."""
+
+NEARLY = 1.0
+"""Likewise after the last round: closer than that it may still turn about in its error, and has arrived."""
+
+LONGEST_STEP = 1 / 64
+"""Of the shorter side: further than that nothing is linear."""
+
+LEAST_CURVATURE = 0.15
+"""Share of the curvature that counts as texture's at least, at first; by less than that steps would go astray."""
+
+CAUTION = 3.0
+"""That share grows by this factor where a step is longer than the one before."""
+
+KEEP_PX = 0.5
+"""After steps this short the curvature is what it was."""
+
+NOT_BY_CHANCE = 60.0
+"""Of the score test, chi-squared with 22 degrees of freedom: chance exceeds it once in 50,000."""
+
+DAMPING = 1e-5
+
+STRIDE = 5
+"""Of the points that the test is taken from; odd, so as not to fall in step with the rows of an image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Faint:
+    """What pairs ended with.
+
+    Attributes:
+        lit: the template as it should look in dst, with the slopes to go by.
+        state: alignments on top of it.
+        is_rich: (B,) bool, whether `lit` is more than src itself.
+        stop: (B,) int64, index into `solver.REASONS`.
+        num_iterations: (B,) int32.
+    """
+
+    lit: Template
+    state: Alignment
+    is_rich: Tensor
+    stop: Tensor
+    num_iterations: Tensor
+
+
+def find_faint(among: Tensor, problem: DirectProblem, state: Alignment, share: Tensor, track: Track) -> Tensor:
+    """Return the pairs to be solved so, (b,) int64: noise drowns their little texture, and is all that is left.
+
+    Args:
+        among: (B,) bool, the pairs that may be.
+        problem: of the full-size images, the template as it should look in dst.
+        state: alignments that are good to a few pixels.
+        share: (B,) of noise in the energy of src's slopes.
+        track: the pairs.
+    """
+    index = torch.nonzero(among & (share > DROWNED))[:, 0]
+    if not problem.template.is_whole or len(index) == 0:
+        return index[:0]
+    part, there = problem.select(index), state.select(index)
+    residual, seen = part.evaluate(there)
+    scale = robust_scale(residual, seen, part.scale_floor)
+    noise = residual_noise(track.src[0].noise[index], track.dst[0].noise[index], there.gain)
+    free = part.freedom.free
+    JtJ, _ = part.normal_equations(there, residual, seen)
+    inverse, info = torch.linalg.inv_ex(JtJ)
+    covariance = scale.square()[:, None, None] * (inverse * free[:, None] * free)
+    corners = corner_covariance(covariance, there.dst_homo_src, *image_size(track.src[0].image))
+    error_480 = 480 / min(image_size(track.dst[0].image)) * corner_std(corners)
+    is_faint = (info == 0) & error_480.isfinite() & (error_480 > FAINT_480)
+    return index[is_faint & (scale < UNEXPLAINED * noise)]
+
+
+def solve_faint(
+    raw: DirectProblem, light: Light, state: Alignment, share: Tensor, is_clear: Tensor, track: Track
+) -> Faint:
+    """Tell the images and their alignment in turns until they settle.
+
+    Args:
+        raw: of the full-size images, all of their pixels, dst read by a spline, src's own intensities as template.
+        light: how dst follows from src, so far.
+        state: alignments on top of it.
+        share: (B,) of noise in the energy of src's slopes.
+        is_clear: (B,) bool, whether src has contrast enough for more than a gain and a bias to be told.
+        track: the pairs.
+    """
+    pairs = Behind(
+        raw=raw,
+        image=track.src[0].image,
+        noise=track.noise.clamp_min(QUANTISATION),
+        share=share,
+        fields=joint.fields_of(raw.template.u),
+        is_rich=light.is_rich,
+        in_scales=torch.full_like(state.gain, track.config.loss_width),
+        free=MOTION_PARAMETERS[track.config.model],
+        is_lit=track.config.photometric != "none",
+    )
+    start = LitAlignment(state.dst_homo_src, joint.start_weights(_as_weights(light), state))
+    view, width = pairs.look(start), track.config.loss_width
+    widths = loss_widths(view.residual, view.seen, raw.scale_floor, width, max(width, CLEAN_LOSS_WIDTH))
+    pairs = replace(pairs, in_scales=widths)
+    if track.config.photometric == "auto":
+        pairs = replace(pairs, is_rich=light.is_rich | (is_clear & _is_lit_otherwise(pairs, start)))
+    return _settle(pairs, start)
+
+
+def _as_weights(light: Light) -> Light:
+    """Return the light with weights that say so where it is plain: dst is src."""
+    same = torch.zeros_like(light.weights)
+    same[:, :PLAIN] = 0.5
+    return replace(light, weights=torch.where(light.is_rich[:, None], light.weights, same))
+
+
+def _is_lit_otherwise(pairs: Behind, state: LitAlignment) -> Tensor:
+    """Return (B,) bool, whether the residual speaks against a gain and a bias by more than chance."""
+    view = pairs.look(state)
+    guide, _, noise = pairs.merge(view)
+    template = pairs.template_of(view, guide, guide, noise)
+    everything = replace(pairs, is_rich=torch.ones_like(pairs.is_rich))
+    curvature, scores = everything.curvature(template, view, STRIDE), pairs.scores(template, view)
+    plain = torch.cat([torch.arange(8) < pairs.free, torch.arange(joint.NUM_FUNCTIONS) < PLAIN]).to(scores.device)
+    rich = ~plain & (torch.arange(len(plain), device=scores.device) >= 8)
+    a, b, c = curvature[:, plain][..., plain], curvature[:, plain][..., rich], curvature[:, rich][..., rich]
+    known = torch.linalg.solve_ex(a, torch.cat([b, scores[:, plain, None]], dim=-1)).result
+    left = scores[:, rich] - (b.mT @ known[..., -1:])[..., 0]
+    information = c - b.mT @ known[..., :-1] + _damping(c)
+    distance = (left * torch.linalg.solve_ex(information, left).result).sum(-1)
+    is_otherwise: Tensor = distance > NOT_BY_CHANCE * view.variance()
+    return is_otherwise
+
+
+def _settle(pairs: Behind, start: LitAlignment) -> Faint:
+    """Take turns until every pair has settled."""
+    index = torch.arange(len(start.weights), device=start.weights.device)
+    part, state, found = pairs, start, start
+    last = torch.zeros_like(start.weights[:, 0])
+    taken = torch.zeros_like(index, dtype=torch.int32)
+    longest = LONGEST_STEP * min(image_size(pairs.image))
+    curvature = torch.zeros(len(index), 8, 8, dtype=torch.float64, device=index.device)
+    length = torch.full_like(start.weights[:, 0], torch.inf)
+    distance, least = length, torch.full_like(length, LEAST_CURVATURE)
+    for _ in range(MAX_ROUNDS):
+        view = part.look(state)
+        guide, other, noise = part.merge(view)
+        template = part.template_of(view, guide, guide, noise)
+        moved = torch.nonzero(length > KEEP_PX)[:, 0]
+        if len(moved) > 0:
+            some = part.select(moved).curvature_of_both(view.select(moved), guide[moved], other[moved], noise[moved])
+            curvature = curvature.index_copy(0, moved, some)
+        step, size = _step(
+            part.curvature(template, view), curvature, part.scores(template, view), part.is_free(), least
+        )
+        size = size / view.variance()
+        least = torch.where(size > distance, (CAUTION * least).clamp_max(1), least)
+        distance, length = size, part.raw.length_px(step)
+        step = step * (longest / length).clamp_max(1)[:, None]
+        state = LitAlignment(part.raw.frame.move(state.dst_homo_src, step[:, :8]), state.weights + step[:, 8:])
+        found, last = found.put(index, state), last.index_copy(0, index, distance)
+        taken[index] += 1
+        goes_on = torch.nonzero(distance > SETTLED)[:, 0]
+        if len(goes_on) == 0:
+            break
+        index, part, state = index[goes_on], part.select(goes_on), state.select(goes_on)
+        curvature, length = curvature[goes_on], length[goes_on]
+        distance, least = distance[goes_on], least[goes_on]
+    return _conclude(pairs, found, torch.where(last <= NEARLY, CONVERGED, MAX_ITERATIONS), taken)
+
+
+def _step(whole: Tensor, of_both: Tensor, scores: Tensor, is_free: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (B, P), the step, zero where it is not determined, and (B,) its squared length by the curvature, else NaN.
+
+    Args:
+        whole: (B, P, P), the curvature that the slopes have, their noise included.
+        of_both: (B, 8, 8), that of motion without it.
+        scores: (B, P).
+        is_free: (B, P) bool.
+        least: (B,) share of the curvature that counts as texture's.
+    """
+    free = is_free.to(whole)
+    scores = scores * free
+    whole = whole * free[:, :, None] * free[:, None] + torch.diag_embed(1 - free)
+    whole = whole + _damping(whole)
+    motion, mixed, light = whole[:, :8, :8], whole[:, :8, 8:], whole[:, 8:, 8:]
+    known = torch.linalg.solve_ex(light, torch.cat([mixed.mT, scores[:, 8:, None]], dim=-1)).result
+    by_light, of_light = known[..., :8], known[..., 8:]
+    own = motion - mixed @ by_light  # Schur's complement
+    of_both = of_both * free[:, :8, None] * free[:, None, :8] + torch.diag_embed(1 - free[:, :8]) - mixed @ by_light
+    factor, info = torch.linalg.cholesky_ex(own)
+    relative = torch.linalg.solve_triangular(factor, of_both, upper=False)
+    relative = torch.linalg.solve_triangular(factor, relative.mT, upper=False)
+    is_known = (info == 0) & relative.flatten(1).isfinite().all(-1)
+    relative = torch.where(is_known[:, None, None], relative, torch.eye(8, dtype=whole.dtype, device=whole.device))
+    size, along = torch.linalg.eigh((relative + relative.mT) / 2)
+    left = scores[:, :8, None] - mixed @ of_light
+    inner = along.mT @ torch.linalg.solve_triangular(factor, left, upper=False)
+    inner = along @ (inner / torch.minimum(torch.maximum(size, least[:, None]), torch.ones_like(size))[..., None])
+    moved = torch.linalg.solve_triangular(factor.mT, inner, upper=True)
+    step = torch.cat([moved, of_light - by_light @ moved], dim=1)[..., 0] * free
+    is_known &= step.isfinite().all(-1)
+    return torch.where(is_known[:, None], step, 0.0), torch.where(is_known, inner.square().sum((-2, -1)), torch.nan)
+
+
+def _damping(curvature: Tensor) -> Tensor:
+    """Return (B, P, P), a little of the diagonal: powers of much the same intensity tell each other's coefficients."""
+    return torch.diag_embed(DAMPING * curvature.diagonal(dim1=-2, dim2=-1))
+
+
+def _conclude(pairs: Behind, state: LitAlignment, stop: Tensor, taken: Tensor) -> Faint:
+    """Return gain and bias on top of src itself where these are all, and on top of src as it is lit elsewhere.
+
+    The slopes are those of src alone again: what is said of precision compares them with dst's own.
+    """
+    weights, view = state.weights, pairs.look(state)
+    guide, _, noise = pairs.merge(view)
+    template = pairs.template_of(view, pairs.image, guide, noise)
+    value, steepness = pairs.light_up(weights)
+    brightness, _ = joint.light_up(weights, template.brightness, pairs.fields)
+    rich = pairs.is_rich[:, None]
+    gain, bias = plain_light(weights)
+    lit = replace(
+        template,
+        value=torch.where(rich, value, template.value),
+        slope=torch.where(
+            rich[..., None], template.slope, template.slope / steepness.clamp_min(LEAST_STEEPNESS)[:, None]
+        ),
+        brightness=torch.where(rich, brightness, template.brightness),
+    )
+    one = torch.ones_like(gain)
+    under = Alignment(
+        state.dst_homo_src,
+        torch.where(pairs.is_rich, one, gain),
+        torch.where(pairs.is_rich, torch.zeros_like(one), bias),
+    )
+    return Faint(lit, under, pairs.is_rich, stop, taken)

@@ -1,0 +1,137 @@
+"""Pairs whose little texture drowns in noise: the image behind both is solved for as well."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from homoalign import AlignConfig, Status, align, faint, full_size
+from jobs.bench.options import RenderOptions
+from jobs.bench.photometric import photometric_pairs
+from jobs.bench.precision import precision_pairs
+
+STAY = AlignConfig(use_search=False, use_features=False)
+
+
+def noisy_pairs(name, count, *, sigma_8bit):
+    render = RenderOptions(pairs=count, seed=11, photographs=(name,))
+    return list(precision_pairs(render, 256, 10.0, (sigma_8bit,)))
+
+
+def lit_pairs(case, count, *, name="clock_motion"):
+    render = RenderOptions(pairs=count, seed=11, photographs=(name,))
+    return [pair for pair in photometric_pairs(render, 256, 10.0, 5.0) if pair.case == case]
+
+
+def aligned(pairs, config=STAY):
+    src, dst = (torch.from_numpy(np.stack([getattr(pair, side) for pair in pairs]))[:, None] for side in ("src", "dst"))
+    return align(src, dst, gt=torch.from_numpy(np.stack([pair.dst_homo_src for pair in pairs])), config=config)
+
+
+@pytest.fixture
+def solved(monkeypatch):
+    """What `solve_faint` gave, call by call."""
+    found = []
+
+    def solve(*arguments):
+        found.append(faint.solve_faint(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr(full_size, "solve_faint", solve)
+    return found
+
+
+def test_a_field_of_light_does_not_pass_for_motion_where_texture_is_faint(solved):
+    errors = aligned(lit_pairs("vignetting", 6)).gt_corner_error_px
+    assert len(solved) > 0
+    assert errors.max() < 1.2  # up to 4 px otherwise; .4 is what noise allows
+
+
+def test_a_tone_curve_that_residuals_hardly_show_is_told(solved):
+    errors = aligned(lit_pairs("gamma", 6)).gt_corner_error_px
+    assert torch.cat([found.is_rich for found in solved]).sum() >= 4
+    assert errors.max() < 1.5  # up to 6 px otherwise
+
+
+def test_the_same_light_is_not_taken_for_another(solved):
+    result = aligned(lit_pairs("unchanged", 6))
+    assert torch.cat([found.is_rich for found in solved]).sum() <= 1
+    assert result.gt_corner_error_px.max() < 1
+    assert (np.array(result.status) == Status.OK).sum() >= 5
+
+
+def test_what_is_said_of_their_precision_holds():
+    result = aligned(noisy_pairs("cell", 8, sigma_8bit=10.0))
+    share = result.gt_corner_error_px / result.corner_std_px
+    assert 0.4 < share.median() < 1.1
+    assert share.max() < 2
+
+
+def test_steps_that_would_grow_are_held_back(solved):
+    errors = aligned(noisy_pairs("retina", 2, sigma_8bit=5.0)).gt_corner_error_px  # up to 1.6 px where they are not
+    assert len(solved) > 0
+    assert errors.max() < 0.3
+
+
+def test_texture_that_holds_a_pair_needs_none_of_it(solved):
+    result = aligned(noisy_pairs("astronaut", 2, sigma_8bit=20.0))
+    assert list(result.status) == [Status.OK] * 2
+    assert solved == []
+
+
+def test_a_pair_ends_the_same_beside_others():
+    pairs = [*noisy_pairs("cell", 1, sigma_8bit=10.0), *lit_pairs("vignetting", 2), *lit_pairs("unchanged", 1)]
+    together = aligned(pairs).dst_homo_src
+    for i, pair in enumerate(pairs):
+        assert torch.equal(aligned([pair]).dst_homo_src[0], together[i])
+
+
+@pytest.mark.parametrize("case", ["unchanged", "vignetting"])
+def test_torch_ends_where_the_kernels_end(case, by_torch):
+    pair = lit_pairs(case, 1)
+    there, here = aligned(pair), by_torch(lambda: aligned(pair))
+    moved = (there.gt_corner_error_px - here.gt_corner_error_px).abs()
+    assert moved < 0.3 * there.corner_std_px
+
+
+@pytest.mark.parametrize("photometric", ["none", "gain_bias"])
+def test_light_that_is_not_asked_for_stays_out(photometric, solved):
+    result = aligned(lit_pairs("unchanged", 1), dataclasses.replace(STAY, photometric=photometric))
+    assert len(solved) > 0
+    assert not solved[0].is_rich.any()
+    assert result.gt_corner_error_px < 1.5
+    if photometric == "none":
+        assert result.gain == 1
+        assert result.bias == 0
+
+
+@pytest.mark.parametrize("model", ["translation", "similarity", "affine"])
+def test_the_model_of_motion_stays_as_it_is_asked_for(model, solved):
+    matrix = aligned(lit_pairs("unchanged", 1), dataclasses.replace(STAY, model=model)).dst_homo_src[0]
+    assert len(solved) > 0
+    assert torch.allclose(matrix[2], torch.tensor([0.0, 0.0, 1.0], dtype=matrix.dtype), atol=1e-9)
+    if model == "translation":
+        assert torch.allclose(matrix[:2, :2], torch.eye(2, dtype=matrix.dtype), atol=1e-9)
+
+
+def test_a_mask_keeps_what_it_leaves_out_out():
+    pair = lit_pairs("vignetting", 1)[0]
+    src, dst = (torch.from_numpy(image)[None, None] for image in (pair.src, pair.dst))
+    mask = torch.ones(1, 256, 256, dtype=torch.bool)
+    mask[:, :60, :60] = False
+    truth = torch.from_numpy(pair.dst_homo_src)[None]
+    other = dst.clone()
+    other[:, :, :40, :40] = 255
+    plain, spoiled = (
+        align(src, image, src_mask=mask, dst_mask=mask, gt=truth, config=STAY).gt_corner_error_px
+        for image in (dst, other)
+    )
+    assert plain < 1.2
+    assert spoiled < 1.2
+
+
+def test_noise_alone_is_no_answer():
+    noise = torch.from_numpy(np.random.default_rng(0).normal(128, 20, (2, 1, 1, 200, 200)).clip(0, 255)).byte()
+    result = align(noise[0], noise[1], config=STAY)
+    assert result.status[0] != Status.OK
