@@ -17,10 +17,13 @@ from torch import Tensor
 
 from homoalign.attempt import Batch, Signal, attempt, structure_score
 from homoalign.evidence import Evidence
+from homoalign.explained import explained_share, explains_more
 from homoalign.features import match_features
 from homoalign.goodness import GOOD_ENOUGH, goodness
 from homoalign.homography import image_size
 from homoalign.hypotheses import Hypotheses, refine
+from homoalign.noise import UNEXPLAINED
+from homoalign.residual import Alignment
 from homoalign.result import AlignResult
 from homoalign.rivals import doubt_rivalled, strongest_rival
 from homoalign.search import search_similarities
@@ -202,8 +205,19 @@ def _attempt_better(
     better = (gain > LEAST_GAIN[signal]) | ((gain > 0) & (good > good_before))
     # A wreck may agree better, on the little that it shows.
     better |= (good >= GOOD_ENOUGH) & (good_before < WRECK)
+    share, share_before = _explained(part, after), _explained(part, before)
+    better |= explains_more(share, share_before)
+    better &= ~explains_more(share_before, share)
     chosen = _indices(better)
     return result.put(index[chosen], after.select(chosen))
+
+
+def _explained(batch: Batch, result: AlignResult) -> Tensor:
+    """Return (B,) on the CPU, the share of dst that answers explain; 0 where they leave more than noise."""
+    device = batch.src[0].image.device
+    answer = Alignment(*(values.to(device) for values in (result.dst_homo_src, result.gain, result.bias)))
+    share = explained_share(batch.src, batch.dst, answer).cpu()
+    return torch.where(Evidence.of_table(result.evidence).unexplained < UNEXPLAINED, share, 0.0)
 
 
 def _weigh(batch: Batch, result: AlignResult, tried: list[tuple[Initialisation, Hypotheses]]) -> AlignResult:
