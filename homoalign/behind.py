@@ -119,13 +119,14 @@ class Behind:
         steepness = view.steepness.clamp_min(LEAST_STEEPNESS)
         of_dst = dst[:, None] / steepness.square()
         share = src[:, None] / (src[:, None] + of_dst)
-        # Where dst is not seen, or flat, src is all there is.
+        # Where dst is not seen, or flat there, src is all there is.
         told = torch.where(view.steepness > LEAST_STEEPNESS, view.weight, 0.0)
         change = told * view.residual / steepness
         variance = share * of_dst
         # A texture that looks like noise is the same in both images.
         left = (view.scale[:, None].to(steepness) / steepness).square() * share * (1 - share)
-        noise = (torch.minimum(variance, left) * told).sum(-1, dtype=torch.float64) / told.sum(-1, dtype=torch.float64)
+        count = told.sum(-1, dtype=torch.float64).clamp_min(1e-6)
+        noise = (torch.minimum(variance, left) * told).sum(-1, dtype=torch.float64) / count
         own = self.image.flatten(1)
         return (own + share * change).view_as(self.image), (own + change).view_as(self.image), noise.sqrt()
 

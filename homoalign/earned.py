@@ -138,5 +138,6 @@ def _nearest(problem: DirectProblem, dst_homo_src: Tensor, weight: Tensor, kept:
     shift = mean_xy[..., None] - linear @ mean_u[..., None]
     matrix = torch.eye(3, dtype=torch.float64, device=weight.device).repeat(len(linear), 1, 1)
     matrix[:, :2] = torch.cat([linear, shift], dim=-1)
-    nearest: Tensor = matrix @ torch.linalg.inv(frame)
+    # Column by column, as the inverse comes, one pair's product is rounded otherwise than that of many.
+    nearest: Tensor = matrix @ torch.linalg.inv(frame).contiguous()
     return nearest

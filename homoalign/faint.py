@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from homoalign import joint
-from homoalign.behind import LEAST_STEEPNESS, PLAIN, Behind, plain_light
+from homoalign.behind import LEAST_STEEPNESS, PLAIN, Behind, View, plain_light
 from homoalign.homography import image_size
 from homoalign.joint import LitAlignment
 from homoalign.metrics import corner_covariance, corner_std
@@ -31,20 +31,29 @@ from homoalign.photometry import Light
 from homoalign.refinement import DROWNED
 from homoalign.residual import Alignment, DirectProblem
 from homoalign.schedule import CLEAN_LOSS_WIDTH, MOTION_PARAMETERS
-from homoalign.solver import CONVERGED, MAX_ITERATIONS, loss_widths, robust_scale
+from homoalign.solver import cauchy, loss_widths, robust_scale
 from homoalign.template import Template
 from homoalign.track import Track
 
 FAINT_480 = 0.2
 """Error of the corners, pixels at a shorter side of 480, by the normal equations alone, from which this pays."""
 
+LOST_480 = 4.0
+"""Likewise up to which a step is anything like linear."""
+
 MAX_ROUNDS = 12
+
+LEAST_SEEN = 0.5
+"""Of what was seen at the start; pairs that see less have walked out of the frame."""
 
 SETTLED = 0.03
 """Chi-squared of a step, with 8 degrees of freedom, below which a pair is done: what is left is lost in its error."""
 
 NEARLY = 1.0
 """Likewise after the last round: closer than that it may still turn about in its error, and has arrived."""
+
+SLACK = 0.1
+"""Share by which the cost may rise: between pixels interpolation smooths that much noise away."""
 
 LONGEST_STEP = 1 / 64
 """Of the shorter side: further than that nothing is linear."""
@@ -75,15 +84,25 @@ class Faint:
         lit: the template as it should look in dst, with the slopes to go by.
         state: alignments on top of it.
         is_rich: (B,) bool, whether `lit` is more than src itself.
-        stop: (B,) int64, index into `solver.REASONS`.
+        is_better: (B,) bool, whether the pair settled, and not where it fits worse; else the start is as good.
         num_iterations: (B,) int32.
     """
 
     lit: Template
     state: Alignment
     is_rich: Tensor
-    stop: Tensor
+    is_better: Tensor
     num_iterations: Tensor
+
+    def select(self, index: Tensor) -> Faint:
+        """Return the pairs that `index` (int64) names."""
+        return Faint(
+            self.lit.select(index),
+            self.state.select(index),
+            self.is_rich[index],
+            self.is_better[index],
+            self.num_iterations[index],
+        )
 
 
 def find_faint(among: Tensor, problem: DirectProblem, state: Alignment, share: Tensor, track: Track) -> Tensor:
@@ -96,10 +115,10 @@ def find_faint(among: Tensor, problem: DirectProblem, state: Alignment, share: T
         share: (B,) of noise in the energy of src's slopes.
         track: the pairs.
     """
-    index = torch.nonzero(among & (share > DROWNED))[:, 0]
+    index = torch.nonzero(among & (share > DROWNED) & (state.gain > LEAST_STEEPNESS))[:, 0]
     if not problem.template.is_whole or len(index) == 0:
         return index[:0]
-    part, there = problem.select(index), state.select(index)
+    part, there = problem.restrict(1, MOTION_PARAMETERS[track.config.model]).select(index), state.select(index)
     residual, seen = part.evaluate(there)
     scale = robust_scale(residual, seen, part.scale_floor)
     noise = residual_noise(track.src[0].noise[index], track.dst[0].noise[index], there.gain)
@@ -109,7 +128,7 @@ def find_faint(among: Tensor, problem: DirectProblem, state: Alignment, share: T
     covariance = scale.square()[:, None, None] * (inverse * free[:, None] * free)
     corners = corner_covariance(covariance, there.dst_homo_src, *image_size(track.src[0].image))
     error_480 = 480 / min(image_size(track.dst[0].image)) * corner_std(corners)
-    is_faint = (info == 0) & error_480.isfinite() & (error_480 > FAINT_480)
+    is_faint = (info == 0) & (error_480 > FAINT_480) & (error_480 < LOST_480)
     return index[is_faint & (scale < UNEXPLAINED * noise)]
 
 
@@ -143,7 +162,7 @@ def solve_faint(
     pairs = replace(pairs, in_scales=widths)
     if track.config.photometric == "auto":
         pairs = replace(pairs, is_rich=light.is_rich | (is_clear & _is_lit_otherwise(pairs, start)))
-    return _settle(pairs, start)
+    return _settle(pairs, start, min(MAX_ROUNDS, track.config.max_iterations))
 
 
 def _as_weights(light: Light) -> Light:
@@ -171,17 +190,19 @@ def _is_lit_otherwise(pairs: Behind, state: LitAlignment) -> Tensor:
     return is_otherwise
 
 
-def _settle(pairs: Behind, start: LitAlignment) -> Faint:
-    """Take turns until every pair has settled."""
+def _settle(pairs: Behind, start: LitAlignment, max_rounds: int) -> Faint:
+    """Take turns until every pair has settled, or is lost."""
     index = torch.arange(len(start.weights), device=start.weights.device)
     part, state, found = pairs, start, start
-    last = torch.zeros_like(start.weights[:, 0])
+    last = torch.full_like(start.weights[:, 0], torch.nan)
     taken = torch.zeros_like(index, dtype=torch.int32)
     longest = LONGEST_STEP * min(image_size(pairs.image))
     curvature = torch.zeros(len(index), 8, 8, dtype=torch.float64, device=index.device)
     length = torch.full_like(start.weights[:, 0], torch.inf)
     distance, least = length, torch.full_like(length, LEAST_CURVATURE)
-    for _ in range(MAX_ROUNDS):
+    first = pairs.look(start)
+    least_seen = LEAST_SEEN * first.seen.sum(-1)
+    for _ in range(max_rounds):
         view = part.look(state)
         guide, other, noise = part.merge(view)
         template = part.template_of(view, guide, guide, noise)
@@ -199,13 +220,24 @@ def _settle(pairs: Behind, start: LitAlignment) -> Faint:
         state = LitAlignment(part.raw.frame.move(state.dst_homo_src, step[:, :8]), state.weights + step[:, 8:])
         found, last = found.put(index, state), last.index_copy(0, index, distance)
         taken[index] += 1
-        goes_on = torch.nonzero(distance > SETTLED)[:, 0]
+        goes_on = torch.nonzero((distance > SETTLED) & (view.seen.sum(-1) >= least_seen[index]))[:, 0]
         if len(goes_on) == 0:
             break
         index, part, state = index[goes_on], part.select(goes_on), state.select(goes_on)
         curvature, length = curvature[goes_on], length[goes_on]
         distance, least = distance[goes_on], least[goes_on]
-    return _conclude(pairs, found, torch.where(last <= NEARLY, CONVERGED, MAX_ITERATIONS), taken)
+    there = pairs.look(found)
+    is_better = (last <= NEARLY) & (there.seen.sum(-1) >= least_seen) & ~(_rise(pairs, first, there) > SLACK)
+    return _conclude(pairs, found, there, is_better, taken)
+
+
+def _rise(pairs: Behind, first: View, there: View) -> Tensor:
+    """Return (B,) by which share the cost has risen since the start, over what both see."""
+    width = pairs.in_scales * first.scale
+    both = first.seen * there.seen
+    before, now = ((cauchy(view.residual, width)[0] * both).sum(-1, dtype=torch.float64) for view in (first, there))
+    rise: Tensor = now / before - 1
+    return rise
 
 
 def _step(whole: Tensor, of_both: Tensor, scores: Tensor, is_free: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
@@ -247,12 +279,12 @@ def _damping(curvature: Tensor) -> Tensor:
     return torch.diag_embed(DAMPING * curvature.diagonal(dim1=-2, dim2=-1))
 
 
-def _conclude(pairs: Behind, state: LitAlignment, stop: Tensor, taken: Tensor) -> Faint:
+def _conclude(pairs: Behind, state: LitAlignment, view: View, is_better: Tensor, taken: Tensor) -> Faint:
     """Return gain and bias on top of src itself where these are all, and on top of src as it is lit elsewhere.
 
     The slopes are those of src alone again: what is said of precision compares them with dst's own.
     """
-    weights, view = state.weights, pairs.look(state)
+    weights = state.weights
     guide, _, noise = pairs.merge(view)
     template = pairs.template_of(view, pairs.image, guide, noise)
     value, steepness = pairs.light_up(weights)
@@ -273,4 +305,4 @@ def _conclude(pairs: Behind, state: LitAlignment, stop: Tensor, taken: Tensor) -
         torch.where(pairs.is_rich, one, gain),
         torch.where(pairs.is_rich, torch.zeros_like(one), bias),
     )
-    return Faint(lit, under, pairs.is_rich, stop, taken)
+    return Faint(lit, under, pairs.is_rich, is_better, taken)

@@ -36,7 +36,7 @@ from homoalign.refinement import (
 from homoalign.residual import Alignment, DirectProblem, build_problem
 from homoalign.saturation import Saturation, find_saturation
 from homoalign.schedule import MOTION_PARAMETERS, REFINED_SLACK, plan_runs, solve_run
-from homoalign.solver import REASONS
+from homoalign.solver import CONVERGED, OVERLAP_LOST, REASONS
 from homoalign.status import StopReason
 from homoalign.template import Template
 from homoalign.track import Descent, Solved, Track, append_trace
@@ -114,7 +114,7 @@ class _End:
 
     Attributes:
         lit: the template as it should look in dst.
-        light: how that follows from src.
+        light: where that is more than src under a gain and a bias; its weights are those of before the last steps.
         state: on top of it.
         stop: (B,) int64, index into `REASONS`.
         num_iterations: (B,) int32, of this level.
@@ -138,21 +138,21 @@ def _last_steps(end: _End, raw: DirectProblem, share: Tensor, is_clear: Tensor, 
         is_white: (B,) bool, whether that noise is white.
         track: the pairs.
     """
-    faint = find_faint(is_white, replace(raw, template=end.lit), end.state, share, track)
-    is_certain = end.light.is_certain.index_fill(0, faint, False)
-    lit, state, taken = _polish(torch.nonzero(is_certain)[:, 0], raw, end.lit, end.light, end.state, track.config)
-    end = replace(end, lit=lit, state=state, num_iterations=end.num_iterations + taken)
-    if len(faint) == 0:
-        return end
-    part, light = track.select(faint), end.light.select(faint)
-    some = solve_faint(raw.select(faint), light, state.select(faint), share[faint], is_clear[faint], part)
-    return _End(
-        lit.put(faint, some.lit),
-        end.light.put(faint, replace(light, is_rich=some.is_rich)),
-        state.put(faint, some.state),
-        end.stop.index_copy(0, faint, some.stop),
-        end.num_iterations.index_add(0, faint, some.num_iterations),
-    )
+    among = is_white & (end.stop != OVERLAP_LOST)
+    faint = find_faint(among, replace(raw, template=end.lit), end.state, share, track)
+    lit, light, state, stop, taken = end.lit, end.light, end.state, end.stop, end.num_iterations
+    is_certain = light.is_certain
+    if len(faint) > 0:
+        part, light_part = track.select(faint), light.select(faint)
+        some = solve_faint(raw.select(faint), light_part, state.select(faint), share[faint], is_clear[faint], part)
+        better = torch.nonzero(some.is_better)[:, 0]
+        faint, light_part, some = faint[better], light_part.select(better), some.select(better)
+        lit, state = lit.put(faint, some.lit), state.put(faint, some.state)
+        light = light.put(faint, replace(light_part, is_rich=some.is_rich))
+        stop, taken = stop.index_fill(0, faint, CONVERGED), taken.index_add(0, faint, some.num_iterations)
+        is_certain = is_certain.index_fill(0, faint, False)
+    lit, state, more = _polish(torch.nonzero(is_certain)[:, 0], raw, lit, light, state, track.config)
+    return _End(lit, light, state, stop, taken + more)
 
 
 def _conclude(end: _End, raw: DirectProblem, descent: Descent, track: Track) -> Solved:

@@ -75,3 +75,18 @@ def test_the_nearest_motion_of_a_model_is_the_motion_itself_where_it_is_one(kept
     problem = build_problem(level, level, level=0, max_points=5000, fit_photometric=False)
     weight = torch.ones_like(problem.template.value)
     assert corner_errors(_nearest(problem, truth, weight, kept), truth, *SIZE).max() < 1e-6
+
+
+def test_a_pair_that_gives_up_freedom_ends_the_same_beside_others():
+    size = (160, 200)
+    frame = torch.eye(3, dtype=torch.float64)
+    rng = np.random.default_rng(0)
+    image = torch.from_numpy(rng.random((6, 1, *size), dtype=np.float32))
+    problem = build_problem(Level(image, None), Level(image, None), level=0, max_points=10**6, fit_photometric=True)
+    matrix = frame + torch.from_numpy(rng.normal(0, [[1e-2] * 3, [1e-2] * 3, [1e-4] * 3], (6, 3, 3)))
+    weight = torch.ones_like(problem.template.value)
+    for kept in (2, 4, 6):
+        together = _nearest(problem, matrix, weight, kept)
+        for i in range(6):
+            index = torch.tensor([i])
+            assert torch.equal(_nearest(problem.select(index), matrix[index], weight[index], kept)[0], together[i])
