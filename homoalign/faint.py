@@ -2,10 +2,11 @@
 
 Slopes that hold as much noise as texture waste most of what the residual says. The image without noise is told from
 both images where they are aligned, the alignment from that image's slopes: each gets better with the other, and they
-are solved in turns, as the unknown image and the motion of one likelihood are (Yetik and Nehorai, "Performance bounds
-on image registration", IEEE Transactions on Signal Processing 2006). Slopes of a mean of both images hold dst's noise,
-which is found again in the residual and holds the alignment where it is: steps by their own curvature are too short by
-the noise's share. The product of src's slopes and dst's, whose noises know nothing of each other, is free of that.
+are solved in turns, as the unknown image and the motion of one likelihood are (Tom and Katsaggelos, "Reconstruction of
+a high-resolution image by simultaneous registration, restoration, and interpolation of low-resolution images", ICIP
+1995). Slopes of a mean of both images hold dst's noise, which is found again in the residual and holds the alignment
+where it is: steps by their own curvature are too short by the noise's share. The product of src's slopes and dst's,
+whose noises know nothing of each other, is free of that.
 
 Of so little texture a slow field of light looks like a motion long before residuals show it: light is as rich as a
 score test says (Rao, "Large sample tests of statistical hypotheses concerning several parameters", Proceedings of the
