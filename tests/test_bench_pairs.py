@@ -149,3 +149,9 @@ def test_photographs_that_are_none_are_a_usage_error(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no image")
     with pytest.raises(UsageError, match=r"a\.png"):
         load_gray(str(tmp_path / "a.png"))
+
+
+def test_the_slopes_of_the_light_do_not_pass_for_those_of_the_scene():
+    render = RenderOptions(pairs=1, seed=5, photographs=("clock_motion",))
+    bound = {pair.case: pair.bound_px for pair in photometric_pairs(render, 256, 10.0, 5.0)}
+    assert bound["vignetting"] > bound["unchanged"]  # a vignette takes light away, and tells nothing of motion

@@ -130,6 +130,11 @@ def test_no_more_turns_are_taken_than_steps_are_allowed(solved):
     assert [found.num_iterations.item() for found in solved] == [2]
 
 
+def test_what_a_codec_lost_does_not_pass_for_light(solved):
+    aligned(lit_pairs("JPEG", 6))
+    assert solved == []
+
+
 def test_a_negative_is_left_as_it_was(solved):
     pairs = [dataclasses.replace(pair, dst=255 - pair.dst) for pair in noisy_pairs("cell", 2, sigma_8bit=10.0)]
     result = aligned(pairs, dataclasses.replace(STAY, signal="intensity"))
