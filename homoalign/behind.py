@@ -48,12 +48,6 @@ class View:
         squared = (self.weight * self.residual).square().sum(-1, dtype=torch.float64)
         return squared / self.weight.sum(-1, dtype=torch.float64)
 
-    def select(self, index: Tensor) -> View:
-        """Return the pairs that `index` (int64) names."""
-        return View(
-            self.residual[index], self.seen[index], self.weight[index], self.scale[index], self.steepness[index]
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class Behind:
@@ -110,8 +104,8 @@ class Behind:
         gain, bias = (part[:, None].to(src) for part in plain_light(weights))
         return torch.where(rich, value, torch.addcmul(bias, gain, src)), torch.where(rich, steepness, gain)
 
-    def merge(self, view: View) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the mean of both images in src's light, and dst there, (B, 1, H, W) each; and (B,) the mean's noise.
+    def merge(self, view: View) -> tuple[Tensor, Tensor]:
+        """Return the mean of both images in src's light, (B, 1, H, W), and (B,) its noise.
 
         The mean's noise and the residual's are uncorrelated.
         """
@@ -127,21 +121,13 @@ class Behind:
         left = (view.scale[:, None].to(steepness) / steepness).square() * share * (1 - share)
         count = told.sum(-1, dtype=torch.float64).clamp_min(1e-6)
         noise = (torch.minimum(variance, left) * told).sum(-1, dtype=torch.float64) / count
-        own = self.image.flatten(1)
-        return (own + share * change).view_as(self.image), (own + change).view_as(self.image), noise.sqrt()
+        return (self.image.flatten(1) + share * change).view_as(self.image), noise.sqrt()
 
     def template_of(self, view: View, image: Tensor, guide: Tensor, noise: Tensor) -> Template:
         """Return src's intensities with the slopes, in dst's light, of an image without what is noise in `guide`."""
         clean = denoise_by_share(image, guide, noise, self.share)
         template = self.raw.template.with_slopes_of(clean, torch.arange(len(image), device=image.device))
         return replace(template, slope=template.slope * view.steepness[:, None])
-
-    def curvature_of_both(self, view: View, guide: Tensor, other: Tensor, noise: Tensor) -> Tensor:
-        """Return (B, 8, 8) float64, the curvature of motion that src's slopes times dst's tell."""
-        src, dst = (motion_of(self.template_of(view, image, guide, noise)) for image in (self.image, other))
-        product = ((src * view.weight[:, None]) @ dst.mT).double()
-        symmetric: Tensor = (product + product.mT) / 2
-        return symmetric
 
     def curvature(self, template: Template, view: View, stride: int = 1) -> Tensor:
         """Return (B, P, P) float64, J W J^T of all parameters that a pair's light has, zero for the others.

@@ -28,14 +28,20 @@ NEARLY = 1.5
 """Before it is solved again, a pair may have so many times the residual that is explained in the end."""
 
 
-def is_explained_beside(track: Track) -> Tensor:
-    """Return (B,) bool, whether noise and light explain most of what nothing covers, near enough to try."""
+def look_beside(track: Track) -> tuple[Tensor, Alignment]:
+    """Look at what nothing covers where the pairs start.
+
+    Returns:
+        is_explained: (B,) bool, whether noise and light explain most of it, near enough to try.
+        state: where the pairs start, with the light of that.
+    """
     src, dst, config = track.src[0], track.dst[0], track.config
     fit = config.photometric != "none"
     problem = build_problem(src, dst, level=0, max_points=config.points_per_level, fit_photometric=fit)
     clear = uncover(problem, track.start)
     noise = residual_noise(src.noise, dst.noise, clear.state.gain)
-    return clear.is_cover & (clear.scale < NEARLY * UNEXPLAINED * noise) & (clear.share > LEAST_CLEAR)
+    is_explained = clear.is_cover & (clear.scale < NEARLY * UNEXPLAINED * noise) & (clear.share > LEAST_CLEAR)
+    return is_explained, clear.state
 
 
 def clear_away(

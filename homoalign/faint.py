@@ -4,9 +4,8 @@ Slopes that hold as much noise as texture waste most of what the residual says. 
 both images where they are aligned, the alignment from that image's slopes: each gets better with the other, and they
 are solved in turns, as the unknown image and the motion of one likelihood are (Tom and Katsaggelos, "Reconstruction of
 a high-resolution image by simultaneous registration, restoration, and interpolation of low-resolution images", ICIP
-1995). Slopes of a mean of both images hold dst's noise, which is found again in the residual and holds the alignment
-where it is: steps by their own curvature are too short by the noise's share. The product of src's slopes and dst's,
-whose noises know nothing of each other, is free of that.
+1995). The slopes of one turn hold dst's noise where it lay then, which holds the alignment there for that turn: a step
+is too short by the noise's share of their energy, and the next turn makes up for it.
 
 Of so little texture a slow field of light looks like a motion long before residuals show it: light is as rich as a
 score test says (Rao, "Large sample tests of statistical hypotheses concerning several parameters", Proceedings of the
@@ -58,15 +57,6 @@ SLACK = 0.1
 
 LONGEST_STEP = 1 / 64
 """Of the shorter side: further than that nothing is linear."""
-
-LEAST_CURVATURE = 0.15
-"""Share of the curvature that counts as texture's at least, at first; by less than that steps would go astray."""
-
-CAUTION = 3.0
-"""That share grows by this factor where a step is longer than the one before."""
-
-KEEP_PX = 0.5
-"""After steps this short the curvature is what it was."""
 
 NOT_BY_CHANCE = 60.0
 """Of the score test, chi-squared with 22 degrees of freedom: chance exceeds it once in 50,000."""
@@ -176,7 +166,7 @@ def _as_weights(light: Light) -> Light:
 def _is_lit_otherwise(pairs: Behind, state: LitAlignment) -> Tensor:
     """Return (B,) bool, whether the residual speaks against a gain and a bias by more than chance."""
     view = pairs.look(state)
-    guide, _, noise = pairs.merge(view)
+    guide, noise = pairs.merge(view)
     template = pairs.template_of(view, guide, guide, noise)
     everything = replace(pairs, is_rich=torch.ones_like(pairs.is_rich))
     curvature, scores = everything.curvature(template, view, STRIDE), pairs.scores(template, view)
@@ -198,25 +188,14 @@ def _settle(pairs: Behind, start: LitAlignment, max_rounds: int) -> Faint:
     last = torch.full_like(start.weights[:, 0], torch.nan)
     taken = torch.zeros_like(index, dtype=torch.int32)
     longest = LONGEST_STEP * min(image_size(pairs.image))
-    curvature = torch.zeros(len(index), 8, 8, dtype=torch.float64, device=index.device)
-    length = torch.full_like(start.weights[:, 0], torch.inf)
-    distance, least = length, torch.full_like(length, LEAST_CURVATURE)
     first = pairs.look(start)
     least_seen = LEAST_SEEN * first.seen.sum(-1)
     for _ in range(max_rounds):
         view = part.look(state)
-        guide, other, noise = part.merge(view)
+        guide, noise = part.merge(view)
         template = part.template_of(view, guide, guide, noise)
-        moved = torch.nonzero(length > KEEP_PX)[:, 0]
-        if len(moved) > 0:
-            some = part.select(moved).curvature_of_both(view.select(moved), guide[moved], other[moved], noise[moved])
-            curvature = curvature.index_copy(0, moved, some)
-        step, size = _step(
-            part.curvature(template, view), curvature, part.scores(template, view), part.is_free(), least
-        )
-        size = size / view.variance()
-        least = torch.where(size > distance, (CAUTION * least).clamp_max(1), least)
-        distance, length = size, part.raw.length_px(step)
+        step, size = _step(part.curvature(template, view), part.scores(template, view), part.is_free())
+        distance, length = size / view.variance(), part.raw.length_px(step)
         step = step * (longest / length).clamp_max(1)[:, None]
         state = LitAlignment(part.raw.frame.move(state.dst_homo_src, step[:, :8]), state.weights + step[:, 8:])
         found, last = found.put(index, state), last.index_copy(0, index, distance)
@@ -225,8 +204,6 @@ def _settle(pairs: Behind, start: LitAlignment, max_rounds: int) -> Faint:
         if len(goes_on) == 0:
             break
         index, part, state = index[goes_on], part.select(goes_on), state.select(goes_on)
-        curvature, length = curvature[goes_on], length[goes_on]
-        distance, least = distance[goes_on], least[goes_on]
     there = pairs.look(found)
     is_better = (last <= NEARLY) & (there.seen.sum(-1) >= least_seen) & ~(_rise(pairs, first, there) > SLACK)
     return _conclude(pairs, found, there, is_better, taken)
@@ -241,38 +218,27 @@ def _rise(pairs: Behind, first: View, there: View) -> Tensor:
     return rise
 
 
-def _step(whole: Tensor, of_both: Tensor, scores: Tensor, is_free: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (B, P), the step, zero where it is not determined, and (B,) its squared length by the curvature, else NaN.
+def _step(curvature: Tensor, scores: Tensor, is_free: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (B, P), the step, zero where it is not determined, and (B,) its motion's squared length, else NaN.
 
     Args:
-        whole: (B, P, P), the curvature that the slopes have, their noise included.
-        of_both: (B, 8, 8), that of motion without it.
+        curvature: (B, P, P), by which that length is told, whatever the light.
         scores: (B, P).
-        is_free: (B, P) bool.
-        least: (B,) share of the curvature that counts as texture's.
+        is_free: (B, P) bool, which parameters are solved for.
     """
-    free = is_free.to(whole)
+    free = is_free.to(curvature)
     scores = scores * free
-    whole = whole * free[:, :, None] * free[:, None] + torch.diag_embed(1 - free)
-    whole = whole + _damping(whole)
-    motion, mixed, light = whole[:, :8, :8], whole[:, :8, 8:], whole[:, 8:, 8:]
+    curvature = curvature * free[:, :, None] * free[:, None] + torch.diag_embed(1 - free)
+    curvature = curvature + _damping(curvature)
+    motion, mixed, light = curvature[:, :8, :8], curvature[:, :8, 8:], curvature[:, 8:, 8:]
     known = torch.linalg.solve_ex(light, torch.cat([mixed.mT, scores[:, 8:, None]], dim=-1)).result
     by_light, of_light = known[..., :8], known[..., 8:]
-    own = motion - mixed @ by_light  # Schur's complement
-    of_both = of_both * free[:, :8, None] * free[:, None, :8] + torch.diag_embed(1 - free[:, :8]) - mixed @ by_light
-    factor, info = torch.linalg.cholesky_ex(own)
-    relative = torch.linalg.solve_triangular(factor, of_both, upper=False)
-    relative = torch.linalg.solve_triangular(factor, relative.mT, upper=False)
-    is_known = (info == 0) & relative.flatten(1).isfinite().all(-1)
-    relative = torch.where(is_known[:, None, None], relative, torch.eye(8, dtype=whole.dtype, device=whole.device))
-    size, along = torch.linalg.eigh((relative + relative.mT) / 2)
+    factor, info = torch.linalg.cholesky_ex(motion - mixed @ by_light)  # Schur's complement
     left = scores[:, :8, None] - mixed @ of_light
-    inner = along.mT @ torch.linalg.solve_triangular(factor, left, upper=False)
-    inner = along @ (inner / torch.minimum(torch.maximum(size, least[:, None]), torch.ones_like(size))[..., None])
-    moved = torch.linalg.solve_triangular(factor.mT, inner, upper=True)
+    moved = torch.cholesky_solve(left, factor)
     step = torch.cat([moved, of_light - by_light @ moved], dim=1)[..., 0] * free
-    is_known &= step.isfinite().all(-1)
-    return torch.where(is_known[:, None], step, 0.0), torch.where(is_known, inner.square().sum((-2, -1)), torch.nan)
+    is_known = (info == 0) & step.isfinite().all(-1)
+    return torch.where(is_known[:, None], step, 0.0), torch.where(is_known, (moved * left).sum((-2, -1)), torch.nan)
 
 
 def _damping(curvature: Tensor) -> Tensor:
@@ -286,7 +252,7 @@ def _conclude(pairs: Behind, state: LitAlignment, view: View, is_better: Tensor,
     The slopes are those of src alone again: what is said of precision compares them with dst's own.
     """
     weights = state.weights
-    guide, _, noise = pairs.merge(view)
+    guide, noise = pairs.merge(view)
     template = pairs.template_of(view, pairs.image, guide, noise)
     value, steepness = pairs.light_up(weights)
     brightness, _ = joint.light_up(weights, template.brightness, pairs.fields)

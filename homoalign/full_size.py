@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from homoalign import homography, metrics
-from homoalign.clearing import clear_away, is_explained_beside
+from homoalign.clearing import clear_away, look_beside
 from homoalign.config import AlignConfig
-from homoalign.cover import uncover
 from homoalign.earned import WEAK_480, give_up_freedom
 from homoalign.explained import explained_share, explains_more
 from homoalign.faint import find_faint, solve_faint
@@ -285,7 +284,8 @@ def solve_beside_cover(track: Track, solved: Solved) -> Solved:
     if len(index) == 0:
         return solved
     part = replace(track.select(index), start=before.select(index), first_level=0)
-    hopeful = torch.nonzero(is_explained_beside(part))[:, 0]
+    is_explained, beside = look_beside(part)
+    hopeful = torch.nonzero(is_explained)[:, 0]
     if len(hopeful) == 0:
         return solved
     part, index = part.select(hopeful), index[hopeful]
@@ -294,7 +294,7 @@ def solve_beside_cover(track: Track, solved: Solved) -> Solved:
     src, dst, found = part.src[0], part.dst[0], again.alignment
     noise = residual_noise(src.noise, dst.noise, found.gain)
     moved = homography.corner_errors(found.dst_homo_src, part.start.dst_homo_src, *image_size(src.image)).mean(-1)
-    share, share_before = (explained_share(part.src, part.dst, state) for state in (found, _beside(part)))
+    share, share_before = (explained_share(part.src, part.dst, state) for state in (found, beside.select(hopeful)))
     is_right = (moved < FURTHEST * min(image_size(dst.image))) | explains_more(share, share_before)
     is_right &= again.fitted_scale < UNEXPLAINED * noise
     chosen = torch.nonzero(is_right & ~_is_unsupported(again.covariance, found.dst_homo_src, src, dst))[:, 0]
@@ -304,19 +304,6 @@ def solve_beside_cover(track: Track, solved: Solved) -> Solved:
         scale=solved.scale.index_copy(0, index, again.scale),
         fitted_scale=solved.fitted_scale.index_copy(0, index, again.fitted_scale),
     )
-
-
-def _beside(track: Track) -> Alignment:
-    """Return where the pairs start, with the light of what lies beside a cover."""
-    config = track.config
-    problem = build_problem(
-        track.src[0],
-        track.dst[0],
-        level=0,
-        max_points=config.points_per_level,
-        fit_photometric=config.photometric != "none",
-    )
-    return uncover(problem, track.start).state
 
 
 def _is_unsupported(covariance: Tensor, dst_homo_src: Tensor, src: Level, dst: Level) -> Tensor:
