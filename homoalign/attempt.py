@@ -17,7 +17,6 @@ from homoalign.arguments import Pairs
 from homoalign.coarse_to_fine import solve_gauss_newton
 from homoalign.config import AlignConfig
 from homoalign.evidence import UNDETERMINED_480, Evidence
-from homoalign.full_size import solve_beside_cover
 from homoalign.goodness import needs_structure
 from homoalign.homography import image_size
 from homoalign.hypotheses import Hypotheses, agreement
@@ -27,6 +26,7 @@ from homoalign.parts import measure_parts
 from homoalign.pyramid import Level, noise_gain
 from homoalign.residual import Alignment
 from homoalign.result import AlignResult
+from homoalign.second_try import try_intensities
 from homoalign.status import Initialisation
 from homoalign.structure_solver import solve_structure, solve_unexplained
 from homoalign.track import Solved, Track
@@ -144,7 +144,8 @@ def _attempt_matched(
         if batch.config.signal == "auto":
             solved = solve_unexplained(track, solved)
     if batch.config.solver != "adam" and batch.config.signal == "auto":
-        solved = solve_beside_cover(track, solved)
+        solved = try_intensities(track, solved)
+        track = track.with_noise(solved.noise)
     return _measure(batch, track, solved, matched, initialisation)
 
 

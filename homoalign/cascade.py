@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from homoalign.attempt import Batch, Signal, attempt, structure_score
+from homoalign.elsewhere import refine_shifted, shift_answers
 from homoalign.evidence import Evidence
 from homoalign.explained import explained_share, explains_more
 from homoalign.features import match_features
-from homoalign.goodness import GOOD_ENOUGH, goodness
+from homoalign.goodness import GOOD_ENOUGH, goodness, rivalry
 from homoalign.homography import image_size
 from homoalign.hypotheses import Hypotheses, refine
 from homoalign.noise import UNEXPLAINED
@@ -54,6 +55,12 @@ LOOKS_BETTER = 1.05
 """A start under which the images correlate so many times as well as under the answer is followed: the search prefers
 much that agrees a little to little that agrees fully."""
 
+RIVALLED = 0.65
+"""Answers with a rival of at least this strength are looked at as they lie elsewhere."""
+
+SHIFTED = 6
+"""Shifts of an answer that are looked at."""
+
 SEARCHED = 200
 """Hypotheses a pair that the search hands on."""
 
@@ -73,8 +80,21 @@ def run_cascade(batch: Batch, start: Tensor, initialisation: list[Initialisation
     if config.solver == "adam":  # the tutorial knows no other start
         return result
     result = _go_on(batch, _rematch(batch, result, start, signal), signal)
-    if bool(_is_settled(batch, result).all()):  # as most are
-        return result
+    tried: list[tuple[Initialisation, Hypotheses]] = []
+    if not bool(_is_settled(batch, result).all()):  # as most are
+        result, tried = _try_more(batch, result, signal)
+    return _weigh(batch, result, tried + _shift(batch, result))
+
+
+def _try_more(
+    batch: Batch, result: AlignResult, signal: Signal
+) -> tuple[AlignResult, list[tuple[Initialisation, Hypotheses]]]:
+    """Try what is left to try, from the cheapest on, for pairs that are not settled yet.
+
+    Returns:
+        The answers, and where else they might have started, by what proposed it.
+    """
+    config = batch.config
     if config.signal == "auto":
         result = _stay(batch, result)
     result = _follow_blocks(batch, result)
@@ -94,7 +114,25 @@ def run_cascade(batch: Batch, start: Tensor, initialisation: list[Initialisation
             is_new = (after.dst_homo_src != before.dst_homo_src).any(-1).any(-1)
             after = _go_on(part, _follow_blocks(part, after, among=is_new), signal)
             result = result.put(doubtful, after)
-    return _weigh(batch, result, tried) if tried else result
+    return result, tried
+
+
+def _shift(batch: Batch, result: AlignResult) -> list[tuple[Initialisation, Hypotheses]]:
+    """Return the answers that may lie on a repeat elsewhere: shifted, then refined, as perspective asks for."""
+    evidence = Evidence.of_table(result.evidence)
+    is_rivalled = (rivalry(evidence) > RIVALLED) & (_goodness(result) > WRECK)
+    index = _indices(is_rivalled)
+    if len(index) == 0:
+        return []
+    part = batch.select(index)
+    shifted = shift_answers(part.src, part.dst, result.dst_homo_src[index].to(part.src[0].image.device), SHIFTED)
+    if len(shifted.pair) == 0:
+        return []
+    found = refine_shifted(part.src, part.dst, shifted, batch.config)
+    found = replace(found, pair=index.to(found.pair.device)[found.pair])
+    names = _names(result, found.pair.cpu())
+    of_name = {name: _indices(torch.tensor([each == name for each in names])) for name in names}
+    return [(name, found.select(rows.to(found.pair.device))) for name, rows in of_name.items()]
 
 
 def _indices(chosen: Tensor) -> Tensor:
@@ -222,13 +260,9 @@ def _explained(batch: Batch, result: AlignResult) -> Tensor:
 
 def _weigh(batch: Batch, result: AlignResult, tried: list[tuple[Initialisation, Hypotheses]]) -> AlignResult:
     """Follow the other starts that look better than the answers, and doubt the answers that others still rival."""
-    found = Hypotheses(
-        pair=torch.cat([each.pair for _, each in tried]),
-        dst_homo_src=torch.cat([each.dst_homo_src for _, each in tried]),
-        score=torch.cat([each.score for _, each in tried]),
-    )
-    if len(found.pair) == 0:
+    if not any(len(each.pair) > 0 for _, each in tried):
         return result
+    found = Hypotheses.concatenate([each for _, each in tried])
     names = [name for name, each in tried for _ in range(len(each.pair))]
     searched, pair = torch.unique(found.pair, return_inverse=True)
     found, searched = replace(found, pair=pair), searched.cpu()

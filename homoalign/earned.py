@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from homoalign import homography, metrics
+from homoalign.homography import image_size
+from homoalign.pyramid import Level
 from homoalign.residual import Alignment, DirectProblem
 from homoalign.schedule import MOTION_PARAMETERS
 from homoalign.solver import cauchy, robust_scale, solve
@@ -35,6 +37,14 @@ MOST_TOGETHER = 50.0
 """What is less determined than this says nothing of how much residuals go together."""
 
 MAX_ITERATIONS = 10
+
+
+def is_unsupported(covariance: Tensor, dst_homo_src: Tensor, src: Level, dst: Level) -> Tensor:
+    """Return (B,) bool, where the data do not hold the corners of full-size alignments."""
+    corners = metrics.corner_covariance(covariance, dst_homo_src, *image_size(src.image))
+    std_480 = 480 / min(image_size(dst.image)) * metrics.corner_std(corners)
+    unsupported: Tensor = ~(std_480 <= WEAK_480)  # NaN: they are not determined at all
+    return unsupported
 
 
 def give_up_freedom(

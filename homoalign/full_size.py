@@ -10,20 +10,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from homoalign import homography, metrics
-from homoalign.clearing import clear_away, look_beside
+from homoalign.clearing import clear_away
 from homoalign.config import AlignConfig
-from homoalign.earned import WEAK_480, give_up_freedom
-from homoalign.explained import explained_share, explains_more
+from homoalign.earned import give_up_freedom, is_unsupported
 from homoalign.faint import find_faint, solve_faint
-from homoalign.homography import image_size
 from homoalign.joint import solve_jointly
-from homoalign.leftover import loudness
-from homoalign.metrics import corner_std
-from homoalign.noise import QUANTISATION, UNEXPLAINED, residual_noise
+from homoalign.leftover import hear
+from homoalign.noise import UNEXPLAINED, residual_noise
 from homoalign.photometry import Light, apply_light, fit_light, sample, to_plain
 from homoalign.precision import measure_precision
-from homoalign.pyramid import Level
 from homoalign.refinement import (
     Cleaned,
     clean_source,
@@ -42,9 +37,6 @@ from homoalign.track import Descent, Solved, Track, append_trace
 
 LARGEST_NOISE = 0.3
 """Share of src's variance above which light is a gain and a bias."""
-
-FURTHEST = 0.04
-"""Of the shorter side: so far from structure's answer what lies beside a cover may be, where it explains no more."""
 
 
 def finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solved:
@@ -78,7 +70,7 @@ def finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solved
         raw, usable = _leave_out_cut_off(raw, every, saturation, state)
         if run.is_refined:
             raw = replace(raw, dst=spline_level(dst), interpolation="spline")
-            track = _hear(track, replace(raw, template=template), state, torch.ones_like(is_clear))
+            track = hear(track, replace(raw, template=template), state, torch.ones_like(is_clear))
         # Before the last run only the light of those that were solved on normalised images is needed.
         index = torch.nonzero((descent.is_normalised | run.is_refined) & is_clear)[:, 0]
         if config.photometric == "auto" and len(index):
@@ -86,7 +78,7 @@ def finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solved
         lit = apply_light(replace(template, usable=raw.template.usable), light)
         problem = replace(raw, template=lit)
         if run.is_refined:
-            track = _hear(track, problem, state, light.is_rich)
+            track = hear(track, problem, state, light.is_rich)
             cleaned = cleaned if track is before else clean_source(raw.template, track.src[0])
             raw = replace(raw, template=replace(raw.template, usable=usable))
             lit = replace(lit, usable=usable)
@@ -172,23 +164,6 @@ def _conclude(end: _End, raw: DirectProblem, descent: Descent, track: Track) -> 
     return replace(solved, alignment=state, scale=scale)
 
 
-def _hear(track: Track, problem: DirectProblem, state: Alignment, among: Tensor) -> Track:
-    """Return the pairs with as much noise as there is in what is left, where that is noise, and more than they show.
-
-    Only those that (B,) bool `among` names, so that no pair's answer depends on which others it comes with.
-    """
-    if not bool(among.any()):
-        return track
-    src, dst = track.src[0], track.dst[0]
-    shown = residual_noise(src.noise, dst.noise, state.gain)
-    factor = loudness(problem, state, shown, dst.contrast, track.config.loss_width)
-    factor = torch.where(among, factor, 1.0)
-    if not bool((factor > 1).any()):
-        return track
-    factor = factor[:, None]
-    return track.with_noise(torch.where(factor > 1, factor * track.noise.clamp_min(QUANTISATION), track.noise))
-
-
 def _leave_out_cut_off(
     raw: DirectProblem, every: Tensor, saturation: Saturation | None, state: Alignment
 ) -> tuple[DirectProblem, Tensor]:
@@ -255,7 +230,7 @@ def _measure(track: Track, descent: Descent, problem: DirectProblem, stop: list[
     covariance[:, MOTION_PARAMETERS[config.model] : 8] = 0
     covariance[:, :, MOTION_PARAMETERS[config.model] : 8] = 0
     is_explained = fitted_scale < UNEXPLAINED * residual_noise(src.noise, dst.noise, state.gain)
-    weak = torch.nonzero(is_explained & _is_unsupported(covariance, state.dst_homo_src, src, dst))[:, 0]
+    weak = torch.nonzero(is_explained & is_unsupported(covariance, state.dst_homo_src, src, dst))[:, 0]
     if len(weak):
         state = give_up_freedom(
             problem,
@@ -266,49 +241,5 @@ def _measure(track: Track, descent: Descent, problem: DirectProblem, stop: list[
             loss_width=config.loss_width,
             step_tol_px=config.step_tol_px,
         )
-    noise = _hear(track, problem, state, ~is_explained).noise
+    noise = hear(track, problem, state, ~is_explained).noise
     return Solved(state, stop, descent.num_iterations, fitted_scale, fitted_scale, covariance, descent.levels, noise)
-
-
-def solve_beside_cover(track: Track, solved: Solved) -> Solved:
-    """Solve on intensities again what they did not explain, but do beside something in the way.
-
-    Args:
-        track: the pairs.
-        solved: on structure, which what covers a part of the frame misleads less.
-    """
-    before = solved.alignment
-    noise = residual_noise(track.src[0].noise, track.dst[0].noise, before.gain)
-    index = torch.nonzero(~(solved.fitted_scale <= UNEXPLAINED * noise))[:, 0]
-    index = index[before.dst_homo_src[index].isfinite().flatten(1).all(-1)]
-    if len(index) == 0:
-        return solved
-    part = replace(track.select(index), start=before.select(index), first_level=0)
-    is_explained, beside = look_beside(part)
-    hopeful = torch.nonzero(is_explained)[:, 0]
-    if len(hopeful) == 0:
-        return solved
-    part, index = part.select(hopeful), index[hopeful]
-    none = torch.zeros(len(index), dtype=torch.int32, device=index.device)
-    again = finish(part, Descent(part.start, none, none > 0, [[] for _ in index]), is_beside=True)
-    src, dst, found = part.src[0], part.dst[0], again.alignment
-    noise = residual_noise(src.noise, dst.noise, found.gain)
-    moved = homography.corner_errors(found.dst_homo_src, part.start.dst_homo_src, *image_size(src.image)).mean(-1)
-    share, share_before = (explained_share(part.src, part.dst, state) for state in (found, beside.select(hopeful)))
-    is_right = (moved < FURTHEST * min(image_size(dst.image))) | explains_more(share, share_before)
-    is_right &= again.fitted_scale < UNEXPLAINED * noise
-    chosen = torch.nonzero(is_right & ~_is_unsupported(again.covariance, found.dst_homo_src, src, dst))[:, 0]
-    index, again = index[chosen], again.select(chosen)
-    return replace(
-        solved.put(index, again),
-        scale=solved.scale.index_copy(0, index, again.scale),
-        fitted_scale=solved.fitted_scale.index_copy(0, index, again.fitted_scale),
-    )
-
-
-def _is_unsupported(covariance: Tensor, dst_homo_src: Tensor, src: Level, dst: Level) -> Tensor:
-    """Return (B,) bool, where the data do not hold the corners."""
-    corners = metrics.corner_covariance(covariance, dst_homo_src, *image_size(src.image))
-    std_480 = 480 / min(image_size(dst.image)) * corner_std(corners)
-    unsupported: Tensor = ~(std_480 <= WEAK_480)  # NaN: they are not determined at all
-    return unsupported

@@ -77,7 +77,7 @@ def goodness(evidence: Evidence) -> Tensor:
     Args:
         evidence: of the pairs.
     """
-    has_none = torch.sigmoid(NO_RIVAL - RIVAL * _rivalry(evidence).clamp(0, MOST_RIVAL))
+    has_none = torch.sigmoid(NO_RIVAL - RIVAL * rivalry(evidence).clamp(0, MOST_RIVAL))
     unexplained = evidence.unexplained.nan_to_num(1.0).clamp(1, MOST_UNEXPLAINED)
     std_480 = evidence.corner_std_480.clamp(LEAST_STD_480, UNDETERMINED_480)
     std_480 = STD_FACTOR * unexplained**UNEXPLAINED_POWER * std_480
@@ -89,7 +89,7 @@ def goodness(evidence: Evidence) -> Tensor:
     return torch.where(evidence.is_finite, torch.sigmoid(odds) * has_none * precise * _agrees(evidence), 0.0)
 
 
-def _rivalry(evidence: Evidence) -> Tensor:
+def rivalry(evidence: Evidence) -> Tensor:
     """Return (B,) how strong the best rival is; more where another, better one is likely.
 
     Texture that lies nearly as well elsewhere repeats. What lies where it belongs is alike in full, what lies on a

@@ -9,6 +9,7 @@ B pairs, K hypotheses.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -71,6 +72,15 @@ class Hypotheses:
         """Return those that `index` (int64) names."""
         return Hypotheses(self.pair[index], self.dst_homo_src[index], self.score[index])
 
+    @staticmethod
+    def concatenate(parts: Sequence[Hypotheses]) -> Hypotheses:
+        """Return those of all parts, in their order; at least one part."""
+        return Hypotheses(
+            torch.cat([part.pair for part in parts]),
+            torch.cat([part.dst_homo_src for part in parts]),
+            torch.cat([part.score for part in parts]),
+        )
+
     def best_first(self) -> Hypotheses:
         """Return them sorted by pair, then by falling score."""
         by_score = self.score.argsort(descending=True, stable=True)
@@ -118,11 +128,7 @@ def _refine_stage(
             state, _ = level.refine(state, min(motion, MOTION_PARAMETERS[config.model]))
             if run in stage.states:
                 states.append(Hypotheses(pair, matched.to_full(state), level.score(state, stage.side_px)))
-    made = Hypotheses(
-        torch.cat([state.pair for state in states]),
-        torch.cat([state.dst_homo_src for state in states]),
-        torch.cat([state.score for state in states]),
-    )
+    made = Hypotheses.concatenate(states)
     if len(stage.states) == 1:
         return made
     # More freedom always agrees better where it was fitted: the next stage's level is the judge.

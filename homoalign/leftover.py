@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from homoalign import kernels
-from homoalign.noise import smooth
+from homoalign.noise import QUANTISATION, residual_noise, smooth
 from homoalign.photometry import sample
 from homoalign.pyramid import take
 from homoalign.residual import Alignment, DirectProblem
 from homoalign.solver import cauchy, robust_scale
+from homoalign.track import Track
 
 MORE = 1.1
 """Residuals of so many times the noise that the images show are more than that noise."""
@@ -54,6 +55,23 @@ BY_CHANCE = 0.73
 as points that count less are those whose residual is large."""
 
 RIDGE = 1e-6
+
+
+def hear(track: Track, problem: DirectProblem, state: Alignment, among: Tensor) -> Track:
+    """Return the pairs with as much noise as there is in what is left, where that is noise, and more than they show.
+
+    Only those that (B,) bool `among` names, so that no pair's answer depends on which others it comes with.
+    """
+    if not bool(among.any()):
+        return track
+    src, dst = track.src[0], track.dst[0]
+    shown = residual_noise(src.noise, dst.noise, state.gain)
+    factor = loudness(problem, state, shown, dst.contrast, track.config.loss_width)
+    factor = torch.where(among, factor, 1.0)
+    if not bool((factor > 1).any()):
+        return track
+    factor = factor[:, None]
+    return track.with_noise(torch.where(factor > 1, factor * track.noise.clamp_min(QUANTISATION), track.noise))
 
 
 def loudness(problem: DirectProblem, state: Alignment, shown: Tensor, contrast: Tensor, loss_width: float) -> Tensor:

@@ -49,8 +49,23 @@ def rival_correlation(patterns: Patterns) -> Tensor:
     Returns:
         (B,) float64, at least 0; above 1 where another shift is better. NaN where there is nothing to compare.
     """
+    products = correlation_by_shift(patterns)
     height, width = image_size(patterns.src)
-    size = (3 * height // 2, 3 * width // 2)  # shifts by up to half a side, either way
+    best, here = _second_best(*products, (height // 2, width // 2))
+    rival = best / here.clamp_min(LEAST_OWN)
+    return torch.where(patterns.counted.any(-1).any(-1), rival, torch.nan).double()
+
+
+def correlation_by_shift(patterns: Patterns) -> tuple[Tensor, Tensor, Tensor]:
+    """Return, for every shift by up to half a side either way, (B, h, w) each.
+
+    Returns:
+        both: sums of products.
+        energy_a: sums of squares of src under dst.
+        energy_b: of dst under src.
+    """
+    height, width = image_size(patterns.src)
+    size = (3 * height // 2, 3 * width // 2)
     if kernels.serves(patterns.src):
         parts = (patterns.src, patterns.dst, patterns.weight, patterns.counted)
         products = kernels.products_of_spectra(torch.fft.rfft2(kernels.weighted_patterns(*parts, size)))
@@ -62,34 +77,36 @@ def rival_correlation(patterns: Patterns) -> Tensor:
         of_a, of_aa, of_b, of_bb, of_inside = spectra.unbind(1)
         products = torch.stack([of_a.conj() * of_b, of_aa.conj() * of_inside, of_inside.conj() * of_bb], dim=1)
     both, energy_a, energy_b = torch.fft.irfft2(products, s=size).unbind(1)
-    best, here = _second_best(both, energy_a, energy_b, (height // 2, width // 2))
-    rival = best / here.clamp_min(LEAST_OWN)
-    return torch.where(patterns.counted.any(-1).any(-1), rival, torch.nan).double()
+    return both, energy_a, energy_b
 
 
 def _second_best(both: Tensor, energy_a: Tensor, energy_b: Tensor, reach: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Return (B,) the highest other peak of a correlation by FFT, and (B,) what it is unshifted.
+    """Return (B,) the highest other peak of `correlation_by_shift`, and (B,) what it is unshifted.
 
     Args:
-        both: (B, h, w) sums of products at every shift.
-        energy_a: (B, h, w) sums of squares of one image under the other, likewise.
-        energy_b: (B, h, w) of the other one.
+        both, energy_a, energy_b: as returned there.
         reach: largest shift along y and x, pixels.
     """
     if kernels.serves(both):
         return kernels.second_best(both, energy_a, energy_b, (*reach, LOBE_PX), LEAST_SHIFTED)
+    peaks, here = other_peaks(both, energy_a, energy_b, reach)
+    return peaks.amax((-2, -1)), here
+
+
+def other_peaks(both: Tensor, energy_a: Tensor, energy_b: Tensor, reach: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return (B, h, w) the correlation at its other peaks, 0 elsewhere, and (B,) what it is unshifted."""
     whole_a, whole_b = energy_a[:, :1, :1], energy_b[:, :1, :1]
     enough = (energy_a > LEAST_SHIFTED * whole_a) & (energy_b > LEAST_SHIFTED * whole_b)
     found = torch.where(enough, both / (energy_a * energy_b).clamp_min(1e-12).sqrt(), 0.0)
     found = found.abs()  # one sensor may see bright what the other sees dark
-    y, x = (_shifts(side, found.device).abs() for side in found.shape[-2:])
+    y, x = (shifts(side, found.device).abs() for side in found.shape[-2:])
     possible = (y <= reach[0])[:, None] & (x <= reach[1]) & (torch.maximum(y[:, None], x) > LOBE_PX)
     wrapped = torch.nn.functional.pad(found[:, None], (1, 1, 1, 1), mode="circular")
     is_peak = found >= max_pool2d(wrapped, 3, stride=1)[:, 0]
-    return torch.where(possible & is_peak, found, 0.0).amax((-2, -1)), found[:, 0, 0]
+    return torch.where(possible & is_peak, found, 0.0), found[:, 0, 0]
 
 
-def _shifts(side: int, device: torch.device) -> Tensor:
+def shifts(side: int, device: torch.device) -> Tensor:
     """Return (side,) the shift of each entry of a correlation by FFT."""
     k = torch.arange(side, device=device)
     return torch.where(k > side // 2, k - side, k)

@@ -28,8 +28,8 @@ PRIOR = {
     "parts_here": (np.log(0.3), 1.0),
     "correlation": (np.log(0.3), 1.0),
     "error": (np.log(2.0), 0.5),
-    "no_rival": (20.0, 20.0),
-    "rival": (20.0, 20.0),
+    "no_rival": (20.0, 100.0),
+    "rival": (20.0, 100.0),
 }
 """Mean and standard deviation of each coefficient, of the logarithms of those in `POSITIVE`."""
 

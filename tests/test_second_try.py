@@ -1,0 +1,70 @@
+"""What structure solved is solved on intensities again, beside a cover or in another light."""
+
+import pytest
+import torch
+
+from homoalign import AlignConfig, Status, align, attempt, second_try
+from jobs.bench.occlusion import occlusion_pairs
+from jobs.bench.options import RenderOptions
+from jobs.bench.photometric import photometric_pairs
+
+RETINA = RenderOptions(pairs=5, seed=0, photographs=("retina",))
+
+
+@pytest.fixture
+def shaded():
+    """A smooth eyeground whose dst is darker towards its edges: that looks like motion."""
+    pairs = photometric_pairs(RETINA, 256, 10.0, 5.0)
+    return next(pair for pair in pairs if (pair.case, pair.number) == ("vignetting", 4))
+
+
+def error_px(pair, **settings):
+    result = align(pair.src, pair.dst, gt=pair.dst_homo_src, config=AlignConfig(**settings))
+    return result.gt_corner_error_px.item(), result.status[0]
+
+
+def test_light_that_led_intensities_astray_is_told_from_structures_answer(shaded, monkeypatch):
+    error, status = error_px(shaded)
+    assert error < 0.2  # the bound is 0.07 px
+    assert status is Status.OK
+    monkeypatch.setattr(attempt, "try_intensities", lambda _, solved: solved)
+    assert error_px(shaded)[0] > 4
+
+
+def test_a_codecs_losses_are_not_light_that_is_missing():
+    pairs = photometric_pairs(RETINA, 256, 10.0, 5.0)
+    pair = next(pair for pair in pairs if (pair.case, pair.number) == ("everything", 4))
+    assert error_px(pair)[0] < 0.5  # structure: 0.9
+
+
+def test_who_wants_no_light_gets_none(shaded):
+    error, _ = error_px(shaded, photometric="gain_bias")
+    assert error > 1
+
+
+def test_what_is_explained_already_is_left_alone(monkeypatch):
+    monkeypatch.setattr(second_try, "_try", lambda *_: pytest.fail("tried again"))
+    pair = next(photometric_pairs(RETINA, 256, 10.0, 5.0))  # nothing changed
+    assert error_px(pair)[1] is Status.OK
+
+
+def test_light_does_not_pass_for_what_is_no_light(shaded, monkeypatch):
+    """Where the residual stays louder than noise, structure's answer stands."""
+    monkeypatch.setattr(second_try, "MOST_LIT", 0.5)
+    assert error_px(shaded)[0] > 4
+
+
+def test_a_pair_is_tried_as_it_is_alone(shaded):
+    """A cover, another light and neither, together."""
+    render = RenderOptions(pairs=1, seed=5, photographs=("camera",))
+    covered = next(occlusion_pairs(render, 256, 10.0, 5.0, (40.0,)))
+    plain = next(photometric_pairs(RETINA, 256, 10.0, 5.0))
+    pairs = [shaded, covered, plain]
+    src, dst = (
+        torch.stack([torch.from_numpy(getattr(pair, side)) for pair in pairs])[:, None] for side in ("src", "dst")
+    )
+    together = align(src, dst)
+    for k in range(len(pairs)):
+        alone = align(src[k : k + 1], dst[k : k + 1])
+        torch.testing.assert_close(together.dst_homo_src[k], alone.dst_homo_src[0], rtol=0, atol=1e-9)
+        assert together.status[k] is alone.status[0]
