@@ -5,7 +5,7 @@ B pairs, N points, K basis functions of light, P = 8 + K parameters.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class View:
         seen: (B, N), 1 or 0.
         weight: (B, N) of the loss, 0 where nothing is seen.
         scale: (B,) robust standard deviation of the residual.
-        steepness: (B, N), how dst changes with src.
+        steepness: (B, N), or (B, 1) where it is the same everywhere, how dst changes with src.
     """
 
     residual: Tensor
@@ -42,6 +42,10 @@ class View:
     weight: Tensor
     scale: Tensor
     steepness: Tensor
+
+    def select(self, index: Tensor) -> View:
+        """Return the pairs that `index` (int64) names."""
+        return View(*(getattr(self, field.name)[index] for field in fields(self)))
 
     def variance(self) -> Tensor:
         """Return (B,) float64, the variance of the scores of a robust loss, for a unit of curvature."""
@@ -58,8 +62,7 @@ class Behind:
         image: (B, 1, H, W), src.
         noise: (B, 2), of src and of dst.
         share: (B,) of noise in the energy of src's slopes.
-        fields: (B, F, N), of `joint.py`.
-        is_rich: (B,) bool, whether light is more than a gain and a bias.
+        fields: (B, F, N), of `joint.py`; None where light is a gain and a bias.
         in_scales: (B,) width of the loss.
         free: how many parameters of motion are solved for.
         is_lit: whether light is solved for at all.
@@ -69,8 +72,7 @@ class Behind:
     image: Tensor
     noise: Tensor
     share: Tensor
-    fields: Tensor
-    is_rich: Tensor
+    fields: Tensor | None
     in_scales: Tensor
     free: int
     is_lit: bool
@@ -83,10 +85,13 @@ class Behind:
             image=self.image[index],
             noise=self.noise[index],
             share=self.share[index],
-            fields=self.fields[index],
-            is_rich=self.is_rich[index],
+            fields=None if self.fields is None else self.fields[index],
             in_scales=self.in_scales[index],
         )
+
+    def weigh(self, view: View) -> View:
+        """Return a look with the weights of another width of the loss."""
+        return replace(view, weight=cauchy(view.residual, self.in_scales * view.scale)[1] * view.seen)
 
     def look(self, state: LitAlignment) -> View:
         """Return the pairs as they look at a state."""
@@ -94,15 +99,15 @@ class Behind:
         model, steepness = self.light_up(state.weights)
         residual, is_seen = torch.where(seen, value - model, 0.0), seen.to(value)
         scale = robust_scale(residual, is_seen, self.raw.scale_floor)
-        weight = cauchy(residual, self.in_scales * scale)[1] * is_seen
-        return View(residual, is_seen, weight, scale, steepness)
+        return self.weigh(View(residual, is_seen, is_seen, scale, steepness))
 
     def light_up(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Return src as it looks in dst, (B, N), and how that changes with src; a gain and a bias cut nothing off."""
-        src, rich = self.raw.template.value, self.is_rich[:, None]
-        value, steepness = joint.light_up(weights, src, self.fields)
+        """Return src as it looks in dst, (B, N), and its `View.steepness`; a gain and a bias cut nothing off."""
+        src = self.raw.template.value
+        if self.fields is not None:
+            return joint.light_up(weights, src, self.fields)
         gain, bias = (part[:, None].to(src) for part in plain_light(weights))
-        return torch.where(rich, value, torch.addcmul(bias, gain, src)), torch.where(rich, steepness, gain)
+        return torch.addcmul(bias, gain, src), gain
 
     def merge(self, view: View) -> tuple[Tensor, Tensor]:
         """Return the mean of both images in src's light, (B, 1, H, W), and (B,) its noise.
@@ -129,35 +134,31 @@ class Behind:
         template = self.raw.template.with_slopes_of(clean, torch.arange(len(image), device=image.device))
         return replace(template, slope=template.slope * view.steepness[:, None])
 
-    def curvature(self, template: Template, view: View, stride: int = 1) -> Tensor:
-        """Return (B, P, P) float64, J W J^T of all parameters that a pair's light has, zero for the others.
+    def normal_equations(self, template: Template, view: View, stride: int = 1) -> tuple[Tensor, Tensor]:
+        """Return (B, P, P) J W J^T and (B, P) J W r of all parameters, float64, zero for those that there are not.
 
-        Rich light is told from every `stride`-th point.
+        The former is told from every `stride`-th point where light is rich.
         """
-        product, _ = products(template, view.residual, view.weight)
-        of_motion = torch.eye(8, dtype=product.dtype, device=product.device)
-        of_plain = product.new_tensor([[0.0, 2.0], [1.0, -1.0]])  # brightness and one make one and z
-        to_light = pad(of_motion, (0, PLAIN, 0, PLAIN)) + pad(of_plain, (8, 0, 8, 0))
-        curvature = pad(to_light.mT @ product @ to_light, 2 * (0, joint.NUM_FUNCTIONS - PLAIN))
-        rich = torch.nonzero(self.is_rich)[:, 0]
-        if len(rich) == 0:
-            return curvature
-        part, weight = template.select(rich).every(stride), view.weight[rich, None, ::stride]
-        of_light = joint.basis_of(part.brightness, self.fields[rich, ..., ::stride])
-        jacobian = torch.cat([motion_of(part), of_light], dim=1)
-        whole = stride * ((jacobian * weight) @ jacobian.mT).double()
-        return curvature.index_copy(0, rich, whole)
-
-    def scores(self, template: Template, view: View) -> Tensor:
-        """Return (B, P) float64, J W r of all parameters."""
-        return joint.scores_of(template, template, self.fields, view.residual, view.weight)
+        if self.fields is None:
+            product, scores = products(template, view.residual, view.weight)
+            of_motion = torch.eye(8, dtype=product.dtype, device=product.device)
+            of_plain = product.new_tensor([[0.0, 2.0], [1.0, -1.0]])  # brightness and one make one and z
+            to_light = pad(of_motion, (0, PLAIN, 0, PLAIN)) + pad(of_plain, (8, 0, 8, 0))
+            # Added up, not multiplied: a batched product rounds otherwise than that of one pair.
+            scores = (scores[:, :, None] * to_light).sum(1)
+            rest = (0, joint.NUM_FUNCTIONS - PLAIN)
+            return pad(to_light.mT @ product @ to_light, 2 * rest), pad(scores, rest)
+        part, weight = template.every(stride), view.weight[:, None, ::stride]
+        jacobian = torch.cat([motion_of(part), joint.basis_of(part.brightness, self.fields[..., ::stride])], dim=1)
+        curvature = stride * ((jacobian * weight) @ jacobian.mT).double()
+        return curvature, joint.scores_of(template, template, self.fields, view.residual, view.weight)
 
     def is_free(self) -> Tensor:
-        """Return (B, P) bool, which parameters are solved for."""
-        free = self.is_rich[:, None].repeat(1, 8 + joint.NUM_FUNCTIONS)
-        free[:, :8] = torch.arange(8, device=free.device) < self.free
-        free[:, 8 : 8 + PLAIN] = True
-        free[:, 8:] &= self.is_lit
+        """Return (P,) bool, which parameters are solved for."""
+        free = torch.full((8 + joint.NUM_FUNCTIONS,), self.fields is not None, device=self.share.device)
+        free[:8] = torch.arange(8, device=free.device) < self.free
+        free[8 : 8 + PLAIN] = True
+        free[8:] &= self.is_lit
         return free
 
 

@@ -16,20 +16,19 @@ import torch
 from torch import Tensor
 
 from homoalign.attempt import Batch, Signal, attempt, structure_score
-from homoalign.elsewhere import refine_shifted, shift_answers
 from homoalign.evidence import Evidence
 from homoalign.explained import explained_share, explains_more
 from homoalign.features import match_features
-from homoalign.goodness import GOOD_ENOUGH, goodness, rivalry
+from homoalign.goodness import GOOD_ENOUGH
 from homoalign.homography import image_size
 from homoalign.hypotheses import Hypotheses, refine
 from homoalign.noise import UNEXPLAINED
 from homoalign.residual import Alignment
 from homoalign.result import AlignResult
-from homoalign.rivals import doubt_rivalled, strongest_rival
 from homoalign.search import search_similarities
+from homoalign.settled import WRECK, goodness_of, is_settled, names_of
 from homoalign.status import Initialisation, StopReason
-from homoalign.verdict import can_judge
+from homoalign.weighing import weigh_rivals
 from homoalign.zoom import zoom_octave
 
 SIGNALS: dict[str, tuple[Signal, ...]] = {
@@ -45,21 +44,8 @@ STANDING = 0.25
 LEAST_GAIN: dict[Signal, float] = {"intensity": 0.02, "structure": 0.04}
 """An answer replaces the one before where its structure agrees better by more than noise makes it do."""
 
-WRECK = 0.01
-"""Answers below this goodness give way to any that is good enough."""
-
 POINTS_ELSEWHERE = 2.0
 """Blocks that would move the corners by more than so many standard deviations are followed."""
-
-LOOKS_BETTER = 1.05
-"""A start under which the images correlate so many times as well as under the answer is followed: the search prefers
-much that agrees a little to little that agrees fully."""
-
-RIVALLED = 0.65
-"""Answers with a rival of at least this strength are looked at as they lie elsewhere."""
-
-SHIFTED = 6
-"""Shifts of an answer that are looked at."""
 
 SEARCHED = 200
 """Hypotheses a pair that the search hands on."""
@@ -81,13 +67,13 @@ def run_cascade(batch: Batch, start: Tensor, initialisation: list[Initialisation
         return result
     result = _go_on(batch, _rematch(batch, result, start, signal), signal)
     tried: list[tuple[Initialisation, Hypotheses]] = []
-    if not bool(_is_settled(batch, result).all()):  # as most are
-        result, tried = _try_more(batch, result, signal)
-    return _weigh(batch, result, tried + _shift(batch, result))
+    if not bool(is_settled(result, batch.config).all()):  # as most are
+        result, tried = _try_more(batch, result, start, signal)
+    return weigh_rivals(batch, result, tried, signal)
 
 
 def _try_more(
-    batch: Batch, result: AlignResult, signal: Signal
+    batch: Batch, result: AlignResult, start: Tensor, signal: Signal
 ) -> tuple[AlignResult, list[tuple[Initialisation, Hypotheses]]]:
     """Try what is left to try, from the cheapest on, for pairs that are not settled yet.
 
@@ -99,16 +85,16 @@ def _try_more(
         result = _stay(batch, result)
     result = _follow_blocks(batch, result)
     tried: list[tuple[Initialisation, Hypotheses]] = []
-    steps: list[tuple[bool, Initialisation, Callable[[Batch], Hypotheses]]] = [
+    steps: list[tuple[bool, Initialisation, Callable[[Batch, Tensor], Hypotheses]]] = [
         (config.use_search, Initialisation.SEARCH, _search),
         (config.use_features and config.model == "homography", Initialisation.FEATURES, _match),
     ]
     for is_wanted, name, propose in steps:
-        doubtful = _indices(~_is_settled(batch, result))
+        doubtful = _indices(~is_settled(result, batch.config))
         if is_wanted and len(doubtful) > 0:
             part = batch.select(doubtful)
             before = result.select(doubtful)
-            proposed = propose(part)
+            proposed = propose(part, start[doubtful.to(start.device)])
             tried.append((name, replace(proposed, pair=doubtful.to(proposed.pair.device)[proposed.pair])))
             after = _escalate(part, before, name, proposed)
             is_new = (after.dst_homo_src != before.dst_homo_src).any(-1).any(-1)
@@ -117,42 +103,9 @@ def _try_more(
     return result, tried
 
 
-def _shift(batch: Batch, result: AlignResult) -> list[tuple[Initialisation, Hypotheses]]:
-    """Return the answers that may lie on a repeat elsewhere: shifted, then refined, as perspective asks for."""
-    evidence = Evidence.of_table(result.evidence)
-    is_rivalled = (rivalry(evidence) > RIVALLED) & (_goodness(result) > WRECK)
-    index = _indices(is_rivalled)
-    if len(index) == 0:
-        return []
-    part = batch.select(index)
-    shifted = shift_answers(part.src, part.dst, result.dst_homo_src[index].to(part.src[0].image.device), SHIFTED)
-    if len(shifted.pair) == 0:
-        return []
-    found = refine_shifted(part.src, part.dst, shifted, batch.config)
-    found = replace(found, pair=index.to(found.pair.device)[found.pair])
-    names = _names(result, found.pair.cpu())
-    of_name = {name: _indices(torch.tensor([each == name for each in names])) for name in names}
-    return [(name, found.select(rows.to(found.pair.device))) for name, rows in of_name.items()]
-
-
 def _indices(chosen: Tensor) -> Tensor:
     """Return the indices (int64) at which `chosen` (B,) holds."""
     return torch.nonzero(chosen)[:, 0]
-
-
-def _names(result: AlignResult, index: Tensor) -> list[Initialisation]:
-    """Return where the answers that `index` names started."""
-    return [result.initialisation[i] or Initialisation.IDENTITY for i in index.tolist()]
-
-
-def _goodness(result: AlignResult) -> Tensor:
-    is_finite = result.dst_homo_src.isfinite().flatten(1).all(-1)
-    return torch.where(is_finite, goodness(Evidence.of_table(result.evidence)), 0.0)
-
-
-def _is_settled(batch: Batch, result: AlignResult) -> Tensor:
-    """Return (B,) bool, whether an answer is good enough to look for no other."""
-    return (_goodness(result) >= GOOD_ENOUGH) & can_judge(Evidence.of_table(result.evidence), batch.config)
 
 
 def _rematch(batch: Batch, result: AlignResult, start: Tensor, signal: Signal) -> AlignResult:
@@ -162,13 +115,13 @@ def _rematch(batch: Batch, result: AlignResult, start: Tensor, signal: Signal) -
     is_zoom = octave != zoom_octave(start.cpu(), src_size)
     if not bool(is_zoom.any()):
         return result
-    index = _indices(is_zoom & (_goodness(result) >= GOOD_ENOUGH))
+    index = _indices(is_zoom & (goodness_of(result) >= GOOD_ENOUGH))
     if len(index) == 0:
         return result
     part = batch.select(index)
-    names = _names(result, index)
+    names = names_of(result, index)
     after = attempt(part, result.dst_homo_src[index].to(start.device), names, is_near=True, signal=signal)
-    chosen = _indices(_is_settled(part, after))
+    chosen = _indices(is_settled(after, batch.config))
     return result.put(index[chosen], after.select(chosen))
 
 
@@ -177,22 +130,22 @@ def _go_on(batch: Batch, result: AlignResult, signal: Signal) -> AlignResult:
     ran_out = torch.tensor([reason == StopReason.MAX_ITERATIONS for reason in result.stop_reason])
     if not bool(ran_out.any()):
         return result
-    index = _indices(ran_out & (_goodness(result) >= GOOD_ENOUGH))
+    index = _indices(ran_out & (goodness_of(result) >= GOOD_ENOUGH))
     if len(index) == 0:
         return result
-    return _attempt_better(batch, result, index, result.dst_homo_src[index], _names(result, index), signal)
+    return _attempt_better(batch, result, index, result.dst_homo_src[index], names_of(result, index), signal)
 
 
 def _stay(batch: Batch, result: AlignResult) -> AlignResult:
     """Solve on structure what stands but does not look alike: another sensor, other light, something in the way."""
-    doubtful = _indices(~_is_settled(batch, result))
+    doubtful = _indices(~is_settled(result, batch.config))
     if len(doubtful) == 0:
         return result
     standing = _score(batch.select(doubtful), result.select(doubtful)) >= STANDING
     index = doubtful[standing.cpu()]
     if len(index) == 0:
         return result
-    return _attempt_better(batch, result, index, result.dst_homo_src[index], _names(result, index), "structure")
+    return _attempt_better(batch, result, index, result.dst_homo_src[index], names_of(result, index), "structure")
 
 
 def _follow_blocks(batch: Batch, result: AlignResult, among: Tensor | None = None) -> AlignResult:
@@ -210,11 +163,11 @@ def _follow_blocks(batch: Batch, result: AlignResult, among: Tensor | None = Non
     evidence = Evidence.of_table(result.evidence)
     is_sure = evidence.drift_480 > POINTS_ELSEWHERE * evidence.drift_std_480  # NaN: nobody asked the blocks
     known = result.second_opinion.isfinite().flatten(1).all(-1)
-    index = _indices(is_sure & known & ~_is_settled(batch, result) & (True if among is None else among))
+    index = _indices(is_sure & known & ~is_settled(result, batch.config) & (True if among is None else among))
     if len(index) == 0:
         return result
     signal = SIGNALS[batch.config.signal][-1]
-    return _attempt_better(batch, result, index, result.second_opinion[index], _names(result, index), signal)
+    return _attempt_better(batch, result, index, result.second_opinion[index], names_of(result, index), signal)
 
 
 def _escalate(batch: Batch, result: AlignResult, name: Initialisation, proposed: Hypotheses) -> AlignResult:
@@ -224,7 +177,7 @@ def _escalate(batch: Batch, result: AlignResult, name: Initialisation, proposed:
     members, first = _first_of_each(proposed.pair)
     start, members = proposed.dst_homo_src[first].cpu(), members.cpu()
     for signal in SIGNALS[batch.config.signal]:
-        open_ = _indices(~_is_settled(batch, result)[members])
+        open_ = _indices(~is_settled(result, batch.config)[members])
         if len(open_) == 0:
             break
         result = _attempt_better(batch, result, members[open_], start[open_], [name] * len(open_), signal)
@@ -239,7 +192,7 @@ def _attempt_better(
     after = attempt(part, start.to(part.src[0].image.device), names, is_near=True, signal=signal)
     before = result.select(index)
     gain = (_score(part, after) - _score(part, before)).cpu()
-    good, good_before = _goodness(after), _goodness(before)
+    good, good_before = goodness_of(after), goodness_of(before)
     better = (gain > LEAST_GAIN[signal]) | ((gain > 0) & (good > good_before))
     # A wreck may agree better, on the little that it shows.
     better |= (good >= GOOD_ENOUGH) & (good_before < WRECK)
@@ -258,28 +211,6 @@ def _explained(batch: Batch, result: AlignResult) -> Tensor:
     return torch.where(Evidence.of_table(result.evidence).unexplained < UNEXPLAINED, share, 0.0)
 
 
-def _weigh(batch: Batch, result: AlignResult, tried: list[tuple[Initialisation, Hypotheses]]) -> AlignResult:
-    """Follow the other starts that look better than the answers, and doubt the answers that others still rival."""
-    if not any(len(each.pair) > 0 for _, each in tried):
-        return result
-    found = Hypotheses.concatenate([each for _, each in tried])
-    names = [name for name, each in tried for _ in range(len(each.pair))]
-    searched, pair = torch.unique(found.pair, return_inverse=True)
-    found, searched = replace(found, pair=pair), searched.cpu()
-    part, answers = batch.select(searched), result.select(searched)
-    rival, best = strongest_rival(part.src, part.dst, answers.dst_homo_src, found)
-    index = _indices(rival.cpu() > LOOKS_BETTER)
-    if len(index) > 0:
-        best = best[index.to(best.device)]
-        start, of_best = found.dst_homo_src[best], [names[i] for i in best.tolist()]
-        followed = part.select(index)
-        after = attempt(followed, start, of_best, is_near=True, signal=SIGNALS[batch.config.signal][0])
-        chosen = _indices(_is_settled(followed, after) & (_goodness(after) > _goodness(answers.select(index))))
-        answers = answers.put(index[chosen], after.select(chosen))
-        rival, _ = strongest_rival(part.src, part.dst, answers.dst_homo_src, found)
-    return result.put(searched, doubt_rivalled(answers, rival, batch.config))
-
-
 def _first_of_each(pair: Tensor) -> tuple[Tensor, Tensor]:
     """Return the pairs of (K,) sorted `pair`, and where each appears first."""
     members, count = torch.unique_consecutive(pair, return_counts=True)
@@ -290,20 +221,20 @@ def _score(batch: Batch, result: AlignResult) -> Tensor:
     return structure_score(batch, result.dst_homo_src.to(batch.src[0].image.device))
 
 
-def _search(batch: Batch) -> Hypotheses:
-    """Search every pair, and refine what is found."""
+def _search(batch: Batch, start: Tensor) -> Hypotheses:
+    """Search every pair, and refine what is found, beside the start: light may have led away from it."""
     found, scores = [], []
     for i in range(len(batch.src[0].image)):
         one = batch.select(torch.tensor([i]))
         matrix, score = search_similarities(one.src, one.dst, batch.config, keep=SEARCHED)
-        found.append(matrix[0])
-        scores.append(score[0])
+        found.append(torch.cat([start[i : i + 1], matrix[0]]))
+        scores.append(torch.cat([score.new_full((1,), torch.inf), score[0]]))
     count = torch.tensor([len(matrix) for matrix in found], device=found[0].device)
     pair = torch.arange(len(found), device=found[0].device).repeat_interleave(count)
     return refine(batch.src, batch.dst, Hypotheses(pair, torch.cat(found), torch.cat(scores)), batch.config)
 
 
-def _match(batch: Batch) -> Hypotheses:
+def _match(batch: Batch, _: Tensor) -> Hypotheses:
     """Match features, for the pairs where any do; coarse levels have nothing to add to what they say."""
     matrix = match_features(batch.src, batch.dst)
     pair = torch.nonzero(matrix.isfinite().flatten(1).all(-1))[:, 0]

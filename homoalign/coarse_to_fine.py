@@ -26,6 +26,9 @@ DOUBT_SIDE_PX = 100
 LEAST_NORMALISED_SIDE_PX = 24
 """Smaller levels have hardly any neighbourhoods to be normalised by."""
 
+LEAST_SHARED = 0.3
+"""Of dst: what shares less, as images do that were led out of the frame, is the more alike by chance."""
+
 CLEARLY_BETTER = 0.02
 """By so much the second look must correlate better."""
 
@@ -69,19 +72,19 @@ def _look_again(track: Track, descent: Descent) -> Descent:
     sides = [min(*image_size(src.image), *image_size(dst.image)) for src, dst in zip(track.src, track.dst, strict=True)]
     level = next((i for i, side in enumerate(sides) if i and side <= DOUBT_SIDE_PX), len(sides) - 1)
 
-    def correlation(some: Track, state: Alignment) -> Tensor:
+    def fit(some: Track, state: Alignment) -> Tensor:
         matrix = homography.rescale(state.dst_homo_src, level)
-        return metrics.local_correlation(metrics.local_patterns(some.src[level], some.dst[level], matrix))[
-            0
-        ].nan_to_num(-1.0)
+        patterns = metrics.local_patterns(some.src[level], some.dst[level], matrix)
+        shared = patterns.counted.flatten(1).double().mean(-1)
+        return metrics.local_correlation(patterns)[0].nan_to_num(-1.0) * (shared / LEAST_SHARED).clamp_max(1)
 
-    first = correlation(track, descent.state)
+    first = fit(track, descent.state)
     doubtful = torch.nonzero(first < DOUBTFUL_CORRELATION)[:, 0]
     if len(doubtful) == 0:
         return descent
     some = track.select(doubtful).shallow(LEAST_NORMALISED_SIDE_PX)
     again = _descend(some, some.start, normalised=True)
-    better = torch.nonzero(correlation(some, again.state) > first[doubtful] + CLEARLY_BETTER)[:, 0]
+    better = torch.nonzero(fit(some, again.state) > first[doubtful] + CLEARLY_BETTER)[:, 0]
     chosen = Descent(
         again.state.select(better),
         again.num_iterations[better],

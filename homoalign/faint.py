@@ -95,6 +95,16 @@ class Faint:
             self.num_iterations[index],
         )
 
+    def put(self, index: Tensor, part: Faint) -> Faint:
+        """Return this with the pairs that `index` (int64) names replaced by `part`."""
+        return Faint(
+            self.lit.put(index, part.lit),
+            self.state.put(index, part.state),
+            self.is_rich.index_copy(0, index, part.is_rich),
+            self.is_better.index_copy(0, index, part.is_better),
+            self.num_iterations.index_copy(0, index, part.num_iterations),
+        )
+
 
 def find_faint(among: Tensor, problem: DirectProblem, state: Alignment, share: Tensor, track: Track) -> Tensor:
     """Return the pairs to be solved so, (b,) int64: noise drowns their little texture, and is all that is left.
@@ -141,19 +151,64 @@ def solve_faint(
         image=track.src[0].image,
         noise=track.noise.clamp_min(QUANTISATION),
         share=share,
-        fields=joint.fields_of(raw.template.u),
-        is_rich=light.is_rich,
+        fields=None,
         in_scales=torch.full_like(state.gain, track.config.loss_width),
         free=MOTION_PARAMETERS[track.config.model],
         is_lit=track.config.photometric != "none",
     )
     start = LitAlignment(state.dst_homo_src, joint.start_weights(_as_weights(light), state))
-    view, width = pairs.look(start), track.config.loss_width
-    widths = loss_widths(view.residual, view.seen, raw.scale_floor, width, max(width, CLEAN_LOSS_WIDTH))
+    max_rounds = min(MAX_ROUNDS, track.config.max_iterations)
+    found = Faint(raw.template, state, light.is_rich, torch.zeros_like(is_clear), torch.zeros_like(is_clear).int())
+    rich = torch.nonzero(light.is_rich)[:, 0]
+    plain = torch.nonzero(~light.is_rich)[:, 0]
+    if len(plain) > 0:
+        turn = _first_turn(pairs.select(plain), start.select(plain), track)
+        if track.config.photometric == "auto":
+            is_otherwise = is_clear[plain] & _is_lit_otherwise(turn)
+            rest = torch.nonzero(~is_otherwise)[:, 0]
+            rich, plain, turn = torch.cat([rich, plain[is_otherwise]]), plain[rest], turn.select(rest)
+        if len(plain) > 0:
+            found = found.put(plain, _settle(turn, max_rounds))
+    if len(rich) > 0:
+        lit = replace(pairs.select(rich), fields=_fields_of(raw.template.u[rich]))
+        found = found.put(rich, _settle(_first_turn(lit, start.select(rich), track), max_rounds))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """Pairs, where they are, how they look there, and src with the slopes of the image behind both."""
+
+    pairs: Behind
+    state: LitAlignment
+    view: View
+    template: Template
+
+    def select(self, index: Tensor) -> _Turn:
+        """Return the pairs that `index` (int64) names."""
+        if len(index) == len(self.state.weights):
+            return self
+        return _Turn(
+            self.pairs.select(index), self.state.select(index), self.view.select(index), self.template.select(index)
+        )
+
+
+def _first_turn(pairs: Behind, state: LitAlignment, track: Track) -> _Turn:
+    """Return where pairs start, with a loss as wide as their residuals ask for."""
+    view, width = pairs.look(state), track.config.loss_width
+    widths = loss_widths(view.residual, view.seen, pairs.raw.scale_floor, width, max(width, CLEAN_LOSS_WIDTH))
     pairs = replace(pairs, in_scales=widths)
-    if track.config.photometric == "auto":
-        pairs = replace(pairs, is_rich=light.is_rich | (is_clear & _is_lit_otherwise(pairs, start)))
-    return _settle(pairs, start, min(MAX_ROUNDS, track.config.max_iterations))
+    return _turn(pairs, state, pairs.weigh(view))
+
+
+def _turn(pairs: Behind, state: LitAlignment, view: View) -> _Turn:
+    guide, noise = pairs.merge(view)
+    return _Turn(pairs, state, view, pairs.template_of(view, guide, guide, noise))
+
+
+def _fields_of(u: Tensor) -> Tensor:
+    """Return `joint.fields_of` of pairs that are all on the same grid."""
+    return joint.fields_of(u[:1]).expand(len(u), -1, -1).contiguous()
 
 
 def _as_weights(light: Light) -> Light:
@@ -163,13 +218,11 @@ def _as_weights(light: Light) -> Light:
     return replace(light, weights=torch.where(light.is_rich[:, None], light.weights, same))
 
 
-def _is_lit_otherwise(pairs: Behind, state: LitAlignment) -> Tensor:
+def _is_lit_otherwise(turn: _Turn) -> Tensor:
     """Return (B,) bool, whether the residual speaks against a gain and a bias by more than chance."""
-    view = pairs.look(state)
-    guide, noise = pairs.merge(view)
-    template = pairs.template_of(view, guide, guide, noise)
-    everything = replace(pairs, is_rich=torch.ones_like(pairs.is_rich))
-    curvature, scores = everything.curvature(template, view, STRIDE), pairs.scores(template, view)
+    pairs, view = turn.pairs, turn.view
+    everything = replace(pairs, fields=_fields_of(pairs.raw.template.u))
+    curvature, scores = everything.normal_equations(turn.template, view, STRIDE)
     plain = torch.cat([torch.arange(8) < pairs.free, torch.arange(joint.NUM_FUNCTIONS) < PLAIN]).to(scores.device)
     rich = ~plain & (torch.arange(len(plain), device=scores.device) >= 8)
     a, b, c = curvature[:, plain][..., plain], curvature[:, plain][..., rich], curvature[:, rich][..., rich]
@@ -181,31 +234,32 @@ def _is_lit_otherwise(pairs: Behind, state: LitAlignment) -> Tensor:
     return is_otherwise
 
 
-def _settle(pairs: Behind, start: LitAlignment, max_rounds: int) -> Faint:
-    """Take turns until every pair has settled, or is lost."""
-    index = torch.arange(len(start.weights), device=start.weights.device)
-    part, state, found = pairs, start, start
-    last = torch.full_like(start.weights[:, 0], torch.nan)
+def _settle(first: _Turn, max_rounds: int) -> Faint:
+    """Take turns until every pair has settled, or is lost; they have one kind of light."""
+    index = torch.arange(len(first.state.weights), device=first.state.weights.device)
+    turn, found, pairs = first, first.state, first.pairs
+    last = torch.full_like(found.weights[:, 0], torch.nan)
     taken = torch.zeros_like(index, dtype=torch.int32)
     longest = LONGEST_STEP * min(image_size(pairs.image))
-    first = pairs.look(start)
-    least_seen = LEAST_SEEN * first.seen.sum(-1)
+    least_seen = LEAST_SEEN * first.view.seen.sum(-1)
     for _ in range(max_rounds):
-        view = part.look(state)
-        guide, noise = part.merge(view)
-        template = part.template_of(view, guide, guide, noise)
-        step, size = _step(part.curvature(template, view), part.scores(template, view), part.is_free())
+        part, view = turn.pairs, turn.view
+        step, size = _step(*part.normal_equations(turn.template, view), part.is_free())
         distance, length = size / view.variance(), part.raw.length_px(step)
         step = step * (longest / length).clamp_max(1)[:, None]
-        state = LitAlignment(part.raw.frame.move(state.dst_homo_src, step[:, :8]), state.weights + step[:, 8:])
+        state = LitAlignment(
+            part.raw.frame.move(turn.state.dst_homo_src, step[:, :8]), turn.state.weights + step[:, 8:]
+        )
         found, last = found.put(index, state), last.index_copy(0, index, distance)
         taken[index] += 1
         goes_on = torch.nonzero((distance > SETTLED) & (view.seen.sum(-1) >= least_seen[index]))[:, 0]
         if len(goes_on) == 0:
             break
-        index, part, state = index[goes_on], part.select(goes_on), state.select(goes_on)
+        if len(goes_on) < len(index):
+            index, part, state = index[goes_on], part.select(goes_on), state.select(goes_on)
+        turn = _turn(part, state, part.look(state))
     there = pairs.look(found)
-    is_better = (last <= NEARLY) & (there.seen.sum(-1) >= least_seen) & ~(_rise(pairs, first, there) > SLACK)
+    is_better = (last <= NEARLY) & (there.seen.sum(-1) >= least_seen) & ~(_rise(pairs, first.view, there) > SLACK)
     return _conclude(pairs, found, there, is_better, taken)
 
 
@@ -224,11 +278,11 @@ def _step(curvature: Tensor, scores: Tensor, is_free: Tensor) -> tuple[Tensor, T
     Args:
         curvature: (B, P, P), by which that length is told, whatever the light.
         scores: (B, P).
-        is_free: (B, P) bool, which parameters are solved for.
+        is_free: (P,) bool, which parameters are solved for.
     """
     free = is_free.to(curvature)
     scores = scores * free
-    curvature = curvature * free[:, :, None] * free[:, None] + torch.diag_embed(1 - free)
+    curvature = curvature * free[:, None] * free + torch.diag(1 - free)
     curvature = curvature + _damping(curvature)
     motion, mixed, light = curvature[:, :8, :8], curvature[:, :8, 8:], curvature[:, 8:, 8:]
     known = torch.linalg.solve_ex(light, torch.cat([mixed.mT, scores[:, 8:, None]], dim=-1)).result
@@ -251,25 +305,14 @@ def _conclude(pairs: Behind, state: LitAlignment, view: View, is_better: Tensor,
 
     The slopes are those of src alone again: what is said of precision compares them with dst's own.
     """
-    weights = state.weights
     guide, noise = pairs.merge(view)
     template = pairs.template_of(view, pairs.image, guide, noise)
-    value, steepness = pairs.light_up(weights)
-    brightness, _ = joint.light_up(weights, template.brightness, pairs.fields)
-    rich = pairs.is_rich[:, None]
-    gain, bias = plain_light(weights)
-    lit = replace(
-        template,
-        value=torch.where(rich, value, template.value),
-        slope=torch.where(
-            rich[..., None], template.slope, template.slope / steepness.clamp_min(LEAST_STEEPNESS)[:, None]
-        ),
-        brightness=torch.where(rich, brightness, template.brightness),
-    )
-    one = torch.ones_like(gain)
-    under = Alignment(
-        state.dst_homo_src,
-        torch.where(pairs.is_rich, one, gain),
-        torch.where(pairs.is_rich, torch.zeros_like(one), bias),
-    )
-    return Faint(lit, under, pairs.is_rich, is_better, taken)
+    one = torch.ones_like(pairs.share)
+    if pairs.fields is None:
+        slope = template.slope / view.steepness.clamp_min(LEAST_STEEPNESS)[:, None]
+        under = Alignment(state.dst_homo_src, *plain_light(state.weights))
+        return Faint(replace(template, slope=slope), under, one < 0, is_better, taken)
+    value, _ = pairs.light_up(state.weights)
+    brightness, _ = joint.light_up(state.weights, template.brightness, pairs.fields)
+    under = Alignment(state.dst_homo_src, one, torch.zeros_like(one))
+    return Faint(replace(template, value=value, brightness=brightness), under, one > 0, is_better, taken)

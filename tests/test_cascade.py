@@ -9,6 +9,8 @@ import torch
 from homoalign import AlignConfig, Status, align, cascade
 from homoalign.homography import corner_errors
 from homoalign.status import StopReason
+from jobs.bench.options import RenderOptions
+from jobs.bench.photometric import photometric_pairs
 from jobs.degrade import add_blur, adjust_exposure, occlude, see_by_other_sensor, to_uint8
 from jobs.synthetic import (
     load_photograph,
@@ -346,3 +348,13 @@ def test_a_pair_that_runs_out_of_steps_goes_on_from_there():
         stopped = solve()
     assert stopped.stop_reason == [StopReason.MAX_ITERATIONS]
     assert result.gt_corner_error_px.item() < 0.5 * stopped.gt_corner_error_px.item()
+
+
+@pytest.mark.parametrize("number", [11, 13], ids=["beside what the search finds", "on normalised images"])
+def test_a_shade_that_leads_out_of_the_frame_is_found_out(number):
+    """Of images whose shades are all that coarse levels show, both descents and the search may go astray."""
+    render = RenderOptions(pairs=number + 1, seed=0, photographs=("retina",))
+    pairs = [pair for pair in photometric_pairs(render, 256, 10.0, 5.0) if pair.case == "vignetting"]
+    result = align(pairs[number].src, pairs[number].dst, gt=pairs[number].dst_homo_src)
+    assert result.gt_corner_error_px < 0.3  # the frame was left by 150 px and more
+    assert result.status == [Status.OK]

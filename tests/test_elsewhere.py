@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from homoalign import AlignConfig, Status, align, cascade
+from homoalign import AlignConfig, Status, align, weighing
 from homoalign.elsewhere import refine_shifted, shift_answers
 from homoalign.homography import corner_errors
 from homoalign.pyramid import Level, build_pyramid
@@ -42,7 +42,7 @@ def test_a_board_seen_obliquely_is_not_ok_and_says_why(numpy_rng, monkeypatch):
     result = align(*views)
     assert result.status[0] is not Status.OK
     assert "repeated texture" in result.status_detail[0]
-    monkeypatch.setattr(cascade, "RIVALLED", 99.0)
+    monkeypatch.setattr(weighing, "RIVALLED", 99.0)
     assert align(*views).confidence.item() > result.confidence.item() + 0.3
 
 
@@ -76,6 +76,6 @@ def test_of_what_shows_nothing_together_nothing_is_proposed(numpy_rng):
 
 
 def test_a_photograph_is_not_looked_at_elsewhere(numpy_rng, monkeypatch):
-    monkeypatch.setattr(cascade, "shift_answers", lambda *_: pytest.fail("it has no rival"))
+    monkeypatch.setattr(weighing, "shift_answers", lambda *_: pytest.fail("it has no rival"))
     pair = render_pair(load_scene("astronaut", gray=True), np.eye(3), SIZE, rng=numpy_rng)
     assert align(pair.src.clip(0, 1), pair.dst.clip(0, 1)).status[0] is Status.OK

@@ -19,7 +19,8 @@ def shaded():
 
 
 def error_px(pair, **settings):
-    result = align(pair.src, pair.dst, gt=pair.dst_homo_src, config=AlignConfig(**settings))
+    config = AlignConfig(use_search=False, use_features=False, **settings)
+    result = align(pair.src, pair.dst, gt=pair.dst_homo_src, config=config)
     return result.gt_corner_error_px.item(), result.status[0]
 
 

@@ -1,0 +1,82 @@
+"""Answers beside what rivals them: better ones are followed, those that an equal one rivals are doubted.
+
+B pairs, K hypotheses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from homoalign.attempt import Batch, Signal, attempt
+from homoalign.elsewhere import refine_shifted, shift_answers
+from homoalign.evidence import Evidence
+from homoalign.goodness import rivalry
+from homoalign.hypotheses import Hypotheses
+from homoalign.result import AlignResult
+from homoalign.rivals import doubt_rivalled, strongest_rival
+from homoalign.settled import WRECK, goodness_of, is_settled, names_of
+from homoalign.status import Initialisation
+
+LOOKS_BETTER = 1.05
+"""A start under which the images correlate so many times as well as under the answer is followed: the search prefers
+much that agrees a little to little that agrees fully."""
+
+RIVALLED = 0.65
+"""Answers with a rival of at least this strength are looked at as they lie elsewhere."""
+
+SHIFTED = 6
+"""Shifts of an answer that are looked at."""
+
+
+def weigh_rivals(
+    batch: Batch, result: AlignResult, tried: list[tuple[Initialisation, Hypotheses]], signal: Signal
+) -> AlignResult:
+    """Follow the other starts that look better than the answers, and doubt the answers that others still rival.
+
+    Args:
+        batch: the pairs.
+        result: their answers.
+        tried: where else they might have started, by what proposed it.
+        signal: what is compared on the way.
+    """
+    tried = tried + _shift(batch, result)
+    if not any(len(each.pair) > 0 for _, each in tried):
+        return result
+    found = Hypotheses.concatenate([each for _, each in tried])
+    names = [name for name, each in tried for _ in range(len(each.pair))]
+    searched, pair = torch.unique(found.pair, return_inverse=True)
+    found, searched = replace(found, pair=pair), searched.cpu()
+    part, answers = batch.select(searched), result.select(searched)
+    rival, best = strongest_rival(part.src, part.dst, answers.dst_homo_src, found)
+    index = torch.nonzero(rival.cpu() > LOOKS_BETTER)[:, 0]
+    if len(index) > 0:
+        best = best[index.to(best.device)]
+        start, of_best = found.dst_homo_src[best], [names[i] for i in best.tolist()]
+        followed = part.select(index)
+        after = attempt(followed, start, of_best, is_near=True, signal=signal)
+        chosen = torch.nonzero(
+            is_settled(after, batch.config) & (goodness_of(after) > goodness_of(answers.select(index)))
+        )[:, 0]
+        answers = answers.put(index[chosen], after.select(chosen))
+        rival, _ = strongest_rival(part.src, part.dst, answers.dst_homo_src, found)
+    return result.put(searched, doubt_rivalled(answers, rival, batch.config))
+
+
+def _shift(batch: Batch, result: AlignResult) -> list[tuple[Initialisation, Hypotheses]]:
+    """Return the answers that may lie on a repeat elsewhere: shifted, then refined, as perspective asks for."""
+    evidence = Evidence.of_table(result.evidence)
+    is_rivalled = (rivalry(evidence) > RIVALLED) & (goodness_of(result) > WRECK)
+    index = torch.nonzero(is_rivalled)[:, 0]
+    if len(index) == 0:
+        return []
+    part = batch.select(index)
+    shifted = shift_answers(part.src, part.dst, result.dst_homo_src[index].to(part.src[0].image.device), SHIFTED)
+    if len(shifted.pair) == 0:
+        return []
+    found = refine_shifted(part.src, part.dst, shifted, batch.config)
+    found = replace(found, pair=index.to(found.pair.device)[found.pair])
+    names = names_of(result, found.pair.cpu())
+    of_name = {name: torch.nonzero(torch.tensor([each == name for each in names]))[:, 0] for name in names}
+    return [(name, found.select(rows.to(found.pair.device))) for name, rows in of_name.items()]
