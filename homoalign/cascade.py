@@ -193,7 +193,11 @@ def _attempt_better(
     before = result.select(index)
     gain = (_score(part, after) - _score(part, before)).cpu()
     good, good_before = goodness_of(after), goodness_of(before)
-    better = (gain > LEAST_GAIN[signal]) | ((gain > 0) & (good > good_before))
+    # Among equals the prior is right.
+    is_told = torch.tensor(
+        [i == Initialisation.PRIOR != name for i, name in zip(before.initialisation, names, strict=True)]
+    )
+    better = (gain > LEAST_GAIN[signal]) | ((gain > 0) & (good > good_before) & ~is_told)
     # A wreck may agree better, on the little that it shows.
     better |= (good >= GOOD_ENOUGH) & (good_before < WRECK)
     share, share_before = _explained(part, after), _explained(part, before)

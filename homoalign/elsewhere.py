@@ -10,13 +10,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from homoalign import rivals, verdict
+from homoalign import homography, verdict
 from homoalign.config import AlignConfig
 from homoalign.homography import image_size
 from homoalign.hypotheses import Hypotheses
 from homoalign.metrics import local_patterns
 from homoalign.pyramid import Level
 from homoalign.residual import Alignment, build_problem
+from homoalign.rivals import correlation_by_shift, other_peaks, shifts
+from homoalign.sampling import inverse
 from homoalign.schedule import HOMOGRAPHY, MOTION_PARAMETERS, SIMILARITY, Run, solve_run
 from homoalign.zoom import match_levels, zoom_octave
 
@@ -27,7 +29,7 @@ MAX_POINTS = 4096
 
 
 def shift_answers(src: list[Level], dst: list[Level], answer: Tensor, keep: int) -> Hypotheses:
-    """Return the answers shifted to where their patterns correlate best elsewhere.
+    """Return the answers with src shifted to where its patterns correlate best elsewhere.
 
     Args:
         src: pyramid of the source images, full size first.
@@ -46,16 +48,40 @@ def shift_answers(src: list[Level], dst: list[Level], answer: Tensor, keep: int)
         level = matched.from_full(answer[chosen])
         patterns = local_patterns(src[matched.src_level].select(chosen), dst[matched.dst_level].select(chosen), level)
         height, width = image_size(patterns.src)
-        peaks, _ = rivals.other_peaks(*rivals.correlation_by_shift(patterns), (height // 2, width // 2))
+        peaks, _ = other_peaks(*correlation_by_shift(patterns), (height // 2, width // 2))
         score, place = peaks.flatten(1).topk(keep)
         pair, rank = torch.nonzero(score > 0, as_tuple=True)
-        place = place[pair, rank]
-        shift = torch.eye(3, dtype=answer.dtype, device=answer.device).repeat(len(pair), 1, 1)
-        shift[:, 0, 2] = rivals.shifts(peaks.shape[2], peaks.device)[place % peaks.shape[2]].to(shift)
-        shift[:, 1, 2] = rivals.shifts(peaks.shape[1], peaks.device)[place // peaks.shape[2]].to(shift)
-        shifted = matched.to_full(shift @ level[pair])
-        found.append(Hypotheses(chosen[pair], shifted, score[pair, rank].double()))
+        place, (rows, columns) = place[pair, rank], peaks.shape[1:]
+        shift = torch.stack(
+            [shifts(columns, place.device)[place % columns], shifts(rows, place.device)[place // columns]]
+        )
+        shifted = _move_src(level, _centre(patterns.counted), pair, shift.mT.to(level))
+        there = torch.nonzero(shifted.isfinite().flatten(1).all(-1))[:, 0]
+        found.append(Hypotheses(chosen[pair], matched.to_full(shifted), score[pair, rank].double()).select(there))
     return Hypotheses.concatenate(found)
+
+
+def _centre(counted: Tensor) -> Tensor:
+    """Return (B, 2) float64, the mean x and y of what (B, H, W) bool `counted` names; NaN where that is nothing."""
+    x, y = (torch.arange(side, dtype=torch.float64, device=counted.device) for side in reversed(counted.shape[1:]))
+    of_columns, of_rows = counted.sum(1).double(), counted.sum(2).double()
+    return torch.stack([(of_columns * x).sum(-1), (of_rows * y).sum(-1)], dim=-1) / of_rows.sum(-1, keepdim=True)
+
+
+def _move_src(answer: Tensor, centre: Tensor, pair: Tensor, shift: Tensor) -> Tensor:
+    """Return (K, 3, 3) answers with src moved before them, as a lower model than a homography may do beside a prior.
+
+    Args:
+        answer: (B, 3, 3).
+        centre: (B, 2), of what both images show, in dst.
+        pair: (K,) int64, whose answer.
+        shift: (K, 2), by how much that centre moves in dst.
+    """
+    here = centre[pair]
+    places = homography.warp_points(inverse(answer)[pair], torch.stack([here, here + shift], dim=1))  # (K, 2, 2)
+    move = torch.eye(3, dtype=answer.dtype, device=answer.device).repeat(len(pair), 1, 1)
+    move[:, :2, 2] = places[:, 1] - places[:, 0]
+    return answer[pair] @ move
 
 
 def refine_shifted(src: list[Level], dst: list[Level], shifted: Hypotheses, config: AlignConfig) -> Hypotheses:
@@ -75,15 +101,16 @@ def refine_shifted(src: list[Level], dst: list[Level], shifted: Hypotheses, conf
     for zoom in sorted(set(octave.tolist())):
         part = shifted.select(torch.nonzero(octave == zoom)[:, 0])
         matched = match_levels(src, dst, zoom=zoom, side_px=SIDE_PX)
+        fit = config.photometric != "none"
         problem = build_problem(
             src[matched.src_level].select(part.pair),
             dst[matched.dst_level].select(part.pair),
             level=0,  # the levels' own pixels
             max_points=MAX_POINTS,
-            fit_photometric=config.photometric != "none",
+            fit_photometric=fit,
         )
-        matrix = matched.from_full(part.dst_homo_src)
-        state = Alignment(matrix, *problem.matched_moments(matrix))
+        matrix, one = matched.from_full(part.dst_homo_src), torch.ones_like(part.score)
+        state = Alignment(matrix, *(problem.matched_moments(matrix) if fit else (one, torch.zeros_like(one))))
         for motion in (SIMILARITY, HOMOGRAPHY):
             run = Run(1, min(motion, MOTION_PARAMETERS[config.model]), config.coarse_step_tol_px)
             state = solve_run(problem, state, run, config).state

@@ -311,8 +311,10 @@ def _conclude(pairs: Behind, state: LitAlignment, view: View, is_better: Tensor,
     if pairs.fields is None:
         slope = template.slope / view.steepness.clamp_min(LEAST_STEEPNESS)[:, None]
         under = Alignment(state.dst_homo_src, *plain_light(state.weights))
-        return Faint(replace(template, slope=slope), under, one < 0, is_better, taken)
+        return Faint(replace(template, slope=slope), under, torch.zeros_like(is_better), is_better, taken)
     value, _ = pairs.light_up(state.weights)
     brightness, _ = joint.light_up(state.weights, template.brightness, pairs.fields)
     under = Alignment(state.dst_homo_src, one, torch.zeros_like(one))
-    return Faint(replace(template, value=value, brightness=brightness), under, one > 0, is_better, taken)
+    return Faint(
+        replace(template, value=value, brightness=brightness), under, torch.ones_like(is_better), is_better, taken
+    )

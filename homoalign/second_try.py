@@ -48,24 +48,18 @@ def try_intensities(track: Track, solved: Solved) -> Solved:
         return solved
     part = replace(track.select(index), start=before.select(index), first_level=0)
     is_beside, beside = look_beside(part)
-    is_lit, lit = _look_lit(part)
-    for chosen, state in ((is_beside, beside), (is_lit & ~is_beside, lit)):
+    for chosen, state in ((is_beside, beside), (_is_lit_otherwise(part) & ~is_beside, part.start)):
         hopeful = torch.nonzero(chosen)[:, 0]
         if len(hopeful) > 0:
             solved = _try(part.select(hopeful), index[hopeful], state.select(hopeful), solved, state is beside)
     return solved
 
 
-def _look_lit(track: Track) -> tuple[Tensor, Alignment]:
-    """Look at pairs in the light that fits where they start.
-
-    Returns:
-        is_explained: (B,) bool, whether noise and rich light explain it, near enough to try.
-        state: where the pairs start, on top of that light.
-    """
+def _is_lit_otherwise(track: Track) -> Tensor:
+    """Return (B,) bool, whether noise and rich light explain pairs where they start, near enough to try."""
     src, dst, config = track.src[0], track.dst[0], track.config
     if config.photometric != "auto":
-        return torch.zeros_like(track.start.gain, dtype=torch.bool), track.start
+        return torch.zeros_like(track.start.gain, dtype=torch.bool)
     problem = build_problem(src, dst, level=0, max_points=config.points_per_level, fit_photometric=True)
     noise = residual_noise(src.noise, dst.noise, track.start.gain)
     light, state = fit_light(problem, track.start, src_noise=src.noise, noise=noise, loss_width=config.loss_width)
@@ -75,7 +69,8 @@ def _look_lit(track: Track) -> tuple[Tensor, Alignment]:
     heard = hear(track, problem, state, light.is_rich)
     heard_noise = residual_noise(heard.src[0].noise, heard.dst[0].noise, track.start.gain)
     is_explained = scale < NEARLY * UNEXPLAINED * heard_noise
-    return light.is_rich & is_clear & is_explained, state
+    is_lit: Tensor = light.is_rich & is_clear & is_explained
+    return is_lit
 
 
 def _try(track: Track, index: Tensor, before: Alignment, solved: Solved, is_beside: bool) -> Solved:
@@ -84,7 +79,7 @@ def _try(track: Track, index: Tensor, before: Alignment, solved: Solved, is_besi
     Args:
         track: some of the pairs.
         index: (b,) int64, which of `solved` they are.
-        before: where they start, in the light of that.
+        before: where they start, gain and bias as what is in sight there has them.
         solved: of all pairs.
         is_beside: whether something is in their way; else it is the light.
     """

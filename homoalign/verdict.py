@@ -74,7 +74,7 @@ def _judge_pair(
             f"; {100 * here:.0f} % of the blocks lie best where they are, and all would move the corners by "
             f"{drift:.2g} px at 480, give or take {drift_std:.2g}"
         )
-    if rival > REPEATED and correlation > LEAST_REPEATED:
+    if rival > REPEATED and abs(correlation) > LEAST_REPEATED:  # a chessboard lies as well in the negative
         doubt += f"; repeated texture: elsewhere src lies {100 * rival:.0f} % as well"
     unsettled = (StopReason.MAX_ITERATIONS, StopReason.NO_DESCENT, StopReason.OVERLAP_LOST)
     if stop_reason in unsettled and config.solver != "adam":

@@ -23,7 +23,7 @@ LOOKS_BETTER = 1.05
 """A start under which the images correlate so many times as well as under the answer is followed: the search prefers
 much that agrees a little to little that agrees fully."""
 
-RIVALLED = 0.65
+RIVALLED = 0.55
 """Answers with a rival of at least this strength are looked at as they lie elsewhere."""
 
 SHIFTED = 6
