@@ -135,7 +135,7 @@ class Behind:
         return replace(template, slope=template.slope * view.steepness[:, None])
 
     def normal_equations(self, template: Template, view: View, stride: int = 1) -> tuple[Tensor, Tensor]:
-        """Return (B, P, P) J W J^T and (B, P) J W r of all parameters, float64, zero for those that there are not.
+        """Return (B, P, P) J W J^T and (B, P) J W r of all parameters, float64, zero for those that it has not.
 
         The former is told from every `stride`-th point where light is rich.
         """

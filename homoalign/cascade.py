@@ -2,7 +2,8 @@
 
     prior or identity -> exhaustive search -> local features
 
-Wherever the blocks of the overlap all point elsewhere, that is tried before the next, dearer one.
+Wherever the blocks of the overlap all point elsewhere, that is tried before the next, dearer one. In the end answers
+are held against what rivals them (`weighing.py`).
 
 B pairs, K hypotheses.
 """
@@ -67,7 +68,7 @@ def run_cascade(batch: Batch, start: Tensor, initialisation: list[Initialisation
         return result
     result = _go_on(batch, _rematch(batch, result, start, signal), signal)
     tried: list[tuple[Initialisation, Hypotheses]] = []
-    if not bool(is_settled(result, batch.config).all()):  # as most are
+    if not bool(is_settled(result, config).all()):  # most batches are
         result, tried = _try_more(batch, result, start, signal)
     return weigh_rivals(batch, result, tried, signal)
 
@@ -193,11 +194,10 @@ def _attempt_better(
     before = result.select(index)
     gain = (_score(part, after) - _score(part, before)).cpu()
     good, good_before = goodness_of(after), goodness_of(before)
-    # Among equals the prior is right.
-    is_told = torch.tensor(
-        [i == Initialisation.PRIOR != name for i, name in zip(before.initialisation, names, strict=True)]
-    )
-    better = (gain > LEAST_GAIN[signal]) | ((gain > 0) & (good > good_before) & ~is_told)
+    # Repeats may look a hair better: that alone does not leave a prior.
+    starts = zip(before.initialisation, names, strict=True)
+    leaves_prior = torch.tensor([start == Initialisation.PRIOR and name != start for start, name in starts])
+    better = (gain > LEAST_GAIN[signal]) | ((gain > 0) & (good > good_before) & ~leaves_prior)
     # A wreck may agree better, on the little that it shows.
     better |= (good >= GOOD_ENOUGH) & (good_before < WRECK)
     share, share_before = _explained(part, after), _explained(part, before)
@@ -226,7 +226,7 @@ def _score(batch: Batch, result: AlignResult) -> Tensor:
 
 
 def _search(batch: Batch, start: Tensor) -> Hypotheses:
-    """Search every pair, and refine what is found, beside the start: light may have led away from it."""
+    """Search every pair, and refine what is found and the start itself, from which light may have led away."""
     found, scores = [], []
     for i in range(len(batch.src[0].image)):
         one = batch.select(torch.tensor([i]))

@@ -18,7 +18,7 @@ from homoalign.schedule import plan_runs, solve_run
 from homoalign.track import Descent, Solved, Track, append_trace
 
 DOUBTFUL_CORRELATION = 0.7
-"""Pairs whose local correlation is below this before the full size get a second look."""
+"""Pairs that are less alike before the full size, by local correlation and what they share, get a second look."""
 
 DOUBT_SIDE_PX = 100
 """That correlation is measured on the finest level whose shorter side is no longer."""
@@ -27,7 +27,7 @@ LEAST_NORMALISED_SIDE_PX = 24
 """Smaller levels have hardly any neighbourhoods to be normalised by."""
 
 LEAST_SHARED = 0.3
-"""Of dst: what shares less, as images do that were led out of the frame, is the more alike by chance."""
+"""Share of dst below which a correlation counts for less: what was led nearly out of the frame is alike by chance."""
 
 CLEARLY_BETTER = 0.02
 """By so much the second look must correlate better."""
@@ -72,23 +72,25 @@ def _look_again(track: Track, descent: Descent) -> Descent:
     sides = [min(*image_size(src.image), *image_size(dst.image)) for src, dst in zip(track.src, track.dst, strict=True)]
     level = next((i for i, side in enumerate(sides) if i and side <= DOUBT_SIDE_PX), len(sides) - 1)
 
-    def fit(some: Track, state: Alignment) -> Tensor:
+    def likeness(some: Track, state: Alignment) -> Tensor:
         matrix = homography.rescale(state.dst_homo_src, level)
         patterns = metrics.local_patterns(some.src[level], some.dst[level], matrix)
         shared = patterns.counted.flatten(1).double().mean(-1)
-        return metrics.local_correlation(patterns)[0].nan_to_num(-1.0) * (shared / LEAST_SHARED).clamp_max(1)
+        correlation = metrics.local_correlation(patterns)[0].nan_to_num(-1.0)
+        # A negative that is seen whole is no worse than what is hardly seen.
+        return torch.minimum(correlation, correlation * (shared / LEAST_SHARED).clamp_max(1))
 
-    first = fit(track, descent.state)
+    first = likeness(track, descent.state)
     doubtful = torch.nonzero(first < DOUBTFUL_CORRELATION)[:, 0]
     if len(doubtful) == 0:
         return descent
     some = track.select(doubtful).shallow(LEAST_NORMALISED_SIDE_PX)
     again = _descend(some, some.start, normalised=True)
-    better = torch.nonzero(fit(some, again.state) > first[doubtful] + CLEARLY_BETTER)[:, 0]
+    better = torch.nonzero(likeness(some, again.state) > first[doubtful] + CLEARLY_BETTER)[:, 0]
     chosen = Descent(
         again.state.select(better),
         again.num_iterations[better],
-        again.is_normalised[better],
+        again.needs_light[better],
         [again.levels[i] for i in better.tolist()],
     )
     return descent.put(doubtful[better], chosen)

@@ -29,7 +29,7 @@ RIGHT_480 = 5.0
 """The contract's: mean corner error at 480 below which an answer is right."""
 
 MOST_RIVAL = 1.01
-"""A place where src lies clearly better says no more: intensities may not be what is alike."""
+"""Where src lies better than this elsewhere, how much better says no more: intensities may not be what is alike."""
 
 LEAST_SHARE = 0.03
 """Shares nearer to 0 or 1 than about this say no more."""

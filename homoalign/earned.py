@@ -40,7 +40,14 @@ MAX_ITERATIONS = 10
 
 
 def is_unsupported(covariance: Tensor, dst_homo_src: Tensor, src: Level, dst: Level) -> Tensor:
-    """Return (B,) bool, where the data do not hold the corners of full-size alignments."""
+    """Return (B,) bool, where the data do not hold the corners.
+
+    Args:
+        covariance: (B, P, P) of the parameters, the first eight those of sl(3).
+        dst_homo_src: (B, 3, 3), full-size alignments.
+        src: source images.
+        dst: destination images.
+    """
     corners = metrics.corner_covariance(covariance, dst_homo_src, *image_size(src.image))
     std_480 = 480 / min(image_size(dst.image)) * metrics.corner_std(corners)
     unsupported: Tensor = ~(std_480 <= WEAK_480)  # NaN: they are not determined at all

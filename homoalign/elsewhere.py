@@ -23,9 +23,10 @@ from homoalign.schedule import HOMOGRAPHY, MOTION_PARAMETERS, SIMILARITY, Run, s
 from homoalign.zoom import match_levels, zoom_octave
 
 SIDE_PX = 80
-"""Shifted answers are refined on the level whose shorter side is nearest to this."""
+"""Shifted answers are refined on levels whose sides come nearest to this, as `match_levels` measures them."""
 
 MAX_POINTS = 4096
+"""About how many of their pixels they are refined on."""
 
 
 def shift_answers(src: list[Level], dst: list[Level], answer: Tensor, keep: int) -> Hypotheses:
@@ -52,10 +53,8 @@ def shift_answers(src: list[Level], dst: list[Level], answer: Tensor, keep: int)
         score, place = peaks.flatten(1).topk(keep)
         pair, rank = torch.nonzero(score > 0, as_tuple=True)
         place, (rows, columns) = place[pair, rank], peaks.shape[1:]
-        shift = torch.stack(
-            [shifts(columns, place.device)[place % columns], shifts(rows, place.device)[place // columns]]
-        )
-        shifted = _move_src(level, _centre(patterns.counted), pair, shift.mT.to(level))
+        x, y = shifts(columns, place.device)[place % columns], shifts(rows, place.device)[place // columns]
+        shifted = _move_src(level, _centre(patterns.counted), pair, torch.stack([x, y], dim=-1).to(level))
         there = torch.nonzero(shifted.isfinite().flatten(1).all(-1))[:, 0]
         found.append(Hypotheses(chosen[pair], matched.to_full(shifted), score[pair, rank].double()).select(there))
     return Hypotheses.concatenate(found)
@@ -69,7 +68,7 @@ def _centre(counted: Tensor) -> Tensor:
 
 
 def _move_src(answer: Tensor, centre: Tensor, pair: Tensor, shift: Tensor) -> Tensor:
-    """Return (K, 3, 3) answers with src moved before them, as a lower model than a homography may do beside a prior.
+    """Return (K, 3, 3) answers after a shift of src: beside a prior, that is all a lower model may do.
 
     Args:
         answer: (B, 3, 3).
@@ -91,7 +90,7 @@ def refine_shifted(src: list[Level], dst: list[Level], shifted: Hypotheses, conf
         src: pyramid of the source images, full size first.
         dst: pyramid of the destination images.
         shifted: of `shift_answers`.
-        config: the model of motion, and the loss.
+        config: the model of motion, the light, the loss and the steps.
 
     Returns:
         As many hypotheses, by pair, with the scores they came with.

@@ -41,8 +41,8 @@ class Evidence:
         weak_correlation: `weak` of it, likewise.
         overlap: share of dst that is covered.
         src_overlap: share of src that lands on dst.
-        rival: `rivals.rival_correlation`, or of another start that was tried, or the answer shifted and refined
-            (`rivals.strongest_rival`).
+        rival: `rivals.rival_correlation`, or that of another start that was tried, or of the answer shifted and
+            refined (`rivals.strongest_rival`).
         unexplained: the residual's scale, with the light fitted, over what noise alone gives it.
         corner_std_480: precision that the solver predicts, pixels of a dst whose shorter side is 480; NaN where it
             predicts none, `UNDETERMINED_480` where the data do not determine the motion.

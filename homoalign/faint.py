@@ -162,7 +162,7 @@ def solve_faint(
     rich = torch.nonzero(light.is_rich)[:, 0]
     plain = torch.nonzero(~light.is_rich)[:, 0]
     if len(plain) > 0:
-        turn = _first_turn(pairs.select(plain), start.select(plain), track)
+        turn = _first_turn(pairs.select(plain), start.select(plain), track.config.loss_width)
         if track.config.photometric == "auto":
             is_otherwise = is_clear[plain] & _is_lit_otherwise(turn)
             rest = torch.nonzero(~is_otherwise)[:, 0]
@@ -171,7 +171,7 @@ def solve_faint(
             found = found.put(plain, _settle(turn, max_rounds))
     if len(rich) > 0:
         lit = replace(pairs.select(rich), fields=_fields_of(raw.template.u[rich]))
-        found = found.put(rich, _settle(_first_turn(lit, start.select(rich), track), max_rounds))
+        found = found.put(rich, _settle(_first_turn(lit, start.select(rich), track.config.loss_width), max_rounds))
     return found
 
 
@@ -193,10 +193,10 @@ class _Turn:
         )
 
 
-def _first_turn(pairs: Behind, state: LitAlignment, track: Track) -> _Turn:
+def _first_turn(pairs: Behind, state: LitAlignment, loss_width: float) -> _Turn:
     """Return where pairs start, with a loss as wide as their residuals ask for."""
-    view, width = pairs.look(state), track.config.loss_width
-    widths = loss_widths(view.residual, view.seen, pairs.raw.scale_floor, width, max(width, CLEAN_LOSS_WIDTH))
+    view, floor = pairs.look(state), pairs.raw.scale_floor
+    widths = loss_widths(view.residual, view.seen, floor, loss_width, max(loss_width, CLEAN_LOSS_WIDTH))
     pairs = replace(pairs, in_scales=widths)
     return _turn(pairs, state, pairs.weigh(view))
 

@@ -17,7 +17,7 @@ from homoalign.faint import find_faint, solve_faint
 from homoalign.joint import solve_jointly
 from homoalign.leftover import hear
 from homoalign.noise import UNEXPLAINED, residual_noise
-from homoalign.photometry import Light, apply_light, fit_light, sample, to_plain
+from homoalign.photometry import Light, apply_light, fit_light, has_contrast, sample, to_plain
 from homoalign.precision import measure_precision
 from homoalign.refinement import (
     Cleaned,
@@ -34,9 +34,6 @@ from homoalign.solver import CONVERGED, OVERLAP_LOST, REASONS
 from homoalign.status import StopReason
 from homoalign.template import Template
 from homoalign.track import Descent, Solved, Track, append_trace
-
-LARGEST_NOISE = 0.3
-"""Share of src's variance above which light is a gain and a bias."""
 
 
 def finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solved:
@@ -59,8 +56,7 @@ def finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solved
     light = Light.plain(state.gain)
     cleaned = clean_source(raw.template, src)
     template = lit = refine_template(raw.template, cleaned)
-    # Of noise as strong as the contrast a tone curve says more than of src.
-    is_clear = src.noise.square() < LARGEST_NOISE * src.contrast.square()
+    is_clear = has_contrast(src)
     every, saturation = raw.template.usable, find_saturation(raw.template, src, dst)
     if is_beside:
         raw, lit, light, state, taken = clear_away(raw, template, template, light, state, is_clear, track)
@@ -72,7 +68,7 @@ def finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solved
             raw = replace(raw, dst=spline_level(dst), interpolation="spline")
             track = hear(track, replace(raw, template=template), state, torch.ones_like(is_clear))
         # Before the last run only the light of those that were solved on normalised images is needed.
-        index = torch.nonzero((descent.is_normalised | run.is_refined) & is_clear)[:, 0]
+        index = torch.nonzero((descent.needs_light | run.is_refined) & is_clear)[:, 0]
         if config.photometric == "auto" and len(index):
             light, state = _fit_light_of(index, replace(raw, template=template), state, light, track)
         lit = apply_light(replace(template, usable=raw.template.usable), light)
@@ -155,7 +151,7 @@ def _conclude(end: _End, raw: DirectProblem, descent: Descent, track: Track) -> 
         descent: of the levels before.
         track: the pairs.
     """
-    of_level = Descent(end.state, descent.num_iterations + end.num_iterations, descent.is_normalised, descent.levels)
+    of_level = Descent(end.state, descent.num_iterations + end.num_iterations, descent.needs_light, descent.levels)
     stop = [REASONS[reason] for reason in end.stop.tolist()]
     solved = _measure(track, of_level, replace(raw, template=end.lit), stop)
     state, plain_scale = to_plain(end.light.is_rich, end.lit.value, raw, solved.alignment)

@@ -144,7 +144,8 @@ def move(H_b_a: Tensor, motion: Tensor, height: int, width: int) -> Tensor:
         width: of image b, pixels.
     """
     from_centred = pixels_from_centred(height, width, device=motion.device)
-    return normalise(from_centred @ motion @ torch.linalg.inv(from_centred) @ H_b_a)
+    # Column by column, as an inverse comes, one pair's product is rounded otherwise than that of many.
+    return normalise(from_centred @ motion @ torch.linalg.inv(from_centred).contiguous() @ H_b_a)
 
 
 def velocities(x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -61,7 +61,8 @@ class Hypotheses:
     Attributes:
         pair: (K,) int64, whose.
         dst_homo_src: (K, 3, 3) float64, full-size pixels.
-        score: (K,) float64: correlation of structure times the square root of the overlap's share of the frame.
+        score: (K,) float64, by which they are ranked: from `refine` on the correlation of structure times the square
+            root of the overlap's share of the frame.
     """
 
     pair: Tensor
@@ -71,6 +72,12 @@ class Hypotheses:
     def select(self, index: Tensor) -> Hypotheses:
         """Return those that `index` (int64) names."""
         return Hypotheses(self.pair[index], self.dst_homo_src[index], self.score[index])
+
+    @staticmethod
+    def none(device: torch.device) -> Hypotheses:
+        """Return no hypotheses."""
+        matrix = torch.empty(0, 3, 3, dtype=torch.float64, device=device)
+        return Hypotheses(torch.empty(0, dtype=torch.int64, device=device), matrix, matrix[:, 0, 0])
 
     @staticmethod
     def concatenate(parts: Sequence[Hypotheses]) -> Hypotheses:

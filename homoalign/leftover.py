@@ -60,7 +60,11 @@ RIDGE = 1e-6
 def hear(track: Track, problem: DirectProblem, state: Alignment, among: Tensor) -> Track:
     """Return the pairs with as much noise as there is in what is left, where that is noise, and more than they show.
 
-    Only those that (B,) bool `among` names, so that no pair's answer depends on which others it comes with.
+    Args:
+        track: the pairs.
+        problem: of their full-size images.
+        state: alignments that are good to a fraction of a pixel.
+        among: (B,) bool, which pairs are listened to, so that no pair's answer depends on which others it comes with.
     """
     if not bool(among.any()):
         return track

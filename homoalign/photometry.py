@@ -46,6 +46,10 @@ SATURATED = 0.5 / 255
 """Intensities this close to 0 or 1 say nothing about how bright it was."""
 
 
+LARGEST_NOISE = 0.3
+"""Share of src's variance above which light is a gain and a bias."""
+
+
 @dataclass(frozen=True, slots=True)
 class Light:
     """How dst's intensities follow from src's.
@@ -79,6 +83,14 @@ class Light:
             self.is_rich.index_copy(0, index, part.is_rich),
             self.is_certain.index_copy(0, index, part.is_certain),
         )
+
+
+def has_contrast(src: Level) -> Tensor:
+    """Return (B,) bool, whether src has contrast enough for more than a gain and a bias to be told.
+
+    Of noise as strong as the contrast a tone curve says more than of src.
+    """
+    return src.noise.square() < LARGEST_NOISE * src.contrast.square()
 
 
 def fit_light(

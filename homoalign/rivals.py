@@ -94,7 +94,12 @@ def _second_best(both: Tensor, energy_a: Tensor, energy_b: Tensor, reach: tuple[
 
 
 def other_peaks(both: Tensor, energy_a: Tensor, energy_b: Tensor, reach: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Return (B, h, w) the correlation at its other peaks, 0 elsewhere, and (B,) what it is unshifted."""
+    """Return (B, h, w) the correlation at its other peaks, 0 elsewhere, and (B,) what it is unshifted.
+
+    Args:
+        both, energy_a, energy_b: of `correlation_by_shift`.
+        reach: largest shift along y and x, pixels.
+    """
     whole_a, whole_b = energy_a[:, :1, :1], energy_b[:, :1, :1]
     enough = (energy_a > LEAST_SHIFTED * whole_a) & (energy_b > LEAST_SHIFTED * whole_b)
     found = torch.where(enough, both / (energy_a * energy_b).clamp_min(1e-12).sqrt(), 0.0)
@@ -113,7 +118,7 @@ def shifts(side: int, device: torch.device) -> Tensor:
 
 
 def doubt_rivalled(result: AlignResult, rival: Tensor, config: AlignConfig) -> AlignResult:
-    """Doubt answers that another hypothesis rivals: turned, zoomed or further away than `rival_correlation` looks.
+    """Doubt answers that another hypothesis rivals: turned, zoomed, refined, or further away than the shifts above.
 
     Args:
         result: the answers.
@@ -142,7 +147,7 @@ def strongest_rival(src: list[Level], dst: list[Level], answer: Tensor, found: H
         src: pyramid of the source images, full size first.
         dst: pyramid of the destination images.
         answer: (B, 3, 3) float64, full-size pixels.
-        found: refined hypotheses about the pairs, the answers' own starts among them.
+        found: refined hypotheses about the pairs; those at the answers' own places do not count.
 
     Returns:
         rival: (B,) float64, its correlation over that of the answer; 0 without one.

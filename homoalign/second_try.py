@@ -17,11 +17,11 @@ from homoalign import homography
 from homoalign.clearing import NEARLY, look_beside
 from homoalign.earned import is_unsupported
 from homoalign.explained import explained_share, explains_more
-from homoalign.full_size import LARGEST_NOISE, finish
+from homoalign.full_size import finish
 from homoalign.homography import image_size
 from homoalign.leftover import hear
 from homoalign.noise import UNEXPLAINED, residual_noise
-from homoalign.photometry import apply_light, fit_light
+from homoalign.photometry import apply_light, fit_light, has_contrast
 from homoalign.residual import Alignment, build_problem
 from homoalign.solver import robust_scale
 from homoalign.track import Descent, Solved, Track
@@ -30,7 +30,8 @@ FURTHEST = 0.04
 """Of the shorter side: so far from structure's answer what intensities find may be, where it explains no more."""
 
 MOST_LIT = 1.3
-"""Times its noise that a residual may be under another light, which can pass for much that is none."""
+"""How many times its noise a residual may be once light explains it: rich light can pass for much that is none, so less
+than `UNEXPLAINED`."""
 
 
 def try_intensities(track: Track, solved: Solved) -> Solved:
@@ -38,7 +39,7 @@ def try_intensities(track: Track, solved: Solved) -> Solved:
 
     Args:
         track: the pairs.
-        solved: on structure.
+        solved: by intensities, and by structure where these left more than noise.
     """
     before = solved.alignment
     noise = residual_noise(track.src[0].noise, track.dst[0].noise, before.gain)
@@ -48,14 +49,16 @@ def try_intensities(track: Track, solved: Solved) -> Solved:
         return solved
     part = replace(track.select(index), start=before.select(index), first_level=0)
     is_beside, beside = look_beside(part)
-    for chosen, state in ((is_beside, beside), (_is_lit_otherwise(part) & ~is_beside, part.start)):
+    is_lit = _light_may_explain(part) & ~is_beside
+    for is_cover, chosen, state in ((True, is_beside, beside), (False, is_lit, part.start)):
         hopeful = torch.nonzero(chosen)[:, 0]
         if len(hopeful) > 0:
-            solved = _try(part.select(hopeful), index[hopeful], state.select(hopeful), solved, state is beside)
+            some, before = part.select(hopeful), state.select(hopeful)
+            solved = _try(some, index[hopeful], before, solved, is_beside=is_cover)
     return solved
 
 
-def _is_lit_otherwise(track: Track) -> Tensor:
+def _light_may_explain(track: Track) -> Tensor:
     """Return (B,) bool, whether noise and rich light explain pairs where they start, near enough to try."""
     src, dst, config = track.src[0], track.dst[0], track.config
     if config.photometric != "auto":
@@ -65,15 +68,14 @@ def _is_lit_otherwise(track: Track) -> Tensor:
     light, state = fit_light(problem, track.start, src_noise=src.noise, noise=noise, loss_width=config.loss_width)
     problem = replace(problem, template=apply_light(problem.template, light))
     scale = robust_scale(*problem.evaluate(state), problem.scale_floor)
-    is_clear = src.noise.square() < LARGEST_NOISE * src.contrast.square()
     heard = hear(track, problem, state, light.is_rich)
     heard_noise = residual_noise(heard.src[0].noise, heard.dst[0].noise, track.start.gain)
     is_explained = scale < NEARLY * UNEXPLAINED * heard_noise
-    is_lit: Tensor = light.is_rich & is_clear & is_explained
+    is_lit: Tensor = light.is_rich & has_contrast(src) & is_explained
     return is_lit
 
 
-def _try(track: Track, index: Tensor, before: Alignment, solved: Solved, is_beside: bool) -> Solved:
+def _try(track: Track, index: Tensor, before: Alignment, solved: Solved, *, is_beside: bool) -> Solved:
     """Solve the full size on intensities, and keep what these explain now.
 
     Args:

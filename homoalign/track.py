@@ -94,13 +94,14 @@ class Descent:
     Attributes:
         state: so far.
         num_iterations: (B,) int32.
-        is_normalised: (B,) bool, whether that was on locally normalised images.
+        needs_light: (B,) bool, whether light is to be told before the first run of the full size, as after levels of
+            locally normalised images, which say nothing of it.
         levels: traces of the levels so far.
     """
 
     state: Alignment
     num_iterations: Tensor
-    is_normalised: Tensor
+    needs_light: Tensor
     levels: list[list[LevelTrace]]
 
     def put(self, index: Tensor, part: Descent) -> Descent:
@@ -111,7 +112,7 @@ class Descent:
         return Descent(
             self.state.put(index, part.state),
             self.num_iterations.index_copy(0, index, part.num_iterations),
-            self.is_normalised.index_copy(0, index, part.is_normalised),
+            self.needs_light.index_copy(0, index, part.needs_light),
             levels,
         )
 
@@ -128,7 +129,7 @@ class Solved:
         fitted_scale: (B,) the same with all of dst's light fitted; NaN likewise.
         covariance: (B, P, P) of the parameters, the first eight those of sl(3); NaN where not estimated.
         levels: the traces, coarse to fine; empty unless asked for.
-        noise: (B, 2) `Track.noise`, by what the first solver left where that tells it better than the images do.
+        noise: (B, 2) `Track.noise`, by what the last one on intensities left where that tells it better than images do.
     """
 
     alignment: Alignment
@@ -176,13 +177,11 @@ class Solved:
 
 def _merged(first: list[LevelTrace], then: list[LevelTrace]) -> list[LevelTrace]:
     """Return one trace of both solvers, a level once: where it ended, after as many iterations as both took."""
-    again = {trace.level: trace for trace in then}
-    return [
-        replace(again[trace.level], num_iterations=trace.num_iterations + again[trace.level].num_iterations)
-        if trace.level in again
-        else trace
-        for trace in first
-    ]
+    merged = {trace.level: trace for trace in first}
+    for trace in then:
+        before = merged[trace.level].num_iterations if trace.level in merged else 0
+        merged[trace.level] = replace(trace, num_iterations=before + trace.num_iterations)
+    return [merged[level] for level in sorted(merged, reverse=True)]
 
 
 def append_trace(

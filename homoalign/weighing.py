@@ -1,6 +1,6 @@
 """Answers beside what rivals them: better ones are followed, those that an equal one rivals are doubted.
 
-B pairs, K hypotheses.
+B pairs.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def weigh_rivals(
         tried: where else they might have started, by what proposed it.
         signal: what is compared on the way.
     """
-    tried = tried + _shift(batch, result)
-    if not any(len(each.pair) > 0 for _, each in tried):
+    shifted = _shift(batch, result)
+    found = Hypotheses.concatenate([*(each for _, each in tried), shifted])
+    if len(found.pair) == 0:
         return result
-    found = Hypotheses.concatenate([each for _, each in tried])
-    names = [name for name, each in tried for _ in range(len(each.pair))]
+    names = [name for name, each in tried for _ in range(len(each.pair))] + names_of(result, shifted.pair.cpu())
     searched, pair = torch.unique(found.pair, return_inverse=True)
     found, searched = replace(found, pair=pair), searched.cpu()
     part, answers = batch.select(searched), result.select(searched)
@@ -64,19 +64,15 @@ def weigh_rivals(
     return result.put(searched, doubt_rivalled(answers, rival, batch.config))
 
 
-def _shift(batch: Batch, result: AlignResult) -> list[tuple[Initialisation, Hypotheses]]:
-    """Return the answers that may lie on a repeat elsewhere: shifted, then refined, as perspective asks for."""
-    evidence = Evidence.of_table(result.evidence)
-    is_rivalled = (rivalry(evidence) > RIVALLED) & (goodness_of(result) > WRECK)
-    index = torch.nonzero(is_rivalled)[:, 0]
-    if len(index) == 0:
-        return []
+def _shift(batch: Batch, result: AlignResult) -> Hypotheses:
+    """Return the answers that may lie on a repeat: shifted, then refined, as perspective asks for."""
+    is_rivalled = rivalry(Evidence.of_table(result.evidence)) > RIVALLED
+    index = torch.nonzero(is_rivalled & (goodness_of(result) > WRECK))[:, 0]
     part = batch.select(index)
-    shifted = shift_answers(part.src, part.dst, result.dst_homo_src[index].to(part.src[0].image.device), SHIFTED)
-    if len(shifted.pair) == 0:
-        return []
-    found = refine_shifted(part.src, part.dst, shifted, batch.config)
-    found = replace(found, pair=index.to(found.pair.device)[found.pair])
-    names = names_of(result, found.pair.cpu())
-    of_name = {name: torch.nonzero(torch.tensor([each == name for each in names]))[:, 0] for name in names}
-    return [(name, found.select(rows.to(found.pair.device))) for name, rows in of_name.items()]
+    device = batch.src[0].image.device
+    if len(index) == 0:
+        return Hypotheses.none(device)
+    found = shift_answers(part.src, part.dst, result.dst_homo_src[index].to(device), SHIFTED)
+    if len(found.pair) > 0:
+        found = refine_shifted(part.src, part.dst, found, batch.config)
+    return replace(found, pair=index.to(device)[found.pair])

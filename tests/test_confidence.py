@@ -34,7 +34,7 @@ def test_a_good_fit_is_trusted_and_none_is_not():
 @pytest.mark.parametrize(
     "change",
     [
-        {"rival": 1.0},
+        {"rival": 1.02},
         {"drift_480": 25.0},
         {"drift_std_480": 25.0},
         {"parts_here": 0.05, "local_correlation": 0.1, "drift_480": 4.0},
@@ -44,6 +44,10 @@ def test_a_good_fit_is_trusted_and_none_is_not():
 )
 def test_each_doubt_alone_is_enough(change):
     assert told(**(GOOD | change)) < 0.5
+
+
+def test_of_two_places_that_are_as_good_either_may_be_right():
+    assert 0.4 < told(**(GOOD | {"rival": 1.0})) < 0.55
 
 
 def test_blocks_that_nobody_asked_are_taken_to_lie_where_they_are():

@@ -4,6 +4,9 @@ import pytest
 import torch
 
 from homoalign import AlignConfig, Status, align, attempt, second_try
+from homoalign.evidence import EVIDENCE
+from homoalign.result import LevelTrace
+from homoalign.track import _merged
 from jobs.bench.occlusion import occlusion_pairs
 from jobs.bench.options import RenderOptions
 from jobs.bench.photometric import photometric_pairs
@@ -38,7 +41,8 @@ def test_a_codecs_losses_are_not_light_that_is_missing():
     assert error_px(pair)[0] < 0.5  # structure: 0.9
 
 
-def test_who_wants_no_light_gets_none(shaded):
+def test_who_wants_no_light_gets_none(shaded, monkeypatch):
+    monkeypatch.setattr(second_try, "fit_light", lambda *_, **__: pytest.fail("nobody asked for light"))
     error, _ = error_px(shaded, photometric="gain_bias")
     assert error > 1
 
@@ -49,8 +53,7 @@ def test_what_is_explained_already_is_left_alone(monkeypatch):
     assert error_px(pair)[1] is Status.OK
 
 
-def test_light_does_not_pass_for_what_is_no_light(shaded, monkeypatch):
-    """Where the residual stays louder than noise, structure's answer stands."""
+def test_what_stays_louder_than_the_limit_keeps_structures_answer(shaded, monkeypatch):
     monkeypatch.setattr(second_try, "MOST_LIT", 0.5)
     assert error_px(shaded)[0] > 4
 
@@ -67,5 +70,24 @@ def test_a_pair_is_tried_as_it_is_alone(shaded):
     together = align(src, dst)
     for k in range(len(pairs)):
         alone = align(src[k : k + 1], dst[k : k + 1])
-        torch.testing.assert_close(together.dst_homo_src[k], alone.dst_homo_src[0], rtol=0, atol=1e-9)
+        assert torch.equal(together.dst_homo_src[k], alone.dst_homo_src[0])
+        assert torch.equal(together.corner_std_px[k], alone.corner_std_px[0])
+        torch.testing.assert_close(together.evidence[k], alone.evidence[0], rtol=0, atol=0, equal_nan=True)
         assert together.status[k] is alone.status[0]
+
+
+def test_noise_that_a_codec_hides_is_what_the_evidence_counts_by():
+    """What light leaves of a JPEG is more than its images show, and no more than noise."""
+    pairs = photometric_pairs(RETINA, 256, 10.0, 5.0)
+    pair = next(pair for pair in pairs if (pair.case, pair.number) == ("everything", 4))
+    result = align(pair.src, pair.dst, config=AlignConfig(use_search=False, use_features=False))
+    assert result.evidence[0, EVIDENCE.index("unexplained")] < 2
+
+
+def test_the_trace_holds_levels_that_only_the_second_try_solved():
+    def level(number, taken):
+        size = {"height": 8, "width": 8}
+        return LevelTrace(level=number, num_iterations=taken, photometric_l1=0.1, gt_reprojection_l1=0.1, **size)
+
+    merged = _merged([level(2, 3), level(1, 4)], [level(1, 5), level(0, 6)])
+    assert [(trace.level, trace.num_iterations) for trace in merged] == [(2, 3), (1, 9), (0, 6)]

@@ -31,7 +31,9 @@ PRIOR = {
     "no_rival": (20.0, 100.0),
     "rival": (20.0, 100.0),
 }
-"""Mean and standard deviation of each coefficient, of the logarithms of those in `POSITIVE`."""
+"""Mean and standard deviation of each coefficient, of the logarithms of those in `POSITIVE`.
+
+Those of the rival are all but free: the pairs say how steep the step is from one a hundredth worse to one as good."""
 
 POSITIVE = ("parts_here", "correlation", "error")
 
