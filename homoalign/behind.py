@@ -155,9 +155,9 @@ class Behind:
 
     def is_free(self) -> Tensor:
         """Return (P,) bool, which parameters are solved for."""
-        free = torch.full((8 + joint.NUM_FUNCTIONS,), self.fields is not None, device=self.share.device)
+        free = torch.ones(8 + joint.NUM_FUNCTIONS, dtype=torch.bool, device=self.share.device)
         free[:8] = torch.arange(8, device=free.device) < self.free
-        free[8 : 8 + PLAIN] = True
+        free[8 + PLAIN :] = self.fields is not None
         free[8:] &= self.is_lit
         return free
 

@@ -69,14 +69,21 @@ def run_cascade(batch: Batch, start: Tensor, initialisation: list[Initialisation
     result = _go_on(batch, _rematch(batch, result, start, signal), signal)
     tried: list[tuple[Initialisation, Hypotheses]] = []
     if not bool(is_settled(result, config).all()):  # most batches are
-        result, tried = _try_more(batch, result, start, signal)
+        result, tried = _try_more(batch, result, start, initialisation, signal)
     return weigh_rivals(batch, result, tried, signal)
 
 
 def _try_more(
-    batch: Batch, result: AlignResult, start: Tensor, signal: Signal
+    batch: Batch, result: AlignResult, start: Tensor, initialisation: list[Initialisation], signal: Signal
 ) -> tuple[AlignResult, list[tuple[Initialisation, Hypotheses]]]:
-    """Try what is left to try, from the cheapest on, for pairs that are not settled yet.
+    """Try what is left to try for pairs that are not settled yet.
+
+    Args:
+        batch: the pairs.
+        result: their answers so far.
+        start: (B, 3, 3), where they started.
+        initialisation: what that was.
+        signal: what is compared first.
 
     Returns:
         The answers, and where else they might have started, by what proposed it.
@@ -86,8 +93,9 @@ def _try_more(
         result = _stay(batch, result)
     result = _follow_blocks(batch, result)
     tried: list[tuple[Initialisation, Hypotheses]] = []
-    steps: list[tuple[bool, Initialisation, Callable[[Batch, Tensor], Hypotheses]]] = [
+    steps: list[tuple[bool, Initialisation | None, Callable[[Batch, Tensor], Hypotheses]]] = [
         (config.use_search, Initialisation.SEARCH, _search),
+        (config.use_search, None, _refine_start),
         (config.use_features and config.model == "homography", Initialisation.FEATURES, _match),
     ]
     for is_wanted, name, propose in steps:
@@ -96,11 +104,15 @@ def _try_more(
             part = batch.select(doubtful)
             before = result.select(doubtful)
             proposed = propose(part, start[doubtful.to(start.device)])
-            tried.append((name, replace(proposed, pair=doubtful.to(proposed.pair.device)[proposed.pair])))
-            after = _escalate(part, before, name, proposed)
+            names = [name or initialisation[i] for i in doubtful.tolist()]
+            if name is not None:
+                tried.append((name, replace(proposed, pair=doubtful.to(proposed.pair.device)[proposed.pair])))
+            after = _escalate(part, before, names, proposed)
             is_new = (after.dst_homo_src != before.dst_homo_src).any(-1).any(-1)
             after = _go_on(part, _follow_blocks(part, after, among=is_new), signal)
-            result = result.put(doubtful, after)
+            # From its start a pair may look better than it is, by the edges of a cover: only what is good will do.
+            kept = _indices(is_settled(after, config)) if name is None else torch.arange(len(doubtful))
+            result = result.put(doubtful[kept], after.select(kept))
     return result, tried
 
 
@@ -171,8 +183,15 @@ def _follow_blocks(batch: Batch, result: AlignResult, among: Tensor | None = Non
     return _attempt_better(batch, result, index, result.second_opinion[index], names_of(result, index), signal)
 
 
-def _escalate(batch: Batch, result: AlignResult, name: Initialisation, proposed: Hypotheses) -> AlignResult:
-    """Try other starts, first on intensities, which are more precise, then on structure, which asks for less."""
+def _escalate(batch: Batch, result: AlignResult, names: list[Initialisation], proposed: Hypotheses) -> AlignResult:
+    """Try other starts, first on intensities, which are more precise, then on structure, which asks for less.
+
+    Args:
+        batch: the pairs.
+        result: their answers so far.
+        names: what each pair's start is called.
+        proposed: the starts.
+    """
     if len(proposed.pair) == 0:
         return result
     members, first = _first_of_each(proposed.pair)
@@ -181,7 +200,8 @@ def _escalate(batch: Batch, result: AlignResult, name: Initialisation, proposed:
         open_ = _indices(~is_settled(result, batch.config)[members])
         if len(open_) == 0:
             break
-        result = _attempt_better(batch, result, members[open_], start[open_], [name] * len(open_), signal)
+        of_open = [names[i] for i in members[open_].tolist()]
+        result = _attempt_better(batch, result, members[open_], start[open_], of_open, signal)
     return result
 
 
@@ -225,17 +245,23 @@ def _score(batch: Batch, result: AlignResult) -> Tensor:
     return structure_score(batch, result.dst_homo_src.to(batch.src[0].image.device))
 
 
-def _search(batch: Batch, start: Tensor) -> Hypotheses:
-    """Search every pair, and refine what is found and the start itself, from which light may have led away."""
+def _search(batch: Batch, _: Tensor) -> Hypotheses:
+    """Search every pair, and refine what is found."""
     found, scores = [], []
     for i in range(len(batch.src[0].image)):
         one = batch.select(torch.tensor([i]))
         matrix, score = search_similarities(one.src, one.dst, batch.config, keep=SEARCHED)
-        found.append(torch.cat([start[i : i + 1], matrix[0]]))
-        scores.append(torch.cat([score.new_full((1,), torch.inf), score[0]]))
+        found.append(matrix[0])
+        scores.append(score[0])
     count = torch.tensor([len(matrix) for matrix in found], device=found[0].device)
     pair = torch.arange(len(found), device=found[0].device).repeat_interleave(count)
     return refine(batch.src, batch.dst, Hypotheses(pair, torch.cat(found), torch.cat(scores)), batch.config)
+
+
+def _refine_start(batch: Batch, start: Tensor) -> Hypotheses:
+    """Refine the start itself on structure: light may have led intensities away from it."""
+    pair = torch.arange(len(start), device=start.device)
+    return refine(batch.src, batch.dst, Hypotheses(pair, start, torch.ones_like(start[:, 0, 0])), batch.config)
 
 
 def _match(batch: Batch, _: Tensor) -> Hypotheses:
