@@ -53,8 +53,8 @@ def try_intensities(track: Track, solved: Solved) -> Solved:
     for is_cover, chosen, state in ((True, is_beside, beside), (False, is_lit, part.start)):
         hopeful = torch.nonzero(chosen)[:, 0]
         if len(hopeful) > 0:
-            some, before = part.select(hopeful), state.select(hopeful)
-            solved = _try(some, index[hopeful], before, solved, is_beside=is_cover)
+            there = state.select(hopeful)
+            solved = _try(part.select(hopeful), index[hopeful], there, solved, is_beside=is_cover)
     return solved
 
 

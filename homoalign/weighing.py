@@ -56,9 +56,8 @@ def weigh_rivals(
         start, of_best = found.dst_homo_src[best], [names[i] for i in best.tolist()]
         followed = part.select(index)
         after = attempt(followed, start, of_best, is_near=True, signal=signal)
-        chosen = torch.nonzero(
-            is_settled(after, batch.config) & (goodness_of(after) > goodness_of(answers.select(index)))
-        )[:, 0]
+        is_better = goodness_of(after) > goodness_of(answers.select(index))
+        chosen = torch.nonzero(is_settled(after, batch.config) & is_better)[:, 0]
         answers = answers.put(index[chosen], after.select(chosen))
         rival, _ = strongest_rival(part.src, part.dst, answers.dst_homo_src, found)
     return result.put(searched, doubt_rivalled(answers, rival, batch.config))
@@ -68,10 +67,10 @@ def _shift(batch: Batch, result: AlignResult) -> Hypotheses:
     """Return the answers that may lie on a repeat: shifted, then refined, as perspective asks for."""
     is_rivalled = rivalry(Evidence.of_table(result.evidence)) > RIVALLED
     index = torch.nonzero(is_rivalled & (goodness_of(result) > WRECK))[:, 0]
-    part = batch.select(index)
     device = batch.src[0].image.device
     if len(index) == 0:
         return Hypotheses.none(device)
+    part = batch.select(index)
     found = shift_answers(part.src, part.dst, result.dst_homo_src[index].to(device), SHIFTED)
     if len(found.pair) > 0:
         found = refine_shifted(part.src, part.dst, found, batch.config)
