@@ -21,6 +21,7 @@ from homoalign.attempt import Batch
 from homoalign.backward import measure_backward
 from homoalign.cascade import run_cascade
 from homoalign.config import AlignConfig
+from homoalign.depth import stretch_narrow
 from homoalign.homography import image_size
 from homoalign.initialise import Start, find_start
 from homoalign.intensity import to_gray
@@ -52,7 +53,7 @@ def align(
     Args:
         src: (B, C, H, W) tensor, or a (H, W[, C]) numpy array for one pair; unsigned integers of any depth, or
             floats in [0, 1]. Floats beyond [0, 1] are scaled by the range of what is not masked; NaN pixels count as
-            masked.
+            masked. What uses little of a deep range is stretched (`depth.stretch_narrow`).
         dst: likewise; its size and channels may differ from src's. Both on one device.
         src_mask: (B, H, W) tensor, or (H, W) array; nonzero pixels are used. None: all are. The solver `adam` ignores
             masks.
@@ -150,6 +151,7 @@ def _read_gray(image: Tensor, mask: Tensor | None) -> _Read:
 
 def _align_group(pairs: Pairs, config: AlignConfig, trace: bool) -> AlignResult:
     """Align the pairs of a group, those with a surround apart."""
+    pairs = stretch_narrow(pairs)
     too_small = _too_small(pairs, config)
     if too_small is not None:
         return AlignResult.blank([Status.TOO_SMALL] * len(pairs.src), [too_small] * len(pairs.src))

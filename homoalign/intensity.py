@@ -86,17 +86,16 @@ def to_gray(image: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor |
         TypeError: as `to_unit_range`.
     """
     channels = image.shape[1]
-    full_scale = FULL_SCALE.get(image.dtype)
-    if full_scale is None or channels == 1:
+    if image.dtype != torch.uint8 or channels == 1:
         image, mask = to_unit_range(image[:, :3], mask)
-        full_scale = 1
     if channels == 1:
         return image, mask
-    weights = LUMA if channels >= 3 else (0.5, 0.5)
+    weights: tuple[float, ...] = LUMA if channels >= 3 else (0.5, 0.5)
+    if image.dtype == torch.uint8:  # weighted as they are: a pass over the colours saved
+        weights = tuple(weight / FULL_SCALE[torch.uint8] for weight in weights)
     if channels >= 3 and kernels.serves(image, torch.uint8):
-        return kernels.gray_of_bytes(image, tuple(weight / full_scale for weight in weights))[:, None], mask
-    # Integers are weighted as they are: a pass over the colours saved.
-    gray = image[:, 0:1].float() * (weights[0] / full_scale)
+        return kernels.gray_of_bytes(image, weights)[:, None], mask
+    gray = image[:, 0:1].float() * weights[0]
     for channel, weight in enumerate(weights[1:], start=1):
-        gray.add_(image[:, channel : channel + 1].float(), alpha=weight / full_scale)
+        gray.add_(image[:, channel : channel + 1].float(), alpha=weight)
     return gray, mask

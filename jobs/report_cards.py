@@ -128,12 +128,13 @@ def shrink(image: npt.NDArray[Any]) -> tuple[Pixels, Matrix]:
     import torch
     from torch.nn.functional import interpolate
 
+    from homoalign.depth import stretch_narrow_image
     from homoalign.intensity import to_unit_range
 
     height, width = image.shape[:2]
     channels = image[:, :, None] if image.ndim == 2 else image[:, :, :3]
     planes = torch.from_numpy(np.ascontiguousarray(channels.transpose(2, 0, 1)))[None]
-    unit = to_unit_range(planes)[0]
+    unit = to_unit_range(stretch_narrow_image(planes))[0]
     scale = min(1.0, THUMBNAIL_PX / max(height, width))
     small_height, small_width = (max(1, round(scale * side)) for side in (height, width))
     small = interpolate(unit, size=(small_height, small_width), mode="bilinear", antialias=True)

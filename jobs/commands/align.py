@@ -139,11 +139,15 @@ def _write_picture(store: Store, file: str, kind: str, images: PairImages | None
 
 def _unit(pixels: npt.NDArray[Any]) -> Pixels:
     """Return (H, W, C) in [0, 1]."""
-    image = np.asarray(pixels if pixels.ndim == 3 else pixels[..., None])
-    if np.issubdtype(image.dtype, np.integer):
-        return (image / np.iinfo(image.dtype).max).astype(np.float32)
-    low, high = min(0.0, float(image.min())), max(1.0, float(image.max()))
-    return ((image - low) / (high - low)).astype(np.float32)
+    import torch
+
+    from homoalign.depth import stretch_narrow_image
+    from homoalign.intensity import to_unit_range
+
+    image = np.ascontiguousarray(pixels if pixels.ndim == 3 else pixels[..., None])
+    planes = torch.from_numpy(image).movedim(-1, 0)[None]
+    unit = to_unit_range(stretch_narrow_image(planes))[0]
+    return np.asarray(unit[0].movedim(0, -1).numpy(), dtype=np.float32)
 
 
 def _warped(image: Pixels, row: Row) -> Pixels:
