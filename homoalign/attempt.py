@@ -32,8 +32,8 @@ from homoalign.structure_solver import solve_structure, solve_unexplained
 from homoalign.track import Solved, Track
 from homoalign.tutorial import solve_tutorial
 from homoalign.widening import widen_by_parts, widen_of_codec, widen_of_flat
-from homoalign.witnesses import ask_witnesses, is_plain
-from homoalign.zoom import MatchedLevels, match_levels, zoom_octave
+from homoalign.witnesses import ask_witnesses, is_plain, is_plain_strip
+from homoalign.zoom import MatchedLevels, coarsest_shared, match_levels, zoom_octave
 
 SCORE_SIDE_PX = 256
 """The structure of two answers is compared on levels of about this side."""
@@ -90,16 +90,20 @@ def attempt(
     """
     src_size = image_size(batch.src[0].image)
     octave = zoom_octave(dst_homo_src, src_size).cpu()
+    dst_size, side_px = image_size(batch.dst[0].image), batch.config.min_level_side_px
+    deepest = coarsest_shared(dst_homo_src, src_size, dst_size, min_side_px=side_px).cpu()
+    deepest = torch.where(deepest < len(batch.dst) - 1, deepest, len(batch.dst) - 1)
     if batch.config.solver == "adam":  # it solves the images as they are
-        octave = torch.zeros_like(octave)
+        octave, deepest = torch.zeros_like(octave), torch.full_like(deepest, len(batch.dst) - 1)
     parts, order = [], []
-    for zoom in sorted(set(octave.tolist())):
-        index = torch.nonzero(octave == zoom)[:, 0]
+    for zoom, coarsest in sorted(set(zip(octave.tolist(), deepest.tolist(), strict=True))):
+        index = torch.nonzero((octave == zoom) & (deepest == coarsest))[:, 0]
         part = _attempt_matched(
             batch.select(index),
             dst_homo_src[index.to(dst_homo_src.device)],
             [initialisation[i] for i in index.tolist()],
             zoom=zoom,
+            coarsest=coarsest,
             is_near=is_near,
             signal=signal,
         )
@@ -115,10 +119,11 @@ def _attempt_matched(
     initialisation: Sequence[Initialisation],
     *,
     zoom: int,
+    coarsest: int,
     is_near: bool,
     signal: Signal,
 ) -> AlignResult:
-    """Attempt pairs of one zoom, on levels of like pitch."""
+    """Attempt pairs of one zoom, on levels of like pitch, from dst's level `coarsest` on at the coarsest."""
     matched = match_levels(batch.src, batch.dst, zoom=zoom, side_px=None)
     src, dst = batch.src[matched.src_level :], batch.dst[matched.dst_level :]
     count = min(len(src), len(dst))
@@ -132,7 +137,8 @@ def _attempt_matched(
         gt=None if batch.gt is None else matched.from_full(batch.gt),
         config=batch.config,
         trace=batch.trace,
-        first_level=min(near, count - 1) if is_near else None,
+        coarsest=min(near if is_near else count - 1, count - 1, max(0, coarsest - matched.dst_level)),
+        is_near=is_near,
     )
     if batch.config.solver == "adam":
         solved = solve_tutorial(track)
@@ -190,7 +196,9 @@ def _ask_blocks(
         second_opinion: (B, 3, 3), `AlignResult.second_opinion`.
     """
     second_opinion = torch.full_like(matrix, torch.nan)
-    asked = torch.nonzero(~is_plain(evidence) & evidence.is_finite)[:, 0]
+    is_strip = is_plain_strip(evidence)
+    evidence = evidence.with_precision(torch.nonzero(is_strip)[:, 0])
+    asked = torch.nonzero(~is_plain(evidence) & ~is_strip & evidence.is_finite)[:, 0]
     if len(asked) == 0:
         return covariance, evidence, second_opinion
     here = asked.to(matrix.device)

@@ -95,7 +95,7 @@ def clear_away(
         return raw, lit, light, state, taken
     index, is_lit = index[sure], is_lit[sure]
     part, problem, found = part.select(sure), problem.select(sure), found.select(sure)
-    rough = plan_runs(0, len(track.src), part.template.u.shape[-1], config)[0]
+    rough = plan_runs(0, track.coarsest + 1, part.template.u.shape[-1], config)[0]
     for _ in range(CLEARINGS):
         clear = uncover(problem, found)
         solution = solve_run(clear.problem, clear.state, rough, config)

@@ -55,7 +55,7 @@ def _descend(track: Track, start: Alignment, *, normalised: bool) -> Descent:
         if level == first and fit:
             state = Alignment(state.dst_homo_src, *problem.matched_moments(state.dst_homo_src))
         taken = torch.zeros_like(total)
-        for run in plan_runs(level, len(track.src), problem.template.u.shape[-1], config, is_near=track.is_near):
+        for run in plan_runs(level, first + 1, problem.template.u.shape[-1], config, is_near=track.is_near):
             solution = solve_run(problem, state, run, config)
             state = solution.state
             taken += solution.num_iterations

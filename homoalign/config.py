@@ -49,7 +49,7 @@ class AlignConfig:
     """Light the solver fits: a tone curve and slow fields where they explain more (`auto`), `gain_bias`, or `none`."""
 
     min_level_side_px: int = 8
-    """The pyramid ends before the shorter side of either image would fall below this."""
+    """The pyramid ends before a side of either image, or of what both show at the start, would fall below this."""
 
     max_levels: int = 12
     """At most this many pyramid levels, the full-size image included."""
@@ -96,7 +96,7 @@ class AlignConfig:
     min_side_px: int = 16
     """Images with a shorter side than this are `too_small`."""
 
-    min_overlap: float = 0.1
+    min_overlap: float = 0.05
     """Share of dst that src must cover, or of src that dst must show, in [0, 1]; less of both is `no_overlap`."""
 
     min_contrast: float = 0.002

@@ -48,9 +48,9 @@ class Evidence:
             predicts none, `UNDETERMINED_480` where the data do not determine the motion.
         structure: `attempt.structure_score`; NaN where it was not asked for.
         parts_here: `here` of `parts.measure_parts`, or of whom `witnesses.ask_witnesses` believes; NaN where nobody was
-            asked, see `witnesses.is_plain`.
-        drift_480: likewise.
-        drift_std_480: likewise.
+            asked, see `witnesses.is_plain` and `is_plain_strip`.
+        drift_480: likewise; 0 of a strip.
+        drift_std_480: likewise; `corner_std_480` of a strip.
         is_finite: (B,) bool, whether there is a matrix at all.
     """
 
@@ -91,6 +91,15 @@ class Evidence:
             drift_480=self.drift_480.index_copy(0, index, parts.drift_480.cpu()),
             drift_std_480=self.drift_std_480.index_copy(0, index, parts.drift_std_480.cpu()),
         )
+
+    def with_precision(self, index: Tensor) -> Evidence:
+        """Return this evidence with the solver's word for the blocks' of the pairs that `index` (int64) names."""
+        still, std = torch.zeros_like(self.drift_480[index]), self.corner_std_480[index]
+        drift_480, drift_std_480 = (
+            self.drift_480.index_copy(0, index, still),
+            self.drift_std_480.index_copy(0, index, std),
+        )
+        return replace(self, drift_480=drift_480, drift_std_480=drift_std_480)
 
     def table(self) -> Tensor:
         """Return (B, 11) float64, columns as `EVIDENCE` names them."""

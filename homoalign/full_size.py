@@ -60,7 +60,7 @@ def finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solved
     every, saturation = raw.template.usable, find_saturation(raw.template, src, dst)
     if is_beside:
         raw, lit, light, state, taken = clear_away(raw, template, template, light, state, is_clear, track)
-    for run in plan_runs(0, len(track.src), raw.template.u.shape[-1], config, is_near=track.is_near):
+    for run in plan_runs(0, track.coarsest + 1, raw.template.u.shape[-1], config, is_near=track.is_near):
         state, _ = to_plain(light.is_rich, lit.value, raw, state)
         light = Light.plain(state.gain)
         raw, usable = _leave_out_cut_off(raw, every, saturation, state)

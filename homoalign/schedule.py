@@ -53,7 +53,7 @@ def plan_runs(level: int, count: int, num_points: int, config: AlignConfig, *, i
 
     Args:
         level: 0 is full size.
-        count: number of levels.
+        count: of levels to solve.
         num_points: points chosen at this level.
         config: what changes the answer.
         is_near: whether the start was refined already.
@@ -82,8 +82,8 @@ def solve_run(problem: DirectProblem, state: Alignment, run: Run, config: AlignC
         max_iterations=config.max_iterations,
         step_tol_px=run.step_tol_px,
         loss_width=config.loss_width,
-        # A tenth of what `min_overlap` asks for in the end: on the way a pair may see less.
-        min_seen=(0.1 * config.min_overlap * part.template.usable.count_nonzero(dim=-1)).clamp_min(SMALLEST_PROBLEM),
+        # A fifth of what `min_overlap` asks for in the end: on the way a pair may see less.
+        min_seen=(0.2 * config.min_overlap * part.template.usable.count_nonzero(dim=-1)).clamp_min(SMALLEST_PROBLEM),
         slack=REFINED_SLACK if run.is_refined else Slack(),
         clean_loss_width=max(config.loss_width, CLEAN_LOSS_WIDTH) if run.is_refined else None,
     )

@@ -47,7 +47,7 @@ def try_intensities(track: Track, solved: Solved) -> Solved:
     index = index[before.dst_homo_src[index].isfinite().flatten(1).all(-1)]
     if len(index) == 0:
         return solved
-    part = replace(track.select(index), start=before.select(index), first_level=0)
+    part = replace(track.select(index), start=before.select(index), coarsest=0, is_near=True)
     is_beside, beside = look_beside(part)
     is_lit = _light_may_explain(part) & ~is_beside
     for is_cover, chosen, state in ((True, is_beside, beside), (False, is_lit, part.start)):

@@ -51,7 +51,7 @@ def solve_unexplained(track: Track, solved: Solved) -> Solved:
     index = torch.nonzero(solved.fitted_scale > UNEXPLAINED * explained)[:, 0]
     if len(index) == 0:
         return solved
-    part = replace(track.select(index), start=alignment.select(index), first_level=0)
+    part = replace(track.select(index), start=alignment.select(index), coarsest=0, is_near=True)
     again = solve_structure(part)
     # The light that was fitted on intensities stays.
     light = Alignment(again.alignment.dst_homo_src, part.start.gain, part.start.bias)

@@ -33,7 +33,8 @@ class Track:
         gt: (B, 3, 3) truth, likewise and on the images' device; or None.
         config: what changes the answer.
         trace: whether `levels` is wanted.
-        first_level: the coarsest level to solve; None: the last, for starts that may be far off.
+        coarsest: the level where the solver begins.
+        is_near: whether the starts were refined already.
     """
 
     src: list[Level]
@@ -43,17 +44,8 @@ class Track:
     gt: Tensor | None
     config: AlignConfig
     trace: bool
-    first_level: int | None = None
-
-    @property
-    def is_near(self) -> bool:
-        """Whether the starts were refined already."""
-        return self.first_level is not None
-
-    @property
-    def coarsest(self) -> int:
-        """The level where the solver begins."""
-        return len(self.src) - 1 if self.first_level is None else self.first_level
+    coarsest: int
+    is_near: bool
 
     def select(self, index: Tensor) -> Track:
         """Return the pairs that `index` (int64) names."""
@@ -83,8 +75,7 @@ class Track:
             min(*image_size(src.image), *image_size(dst.image)) for src, dst in zip(self.src, self.dst, strict=True)
         ]
         count = max(2, sum(side >= min_side_px for side in sides))
-        first = None if self.first_level is None else min(self.first_level, count - 1)
-        return replace(self, src=self.src[:count], dst=self.dst[:count], first_level=first)
+        return replace(self, src=self.src[:count], dst=self.dst[:count], coarsest=min(self.coarsest, count - 1))
 
 
 @dataclass(frozen=True, slots=True)

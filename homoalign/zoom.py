@@ -1,4 +1,4 @@
-"""Pairs where one image is a zoom of the other: which levels of the two pyramids show the scene at the same pitch.
+"""Which levels of two pyramids show the scene at the same pitch, where one is a zoom, and enough of it in common.
 
 K matrices, H W rows and columns.
 """
@@ -28,6 +28,22 @@ def zoom_octave(dst_homo_src: Tensor, src_size: tuple[int, int]) -> Tensor:
     local = (dst_homo_src[:, :2, :2] - position * dst_homo_src[:, 2:, :2]) / w[:, None, None]
     octave = local.det().abs().log2() / 2
     return octave.nan_to_num(0.0, 0.0, 0.0).round().clamp(-LARGEST_OCTAVE, LARGEST_OCTAVE).long()
+
+
+def coarsest_shared(
+    dst_homo_src: Tensor, src_size: tuple[int, int], dst_size: tuple[int, int], *, min_side_px: int
+) -> Tensor:
+    """Return (K,) int64: the coarsest level of dst on which what both frames show has sides of `min_side_px`.
+
+    On coarser ones a strip that two tiles share is too thin to say anything. Frames that share nothing, or meet the
+    horizon, may lie anywhere: what dst's own size allows.
+    """
+    corners = homography.warp_points(dst_homo_src, homography.image_corners(*src_size, device=dst_homo_src.device))
+    end = torch.tensor([dst_size[1] - 1, dst_size[0] - 1], dtype=torch.float64, device=dst_homo_src.device)
+    sides = 1 + corners.amax(1).minimum(end) - corners.amin(1).clamp_min(0)
+    shared = sides.amin(-1)
+    shared = torch.where(shared > 1, shared, min(dst_size))  # NaN: no
+    return (shared / min_side_px).log2().floor().clamp_min(0).long()
 
 
 @dataclass(frozen=True, slots=True)

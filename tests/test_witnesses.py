@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from homoalign import Status, align, witnesses
+from homoalign.confidence import confidence
 from homoalign.evidence import EVIDENCE, Evidence
 from homoalign.parts import measure_parts
 from homoalign.pyramid import Level, build_pyramid
-from homoalign.witnesses import ask_witnesses, error_480, is_plain
+from homoalign.witnesses import ask_witnesses, error_480, is_plain, is_plain_strip
 from jobs.degrade import add_noise, see_by_other_sensor
 from jobs.synthetic import load_scene, random_homography, render_pair
 
@@ -128,32 +129,54 @@ def test_the_blocks_of_a_plain_pair_are_not_asked(view, monkeypatch):
         align(src, darker)
 
 
-@pytest.mark.parametrize(
-    "doubt",
-    [
-        {"unexplained": 1.3},
-        {"local_correlation": 0.8},
-        {"weak_correlation": np.nan, "local_correlation": -0.95},
-        {"rival": 0.9},
-        {"rival": np.nan},
-        {"corner_std_480": 2.0},
-        {"corner_std_480": np.nan},
-        {"overlap": 0.15, "src_overlap": 0.1},
-    ],
-)
+PLAIN = dict.fromkeys(EVIDENCE, np.nan) | {
+    "local_correlation": 0.97,
+    "weak_correlation": 0.95,
+    "overlap": 0.9,
+    "src_overlap": 0.9,
+    "rival": 0.3,
+    "unexplained": 1.0,
+    "corner_std_480": 0.05,
+    "is_finite": 1.0,
+}
+
+
+def table(**changes):
+    return Evidence.of_table(torch.tensor([[(PLAIN | changes)[name] for name in EVIDENCE]], dtype=torch.float64))
+
+
+DOUBTS = [
+    {"unexplained": 1.3},
+    {"local_correlation": 0.8},
+    {"weak_correlation": np.nan, "local_correlation": -0.95},
+    {"rival": 0.9},
+    {"rival": np.nan},
+    {"corner_std_480": 2.0},
+    {"corner_std_480": np.nan},
+]
+
+
+@pytest.mark.parametrize("doubt", [*DOUBTS, {"overlap": 0.15, "src_overlap": 0.1}])
 def test_any_doubt_asks_the_blocks(doubt):
-    plain = dict.fromkeys(EVIDENCE, np.nan) | {
-        "local_correlation": 0.97,
-        "weak_correlation": 0.95,
-        "overlap": 0.9,
-        "src_overlap": 0.9,
-        "rival": 0.3,
-        "unexplained": 1.0,
-        "corner_std_480": 0.05,
-    }
+    assert is_plain(table()).all()
+    assert not is_plain(table(**doubt)).any()
 
-    def table(values):
-        return Evidence.of_table(torch.tensor([[values[name] for name in EVIDENCE]], dtype=torch.float64))
 
-    assert is_plain(table(plain)).all()
-    assert not is_plain(table(plain | doubt)).any()
+@pytest.mark.parametrize("doubt", [*DOUBTS, {"overlap": 0.4}, {"src_overlap": 0.4}])
+def test_the_blocks_of_a_strip_are_not_asked_but_in_doubt(doubt):
+    strip = {"overlap": 0.1, "src_overlap": 0.09, "corner_std_480": 1.2}
+    assert is_plain_strip(table(**strip)).all()
+    assert not is_plain_strip(table(**(strip | doubt))).any()
+
+
+def test_a_strip_that_is_plain_anyhow_needs_no_other_word():
+    wide = {"overlap": 0.3, "src_overlap": 0.3}
+    assert is_plain(table(**wide)).all()
+    assert not is_plain_strip(table(**wide)).any()
+
+
+def test_the_word_of_the_solver_tells_strips_apart():
+    stds = (0.1, 1.0, 1.9)
+    told = [confidence(table(overlap=0.1, corner_std_480=std).with_precision(torch.tensor([0]))) for std in stds]
+    assert told == sorted(told, reverse=True)
+    assert told[0] > told[-1] > 0.65

@@ -8,7 +8,7 @@ import torch
 
 from homoalign.homography import warp_points
 from homoalign.pyramid import Level, build_pyramid
-from homoalign.zoom import LARGEST_OCTAVE, match_levels, zoom_octave
+from homoalign.zoom import LARGEST_OCTAVE, coarsest_shared, match_levels, zoom_octave
 from jobs.synthetic import similarity_homography
 
 SIZE = (96, 128)
@@ -16,6 +16,10 @@ SIZE = (96, 128)
 
 def similarity(angle_deg=0.0, scale=1.0):
     return torch.from_numpy(similarity_homography(SIZE, angle_deg=angle_deg, scale=scale))[None]
+
+
+def translation(x=0.0, y=0.0):
+    return torch.tensor([[1, 0, x], [0, 1, y], [0, 0, 1]])
 
 
 def pyramid(*size, count=4):
@@ -48,6 +52,26 @@ def test_under_perspective_the_centre_counts():
     tilted = torch.eye(3, dtype=torch.float64)[None].clone()
     tilted[0, 2, 0] = -0.5 / 63.5  # w = 0.5 at the centre column: twice along y, four times along x
     assert zoom_octave(tilted, SIZE).tolist() == [round(math.log2(math.sqrt(2 * 4)))]
+
+
+@pytest.mark.parametrize(
+    ("matrix", "level"),
+    [
+        (torch.eye(3), 3),  # 96 pixels to 12
+        (translation(x=96), 2),  # 32 columns
+        (translation(x=96 + 16), 1),
+        (translation(x=-(128 - 16)), 1),
+        (translation(y=96 - 12), 0),
+        (translation(x=126), 0),  # two columns
+        (translation(x=127), 3),  # next to nothing: wherever it may be
+        (torch.diag(torch.tensor([-1.0, -1, -1])), 3),
+        (torch.full((3, 3), math.nan), 3),
+        (torch.diag(torch.tensor([0.25, 0.25, 1])), 1),  # 24 rows of dst
+    ],
+)
+def test_levels_end_where_what_is_shared_gets_too_thin(matrix, level):
+    found = coarsest_shared(matrix.double()[None], SIZE, SIZE, min_side_px=8)
+    assert found.tolist() == [level]
 
 
 @pytest.mark.parametrize(
