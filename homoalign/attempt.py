@@ -31,6 +31,7 @@ from homoalign.status import Initialisation
 from homoalign.structure_solver import solve_structure, solve_unexplained
 from homoalign.track import Solved, Track
 from homoalign.tutorial import solve_tutorial
+from homoalign.unlike_sharpness import solve_unlike_sharpness
 from homoalign.widening import widen_by_parts, widen_of_codec, widen_of_flat
 from homoalign.witnesses import ask_witnesses, is_plain, is_plain_strip
 from homoalign.zoom import MatchedLevels, coarsest_shared, match_levels, zoom_octave
@@ -89,10 +90,9 @@ def attempt(
         signal: what is compared.
     """
     src_size = image_size(batch.src[0].image)
-    octave = zoom_octave(dst_homo_src, src_size).cpu()
     dst_size, side_px = image_size(batch.dst[0].image), batch.config.min_level_side_px
-    deepest = coarsest_shared(dst_homo_src, src_size, dst_size, min_side_px=side_px).cpu()
-    deepest = torch.where(deepest < len(batch.dst) - 1, deepest, len(batch.dst) - 1)
+    shared = coarsest_shared(dst_homo_src, src_size, dst_size, min_side_px=side_px).clamp_max(len(batch.dst) - 1)
+    octave, deepest = torch.stack([zoom_octave(dst_homo_src, src_size), shared]).cpu()
     if batch.config.solver == "adam":  # it solves the images as they are
         octave, deepest = torch.zeros_like(octave), torch.full_like(deepest, len(batch.dst) - 1)
     parts, order = [], []
@@ -147,6 +147,7 @@ def _attempt_matched(
     else:
         solved = solve_gauss_newton(track)
         track = track.with_noise(solved.noise)
+        solved = solve_unlike_sharpness(track, solved)
         if batch.config.signal == "auto":
             solved = solve_unexplained(track, solved)
     if batch.config.solver != "adam" and batch.config.signal == "auto":

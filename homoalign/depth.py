@@ -65,6 +65,8 @@ def stretch_narrow(pairs: Pairs) -> Pairs:
     both = _Used(of_src.low.minimum(of_dst.low), of_src.high.maximum(of_dst.high), of_src.whole.maximum(of_dst.whole))
     # Ranges of floats beyond [0, 1] are each image's own, and say nothing of the other's.
     alike = (of_src.whole == of_dst.whole) & both.is_narrow & (pairs.src.dtype == pairs.dst.dtype)
+    if not bool((alike | of_src.is_narrow | of_dst.is_narrow).any()):
+        return pairs
     src, dst = (_stretch(image, _chosen(alike, both, own)) for image, own in ((pairs.src, of_src), (pairs.dst, of_dst)))
     return replace(pairs, src=src, dst=dst)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from homoalign.blur import compare_sharpness
 from homoalign.clearing import clear_away
 from homoalign.config import AlignConfig
 from homoalign.earned import give_up_freedom, is_unsupported
@@ -238,4 +239,14 @@ def _measure(track: Track, descent: Descent, problem: DirectProblem, stop: list[
             step_tol_px=config.step_tol_px,
         )
     noise = hear(track, problem, state, ~is_explained).noise
-    return Solved(state, stop, descent.num_iterations, fitted_scale, fitted_scale, covariance, descent.levels, noise)
+    return Solved(
+        alignment=state,
+        stop_reason=stop,
+        num_iterations=descent.num_iterations,
+        scale=fitted_scale,
+        fitted_scale=fitted_scale,
+        covariance=covariance,
+        levels=descent.levels,
+        noise=noise,
+        blurrier=compare_sharpness(problem, src, state),
+    )

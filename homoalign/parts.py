@@ -12,7 +12,6 @@ B pairs, C channels, K blocks, H W rows and columns.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from homoalign import homography, kernels
+from homoalign.fourier import fast_length
 from homoalign.homography import image_size
 from homoalign.metrics import warp_level
 from homoalign.pyramid import Level
@@ -148,7 +148,7 @@ def _seek_compiled(from_src: Structure, in_dst: Structure, side: int, reach: int
     grid = kernels.Grid(top, left, rows, columns, side)
     own, known, under = kernels.block_energies(from_src.channels, from_src.usable[:, 0], in_dst.channels, grid, reach)
     counts = (known > LEAST_FILLED * side**2) & (own > LEAST_STRUCTURE * side**2)
-    length = _fast_length(side + 2 * reach)
+    length = fast_length(side + 2 * reach)
     of_template = torch.fft.fft2(kernels.cut(from_src.channels, grid, 0, length))
     of_search = torch.fft.fft2(kernels.cut(in_dst.channels, grid, reach, length))
     both = torch.fft.ifft2(kernels.cross_spectrum(of_template, of_search))
@@ -196,7 +196,7 @@ def _correlate(template: Tensor, filled: Tensor, search: Tensor, count: int) -> 
     Returns:
         (B, K, count, count) in [-1, 1], rows by shifts along y.
     """
-    size = (_fast_length(search.shape[-1]),) * 2
+    size = (fast_length(search.shape[-1]),) * 2
     # The real part of a product of conjugates is that of cosines plus that of sines: two channels for one transform.
     of_template, of_search = (torch.fft.fft2(_as_complex(values), s=size) for values in (template, search))
     both = torch.fft.ifft2((of_template.conj() * of_search).sum(1)).real[..., :count, :count]
@@ -211,14 +211,6 @@ def _correlate(template: Tensor, filled: Tensor, search: Tensor, count: int) -> 
 def _as_complex(values: Tensor) -> Tensor:
     """Return (B, C / 2, ...) complex, cosine and sine of each harmonic of (B, C, ...) in one."""
     return torch.complex(values[:, 0::2].contiguous(), values[:, 1::2].contiguous())
-
-
-def _fast_length(least: int) -> int:
-    """Return the next length of an FFT that has no factors beyond 5."""
-    length = least
-    while math.gcd(length, 60**8) != length:
-        length += 1
-    return length
 
 
 def _peak(found: Tensor) -> Tensor:

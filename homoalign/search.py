@@ -19,6 +19,7 @@ from torch.nn.functional import grid_sample, max_pool2d
 
 from homoalign import kernels
 from homoalign.config import AlignConfig
+from homoalign.fourier import fast_length
 from homoalign.homography import image_size
 from homoalign.pyramid import Level
 from homoalign.schedule import MOTION_PARAMETERS
@@ -210,7 +211,7 @@ def _best_shifts(
     side = channels.shape[-1]
     dst_size = image_size(dst.usable)
     # Shifts that overlap by less than a sixth of a side may wrap around: `min_overlap` rules most of them out.
-    rows, columns = (_fast_length(side + extent - min(side, extent) // 6) for extent in dst_size)
+    rows, columns = (fast_length(side + extent - min(side, extent) // 6, step=2) for extent in dst_size)
 
     def spectrum(values: Tensor) -> Tensor:
         spectrum: Tensor = torch.fft.rfft2(values, s=(rows, columns))
@@ -260,16 +261,3 @@ def best_of_maps(
     around = max_pool2d(score, 2 * PEAK_RADIUS_PX + 1, stride=1, padding=PEAK_RADIUS_PX)
     best = torch.where(score >= around, score, -1.0).flatten(2).topk(PEAKS_PER_ROTATION, dim=-1)
     return best.values, best.indices
-
-
-def _fast_length(least: int) -> int:
-    """Return the next even length that has no prime factor above 5."""
-    length = least + least % 2
-    while True:
-        rest = length
-        for factor in (2, 3, 5):
-            while rest % factor == 0:
-                rest //= factor
-        if rest == 1:
-            return length
-        length += 2

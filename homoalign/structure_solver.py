@@ -104,7 +104,7 @@ def solve_structure(track: Track) -> Solved:
     if config.photometric != "none":
         alignment = Alignment(matrix, *intensities.matched_moments(matrix))
     unknown = torch.full_like(alignment.gain, math.nan)
-    return Solved(alignment, stop, total, unknown, unknown, covariance, levels, track.noise)
+    return Solved(alignment, stop, total, unknown, unknown, covariance, levels, track.noise, torch.zeros_like(pair))
 
 
 def _finest_level(track: Track) -> int:

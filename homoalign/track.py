@@ -121,6 +121,7 @@ class Solved:
         covariance: (B, P, P) of the parameters, the first eight those of sl(3); NaN where not estimated.
         levels: the traces, coarse to fine; empty unless asked for.
         noise: (B, 2) `Track.noise`, by what the last one on intensities left where that tells it better than images do.
+        blurrier: (B,) int64, `blur.compare_sharpness`; 0 where not asked.
     """
 
     alignment: Alignment
@@ -131,6 +132,7 @@ class Solved:
     covariance: Tensor
     levels: list[list[LevelTrace]]
     noise: Tensor
+    blurrier: Tensor
 
     def select(self, index: Tensor) -> Solved:
         """Return the pairs that `index` (int64) names."""
@@ -144,6 +146,7 @@ class Solved:
             self.covariance[index],
             [self.levels[i] for i in rows],
             self.noise[index],
+            self.blurrier[index],
         )
 
     def put(self, index: Tensor, part: Solved) -> Solved:
@@ -163,6 +166,7 @@ class Solved:
             covariance,
             levels,
             self.noise,
+            self.blurrier,
         )
 
 

@@ -173,4 +173,5 @@ def solve_tutorial(track: Track) -> Solved:
         covariance=nan[:, None, None].expand(-1, 8, 8),
         levels=levels,
         noise=track.noise,
+        blurrier=torch.zeros(batch, dtype=torch.int64, device=src.device),
     )

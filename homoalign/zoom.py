@@ -39,9 +39,8 @@ def coarsest_shared(
     horizon, may lie anywhere: what dst's own size allows.
     """
     corners = homography.warp_points(dst_homo_src, homography.image_corners(*src_size, device=dst_homo_src.device))
-    end = torch.tensor([dst_size[1] - 1, dst_size[0] - 1], dtype=torch.float64, device=dst_homo_src.device)
-    sides = 1 + corners.amax(1).minimum(end) - corners.amin(1).clamp_min(0)
-    shared = sides.amin(-1)
+    (right, bottom), (left, top) = corners.amax(1).unbind(-1), corners.amin(1).clamp_min(0).unbind(-1)
+    shared = torch.minimum(right.clamp_max(dst_size[1] - 1) - left, bottom.clamp_max(dst_size[0] - 1) - top) + 1
     shared = torch.where(shared > 1, shared, min(dst_size))  # NaN: no
     return (shared / min_side_px).log2().floor().clamp_min(0).long()
 

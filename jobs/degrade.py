@@ -34,6 +34,33 @@ def add_blur(image: Image, *, sigma_px: float) -> Image:
     return np.asarray(gaussian_filter(image, (sigma_px, sigma_px, 0)[: image.ndim], mode="mirror"))
 
 
+def defocus_kernel(radius_px: float) -> npt.NDArray[np.float64]:
+    """Return what a point becomes out of focus: a disc, its edge as wide as a pixel; (K, K) of sum 1."""
+    reach = int(np.ceil(radius_px))
+    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    kernel = np.clip(radius_px + 0.5 - np.hypot(x, y), 0, 1)
+    return np.asarray(kernel / kernel.sum())
+
+
+def motion_kernel(length_px: float, angle_deg: float) -> npt.NDArray[np.float64]:
+    """Return what a point becomes in motion: a line, as wide as a pixel; (K, K) of sum 1."""
+    reach = int(np.ceil(length_px / 2))
+    kernel = np.zeros((2 * reach + 3,) * 2)
+    for step in np.linspace(-0.5, 0.5, 8 * reach + 1):
+        x, y = (reach + 1 + step * length_px * along(np.radians(angle_deg)) for along in (np.cos, np.sin))
+        column, row = int(np.floor(x)), int(np.floor(y))
+        across, down = np.array([1 - x + column, x - column]), np.array([1 - y + row, y - row])
+        kernel[row : row + 2, column : column + 2] += np.outer(down, across)
+    return np.asarray(kernel / kernel.sum())
+
+
+def convolve_with(image: Image, kernel: npt.NDArray[np.float64]) -> Image:
+    """Convolve (H, W) with (K, K), mirrored at the borders."""
+    from scipy.ndimage import convolve
+
+    return np.asarray(convolve(image, kernel, mode="mirror"), dtype=np.float32)
+
+
 def add_noise(image: Image, *, sigma_8bit: float, rng: np.random.Generator) -> Image:
     """Add white Gaussian noise; sigma in 8-bit units. Does not clip: `to_uint8` and `to_uint16` do."""
     return image + rng.normal(0, sigma_8bit / 255, image.shape).astype(np.float32)

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from jobs.bench.blur import MOST_RADIUS_PX, blur_pairs, draw_kernels
 from jobs.bench.occlusion import occlusion_pairs
 from jobs.bench.options import RenderOptions
 from jobs.bench.pairs import Range, draw_range_pairs, stream_of
@@ -112,6 +113,26 @@ def test_covers_hide_what_they_say_and_more_begins_with_less():
     assert hidden_some.mean() == pytest.approx(0.2, abs=0.03)  # a cover's pixel may be what it hides
     assert hidden_much.mean() == pytest.approx(0.4, abs=0.04)
     assert bare.bound_px < some.bound_px < much.bound_px
+
+
+def test_kernels_move_nothing_and_lose_no_light():
+    for kernel in draw_kernels(np.random.default_rng(3)).values():
+        at = np.arange(len(kernel)) - len(kernel) // 2
+        assert kernel.sum() == pytest.approx(1)
+        assert abs(kernel.sum(0) @ at) + abs(kernel.sum(1) @ at) < 1e-9
+        assert 0.5 < np.sqrt(kernel.sum(0) @ at**2 + kernel.sum(1) @ at**2) < MOST_RADIUS_PX
+
+
+def test_a_blurred_pair_has_one_blurred_image_and_a_higher_bound():
+    render = dataclasses.replace(RENDER, pairs=1)
+    pairs = {pair.case: pair for pair in blur_pairs(render, 128, 5.0, 0.0)}
+    sharp = pairs.pop("none")
+    for case, pair in pairs.items():
+        blurred, other = case.split(",")[0], "src" if case.startswith("dst") else "dst"
+        np.testing.assert_array_equal(getattr(pair, other), getattr(sharp, other))
+        contrast = [np.diff(getattr(each, blurred).astype(float)).std() for each in (pair, sharp)]
+        assert contrast[0] < 0.95 * contrast[1]
+        assert pair.bound_px > sharp.bound_px / 2**0.5
 
 
 def test_surrounds_are_black_and_those_of_a_camera_the_same_in_both_images():

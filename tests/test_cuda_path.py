@@ -7,7 +7,7 @@ from pretend_cuda import DEVICE, PretendCuda
 
 from homoalign import AlignConfig, Status, align, gpu, warp
 from homoalign.homography import corner_errors
-from jobs.degrade import adjust_exposure
+from jobs.degrade import add_blur, adjust_exposure
 from jobs.synthetic import load_scene, random_homography, render_pair, similarity_homography
 
 SIZE = (72, 96)
@@ -90,6 +90,21 @@ def test_masks_priors_and_pixels_that_are_nan(views):
     assert there.gt_corner_error_px[:2].isfinite().all()
 
 
+def test_deep_images_that_use_little_of_their_range(views):
+    src, dst, truth = views("camera", "coins")
+    src, dst = ((30_000 + 900 * image).to(torch.uint16) for image in (src, dst))
+    src[1] = (65_535 * (src[1].float() - 30_000) / 900).clamp(0, 65_535).to(torch.uint16)
+    assert_same_answers(src, dst, num=2, gt=truth)
+
+
+def test_tiles(views):
+    src, dst, truth = views("camera", "coins")
+    off = torch.tensor([[1, 0, -40], [0, 1, 0], [0, 0, 1]], dtype=torch.float64)
+    init = off @ truth
+    init[:, :2, 2] += torch.tensor([2.0, -1.0])
+    assert_same_answers(src[..., :56].contiguous(), dst[..., 40:].contiguous(), num=2, init=init, gt=off @ truth)
+
+
 def test_unlike_sizes(views):
     src, dst, truth = views("camera")
     assert_same_answers(src, dst[..., 4:-4, 2:-9].contiguous(), gt=truth)
@@ -120,7 +135,15 @@ def covered(image, rng):
     return image
 
 
-@pytest.mark.parametrize("change", [noisy, unevenly_lit, bent, covered])
+def blurred(image, rng):  # noqa: ARG001
+    return torch.from_numpy(np.stack([add_blur(one, sigma_px=1.5) for one in image[:, 0].numpy()]))[:, None]
+
+
+def sharpened(image, rng):  # noqa: ARG001
+    return image + 2 * (image - blurred(image, None))
+
+
+@pytest.mark.parametrize("change", [noisy, unevenly_lit, bent, covered, blurred, sharpened])
 def test_what_noise_light_and_covers_ask_for(views, numpy_rng, change):
     src, dst, truth = views("camera", "coins")
     assert_same_answers(src, change(dst, numpy_rng), gt=truth)

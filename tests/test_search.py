@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from homoalign import AlignConfig
+from homoalign.fourier import fast_length
 from homoalign.homography import corner_errors
 from homoalign.pyramid import Level, build_pyramid, num_levels
 from homoalign.search import (
     ROTATION_STEP_DEG,
     SCALE_STEP,
-    _fast_length,
     _make_canvas,
     _rotations,
     _scales,
@@ -194,10 +194,10 @@ def test_rotations_reach_the_bound_and_go_round_once(largest_deg, count):
 
 def test_fast_lengths_are_even_long_enough_and_of_small_factors():
     for least in range(1, 300):
-        length = _fast_length(least)
+        length = fast_length(least, step=2)
         assert length >= least
         assert length % 2 == 0
-        assert all(_fast_length(other) == length for other in range(least, length + 1))
+        assert all(fast_length(other, step=2) == length for other in range(least, length + 1))
         while length % 2 == 0:
             length //= 2
         while length % 3 == 0:

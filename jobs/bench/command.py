@@ -12,6 +12,7 @@ BENCHMARKS = {
     "range": "how far apart two images may be: the deep-homography protocol and beyond",
     "photometric": "corner error under gain, gamma, vignetting and JPEG",
     "occlusion": "corner error where something else covers part of the image",
+    "blur": "corner error where one of the images is out of focus, or was taken in motion",
     "surround": "corner error where an aperture, nodata or a letterbox frames the images",
     "real": "real pairs of a manifest with the truth: photographs and cross-modal ones",
     "trust": "whether confidence, precision and status tell the truth, on pairs in every trouble and unrelated ones",

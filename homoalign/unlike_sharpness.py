@@ -1,0 +1,77 @@
+"""Pairs of which one image is blurrier: the full size solved again with the other one blurred alike.
+
+B pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from homoalign import homography
+from homoalign.blur import blur_level, even_kernel
+from homoalign.full_size import finish
+from homoalign.homography import image_size
+from homoalign.metrics import warp_onto
+from homoalign.noise import residual_noise
+from homoalign.refinement import spline_level
+from homoalign.residual import Alignment, build_problem
+from homoalign.sampling import inverse
+from homoalign.solver import cauchy
+from homoalign.track import Descent, Solved, Track
+
+FURTHEST = 0.03
+"""Of the shorter side: so far at most an answer may be moved."""
+
+CLEARLY = 0.95
+"""Share of the loss that may be left."""
+
+
+def solve_unlike_sharpness(track: Track, solved: Solved) -> Solved:
+    """Solve pairs of unlike sharpness again, and keep what leaves less, where it does.
+
+    Args:
+        track: the pairs.
+        solved: on intensities.
+    """
+    told = solved.blurrier.cpu()
+    for blurrier in (1, -1):
+        index = torch.nonzero(told == blurrier)[:, 0]
+        if len(index) > 0:
+            solved = _solve_blurred(track, solved, index.to(solved.blurrier.device), is_src=blurrier == 1)
+    return solved
+
+
+def _solve_blurred(track: Track, solved: Solved, index: Tensor, *, is_src: bool) -> Solved:
+    """Solve the pairs that `index` names again with src, or else dst, blurred."""
+    part = replace(track.select(index), start=solved.alignment.select(index), coarsest=0, is_near=True)
+    src, dst, matrix = part.src[0], part.dst[0], part.start.dst_homo_src
+    sharp, other, onto_sharp = (src, dst, inverse(matrix)) if is_src else (dst, src, matrix)
+    warped, covered = warp_onto(other, onto_sharp, image_size(sharp.image), sharp.mask)
+    kernel = even_kernel(sharp.image, warped[:, None], covered[:, None].to(warped), sharp.noise)
+    told = torch.nonzero(kernel.isfinite().flatten(1).all(-1))[:, 0]
+    if len(told) == 0:
+        return solved
+    index, part = index[told], part.select(told)
+    alike = [blur_level(sharp.select(told), kernel[told])]
+    alike_part = replace(part, src=alike + part.src[1:]) if is_src else replace(part, dst=alike + part.dst[1:])
+    none = torch.zeros(len(index), dtype=torch.int32, device=index.device)
+    again = finish(alike_part, Descent(part.start, none, none.bool(), [[] for _ in index]))
+    found, src_size, dst_size = again.alignment, image_size(src.image), image_size(dst.image)
+    moved = homography.corner_errors(found.dst_homo_src, part.start.dst_homo_src, *src_size).mean(-1)
+    width = track.config.loss_width * residual_noise(part.src[0].noise, part.dst[0].noise, part.start.gain)
+    left, left_before = _cost(alike_part, found, width), _cost(part, part.start, width)
+    chosen = torch.nonzero((left < CLEARLY * left_before) & (moved < FURTHEST * min(dst_size)))[:, 0]
+    index, again = index[chosen], again.select(chosen)
+    return replace(solved.put(index, again), fitted_scale=solved.fitted_scale.index_copy(0, index, again.fitted_scale))
+
+
+def _cost(track: Track, state: Alignment, width: Tensor) -> Tensor:
+    """Return (B,) float64 mean loss of the full-size images, of `width` (B,)."""
+    src, dst, config = track.src[0], track.dst[0], track.config
+    problem = build_problem(src, dst, level=0, max_points=config.points_per_level, fit_photometric=False)
+    residual, seen = replace(problem, dst=spline_level(dst), interpolation="spline").evaluate(state)
+    cost = cauchy(residual, width)[0] * seen
+    return cost.sum(-1, dtype=torch.float64) / seen.sum(-1, dtype=torch.float64)

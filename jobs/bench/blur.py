@@ -1,0 +1,75 @@
+"""`homoalign bench blur`: corner error where one of the images is out of focus, or was taken in motion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+import numpy as np
+import numpy.typing as npt
+
+from jobs.bench.bound import mean_corner_error_bound, pixel_variance
+from jobs.bench.measure import show
+from jobs.bench.methods import run_methods
+from jobs.bench.options import BenchOptions, RenderOptions, bench_options, render_options
+from jobs.bench.pairs import CHANGE, BenchPair, draw_pairs
+from jobs.bench.score import as_json, precision_figures, ratio_to_case, rows_by_case
+from jobs.degrade import convolve_with, defocus_kernel, motion_kernel
+
+SHARP = "none"
+LEAST_RADIUS_PX, MOST_RADIUS_PX = 1.0, 5.0
+LEAST_TRAIL_PX, MOST_TRAIL_PX = 4.0, 14.0
+
+
+@click.command("blur", epilog="Example: homoalign bench blur --pairs 50 --sigma 5")
+@click.option("--size", type=click.IntRange(min=64), default=256, show_default=True, help="Side of the images, px.")
+@click.option("--offset", type=float, default=10.0, show_default=True, help="Each corner moves by up to this, px.")
+@click.option("--sigma", type=click.FloatRange(min=0), default=2.0, show_default=True, help="Noise, 8-bit units.")
+@render_options(pairs=100)
+@bench_options
+def blur_command(*, size: int, offset: float, sigma: float, render: RenderOptions, options: BenchOptions) -> None:
+    """Compare corner errors where one image is blurrier, each pair with the same motion and noise in every case.
+
+    \b
+    none          both as sharp as they are
+    dst, defocus  dst is out of focus: every point a disc of radius 1 to 5 px
+    src, defocus  the same, of src
+    dst, motion   dst was moving: every point a line of 4 to 14 px, at any angle
+    src, motion   the same, of src
+    """
+    outcomes = run_methods(blur_pairs(render, size, offset, sigma), options)
+    ratio = ratio_to_case(outcomes, SHARP)
+    show(
+        f"bench blur: {render.pairs} pairs of {size} x {size}, corners moved by up to {offset:g} px, sigma {sigma:g}",
+        rows_by_case(outcomes, "blur", lambda found: {**precision_figures(found), f"/ {SHARP}": ratio(found)}),
+        caption="Medians over pairs; a pair that failed counts as infinite. bound: what the blurred image's gradients "
+        "and noise allow an aligner that knows the sharp one and the kernel. "
+        f"/ {SHARP}: over the error of the same method and pair where neither is blurred.",
+        json_path=options.json_path,
+        more={"seed": render.seed, "outcomes": as_json(outcomes)},
+    )
+
+
+def blur_pairs(render: RenderOptions, size: int, offset_px: float, sigma_8bit: float) -> Iterator[BenchPair]:
+    """Render each pair once, and blur either image in every way, before its noise."""
+    for drawn in draw_pairs(render, size=size, offset_px=offset_px):
+        views = drawn.views
+        kernels = draw_kernels(drawn.rng(CHANGE))
+        sharp = mean_corner_error_bound(
+            views.dst, views.dst_homo_src, (size, size), variance=pixel_variance(sigma_8bit)
+        )
+        yield drawn.as_pair(SHARP, drawn.noisy(sigma_8bit), sharp)
+        for name, kernel in kernels.items():
+            src, dst = (convolve_with(image, kernel) for image in (views.src, views.dst))
+            # To an aligner that knows the other image its noise is nothing.
+            variance = pixel_variance(sigma_8bit, gain=0.0)
+            bound = mean_corner_error_bound(dst, views.dst_homo_src, (size, size), variance=variance)
+            yield drawn.as_pair(f"dst, {name}", drawn.noisy(sigma_8bit, dst=dst), bound)
+            yield drawn.as_pair(f"src, {name}", drawn.noisy(sigma_8bit, src=src), bound)
+
+
+def draw_kernels(rng: np.random.Generator) -> dict[str, npt.NDArray[np.float64]]:
+    """Draw one pair's kernels."""
+    radius_px = rng.uniform(LEAST_RADIUS_PX, MOST_RADIUS_PX)
+    length_px, angle_deg = rng.uniform(LEAST_TRAIL_PX, MOST_TRAIL_PX), rng.uniform(0, 180)
+    return {"defocus": defocus_kernel(radius_px), "motion": motion_kernel(length_px, angle_deg)}
