@@ -28,6 +28,9 @@ FURTHEST = 0.03
 CLEARLY = 0.95
 """Share of the loss that may be left."""
 
+MOST_LEFT = 1.2
+"""How many times the noise that the images show a residual may be."""
+
 
 def solve_unlike_sharpness(track: Track, solved: Solved) -> Solved:
     """Solve pairs of unlike sharpness again, and keep what leaves less, where it does.
@@ -63,7 +66,10 @@ def _solve_blurred(track: Track, solved: Solved, index: Tensor, *, is_src: bool)
     moved = homography.corner_errors(found.dst_homo_src, part.start.dst_homo_src, *src_size).mean(-1)
     width = track.config.loss_width * residual_noise(part.src[0].noise, part.dst[0].noise, part.start.gain)
     left, left_before = _cost(alike_part, found, width), _cost(part, part.start, width)
-    chosen = torch.nonzero((left < CLEARLY * left_before) & (moved < FURTHEST * min(dst_size)))[:, 0]
+    better = (left < CLEARLY * left_before) & (moved < FURTHEST * min(dst_size))
+    # Relief and compression blur as well, but not by a kernel; what they leave is not told from noise that is heard.
+    noise = residual_noise(alike_part.src[0].noise, alike_part.dst[0].noise, found.gain)
+    chosen = torch.nonzero(better & (again.fitted_scale < MOST_LEFT * noise))[:, 0]
     index, again = index[chosen], again.select(chosen)
     return replace(solved.put(index, again), fitted_scale=solved.fitted_scale.index_copy(0, index, again.fitted_scale))
 
