@@ -18,6 +18,7 @@ from torch.nn.functional import avg_pool2d, pad
 
 from homoalign.fourier import fast_length
 from homoalign.homography import image_size
+from homoalign.photometry import Light, apply_light
 from homoalign.pyramid import Level
 from homoalign.residual import Alignment, DirectProblem
 from homoalign.template import centred
@@ -46,7 +47,7 @@ ESTIMATION_SIDE_PX = 1024
 
 RIDGE = 1e-3
 MOST_RIDGES = 5
-"""The ridge grows tenfold, so many times at most, until the equations are positive: noise is taken out of them."""
+"""The ridge grows tenfold, so many are tried at most, until the equations are positive: noise is taken out of them."""
 
 OUTSIDE = 0.02
 """Share of the kernel's weight that may come from beyond the border, or from under a mask."""
@@ -58,31 +59,35 @@ ROWS_AT_A_TIME = 512
 """Are blurred of larger images."""
 
 
-def compare_sharpness(problem: DirectProblem, src: Level, state: Alignment) -> Tensor:
+def compare_sharpness(problem: DirectProblem, src: Level, light: Light, state: Alignment, gain: Tensor) -> Tensor:
     """Tell which image of a pair is the blurrier.
 
     To first order a blurred image is short of a share of its details, and the residual is that share. Noise in src is
-    in both, and taken out.
+    in both, and taken out. (Where src is the blurrier, its own details tell less.)
 
     Args:
         problem: of the full-size images, dst read by a spline: other ways blur it.
         src: source images.
-        state: alignments that are good to a fraction of a pixel.
+        light: of dst, where it is more than a gain and a bias.
+        state: alignments on top of it that are good to a fraction of a pixel.
+        gain: (B,) of dst over src, on the whole.
 
     Returns:
         (B,) int64: 1 where dst is, -1 where src is, 0 where neither is for certain.
     """
-    some = _on_grid(problem, src)
+    some = _on_grid(problem, src, light)
     residual, seen = some.evaluate(state)
     height, width = image_size(src.image)
     intensity, chosen = src.image.flatten(1), some.template.chosen
     x, y = chosen % width, torch.div(chosen, width, rounding_mode="floor")
-    gain = state.gain[:, None].to(residual)
-    noise = (state.gain * src.noise).square()
+    noise = (gain * src.noise).square()
+    gain = gain[:, None].to(residual)
     blurrier, most = torch.zeros_like(chosen[:, 0]), torch.zeros_like(noise)
     for reach in REACHES:
         inside = seen * ((x >= reach) & (x < width - reach) & (y >= reach) & (y < height - reach))
         beside = [(chosen + reach * step).clamp(0, height * width - 1) for step in (1, -1, width, -width)]
+        if src.mask is not None:
+            inside = inside * torch.stack([src.mask.flatten(1).gather(1, at) for at in beside]).amin(0)
         around = torch.stack([intensity.gather(1, at) for at in beside]).mean(0)
         detail = gain * (intensity.gather(1, chosen) - around) * inside
         both = detail * residual
@@ -95,8 +100,8 @@ def compare_sharpness(problem: DirectProblem, src: Level, state: Alignment) -> T
     return blurrier
 
 
-def _on_grid(problem: DirectProblem, src: Level) -> DirectProblem:
-    """Return the problem of an even grid of pixels: the steepest ones are steep by their noise, too."""
+def _on_grid(problem: DirectProblem, src: Level, light: Light) -> DirectProblem:
+    """Return the problem of an even grid of pixels, in dst's light: the steepest ones are steep by their noise, too."""
     height, width = image_size(src.image)
     step = max(1, int((height * width / POINTS) ** 0.5))
     rows, columns = (torch.arange(step // 2, side, step, device=src.image.device) for side in (height, width))
@@ -106,9 +111,17 @@ def _on_grid(problem: DirectProblem, src: Level) -> DirectProblem:
     chosen = at.expand(len(value), -1)
     u = centred(chosen, height, width)
     template = replace(
-        problem.template, chosen=chosen, u=u, value=value, brightness=value, usable=usable, is_whole=False, grid=None
+        problem.template,
+        chosen=chosen,
+        u=u,
+        value=value,
+        slope=torch.zeros_like(u),
+        brightness=value,
+        usable=usable,
+        is_whole=False,
+        grid=None,
     )
-    return replace(problem, template=template)
+    return replace(problem, template=apply_light(template, light))
 
 
 def even_kernel(sharp: Tensor, blurred: Tensor, usable: Tensor, noise: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ class AlignConfig:
     """Share of dst that src must cover, or of src that dst must show, in [0, 1]; less of both is `no_overlap`."""
 
     min_contrast: float = 0.002
-    """Least standard deviation of an image's intensities, in [0, 1]; less is `low_texture`."""
+    """Least standard deviation of an image's intensities, in [0, 1] and stretched if deep; less is `low_texture`."""
 
     confidence_threshold: float = 0.65
     """Results at or above this confidence are `ok`."""

@@ -1,7 +1,8 @@
-"""Deep images of which the scene uses a small part of the range: 12 bits kept in 16, kelvins, raw counts.
+"""Deep images of which the scene uses a small part of the range: 12 bits kept in 16, raw counts, radiometric values.
 
 Their contrast is low by the file's format alone. So it is stretched, a pair's two images alike where both are of one
-kind and lie in one narrow range, which keeps their gain; images of 8 bits show every step that they have.
+kind and lie in one narrow range, which keeps their gain; images of 8 bits show every step that they have. The range of
+floats beyond [0, 1] is their own, each image's, so that only hot pixels and nodata make a scene use little of it.
 
 B pairs, C channels, H W rows and columns.
 """
@@ -106,6 +107,7 @@ def _whole_range(image: Tensor, mask: Tensor | None) -> Tensor:
     """Return (B,) float64, how wide the range is that (B, C, H, W) images are taken to lie in: see `to_unit_range`."""
     if image.dtype in FULL_SCALE:
         return torch.full((len(image),), FULL_SCALE[image.dtype], dtype=torch.float64, device=image.device)
+    image = image[:, :3]  # as elsewhere, what is beyond colours decides nothing
     finite = image.isfinite() if mask is None else image.isfinite() & mask
     lowest = torch.where(finite, image, torch.inf).flatten(1).amin(-1).double()
     highest = torch.where(finite, image, -torch.inf).flatten(1).amax(-1).double()
@@ -114,7 +116,7 @@ def _whole_range(image: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _stretch(image: Tensor, used: _Used, *, to: tuple[float, float] = (LOW, HIGH)) -> Tensor:
-    """Return (B, C, H, W) images with those that are narrow stretched; what is not finite stays so."""
+    """Return (B, C, H, W) images with those that are narrow stretched; what is not finite becomes NaN."""
     narrow = used.is_narrow
     if not bool(narrow.any()):
         return image

@@ -158,7 +158,8 @@ def _conclude(end: _End, raw: DirectProblem, descent: Descent, track: Track) -> 
     state, plain_scale = to_plain(end.light.is_rich, end.lit.value, raw, solved.alignment)
     append_trace(solved.levels, track, 0, state, end.num_iterations)
     scale = torch.where(end.light.is_rich, plain_scale, solved.fitted_scale)
-    return replace(solved, alignment=state, scale=scale)
+    blurrier = compare_sharpness(raw, track.src[0], end.light, solved.alignment, state.gain)
+    return replace(solved, alignment=state, scale=scale, blurrier=blurrier)
 
 
 def _leave_out_cut_off(
@@ -248,5 +249,5 @@ def _measure(track: Track, descent: Descent, problem: DirectProblem, stop: list[
         covariance=covariance,
         levels=descent.levels,
         noise=noise,
-        blurrier=compare_sharpness(problem, src, state),
+        blurrier=torch.zeros(len(state.gain), dtype=torch.int64, device=state.gain.device),
     )

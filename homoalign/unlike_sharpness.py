@@ -26,7 +26,8 @@ FURTHEST = 0.03
 """Of the shorter side: so far at most an answer may be moved."""
 
 CLEARLY = 0.7
-"""Share of the loss that may be left: by less, a zoom that changes over the frame passes for a blur."""
+"""Share of the loss, or of the residual in units of its noise, that may be left: by less, a zoom that changes over the
+frame passes for a blur."""
 
 MOST_LEFT = 1.2
 """How many times the noise that the images show a residual may be."""
@@ -64,12 +65,17 @@ def _solve_blurred(track: Track, solved: Solved, index: Tensor, *, is_src: bool)
     again = finish(alike_part, Descent(part.start, none, none.bool(), [[] for _ in index]))
     found, src_size, dst_size = again.alignment, image_size(src.image), image_size(dst.image)
     moved = homography.corner_errors(found.dst_homo_src, part.start.dst_homo_src, *src_size).mean(-1)
-    width = track.config.loss_width * residual_noise(part.src[0].noise, part.dst[0].noise, part.start.gain)
-    left, left_before = _cost(alike_part, found, width), _cost(part, part.start, width)
-    better = (left < CLEARLY * left_before) & (moved < FURTHEST * min(dst_size))
+    noise, noise_before = (
+        residual_noise(some.src[0].noise, some.dst[0].noise, state.gain)
+        for some, state in ((alike_part, found), (part, part.start))
+    )
+    width = track.config.loss_width * noise_before
+    better = _cost(alike_part, found, width) < CLEARLY * _cost(part, part.start, width)
+    # Of another light the loss tells nothing; most of the residual, with that light fitted, may.
+    better |= again.fitted_scale / noise < CLEARLY * solved.fitted_scale[index] / noise_before
     # Relief and compression blur as well, but not by a kernel; what they leave is not told from noise that is heard.
-    noise = residual_noise(alike_part.src[0].noise, alike_part.dst[0].noise, found.gain)
-    chosen = torch.nonzero(better & (again.fitted_scale < MOST_LEFT * noise))[:, 0]
+    better &= (again.fitted_scale < MOST_LEFT * noise) & (moved < FURTHEST * min(dst_size))
+    chosen = torch.nonzero(better)[:, 0]
     index, again = index[chosen], again.select(chosen)
     return replace(solved.put(index, again), fitted_scale=solved.fitted_scale.index_copy(0, index, again.fitted_scale))
 

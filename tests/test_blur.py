@@ -9,6 +9,7 @@ from scipy.ndimage import convolve
 
 from homoalign import AlignConfig, Status, align
 from homoalign.blur import RADIUS, blur_level, compare_sharpness, even_kernel
+from homoalign.photometry import Light
 from homoalign.pyramid import Level
 from homoalign.refinement import spline_level
 from homoalign.residual import Alignment, build_problem
@@ -70,7 +71,8 @@ def compared(src, dst, truth):
     src, dst = (Level(image.float() / 255, None) for image in (src, dst))
     problem = build_problem(src, dst, level=0, max_points=16_384, fit_photometric=True)
     state = Alignment(truth, *problem.matched_moments(truth))
-    return compare_sharpness(replace(problem, dst=spline_level(dst), interpolation="spline"), src, state).tolist()
+    problem = replace(problem, dst=spline_level(dst), interpolation="spline")
+    return compare_sharpness(problem, src, Light.plain(state.gain), state, state.gain).tolist()
 
 
 @pytest.mark.parametrize("kind", KERNELS)
@@ -143,6 +145,16 @@ def test_a_blurred_image_is_aligned_as_a_sharp_one(view, monkeypatch, kind, side
     monkeypatch.setattr("homoalign.attempt.solve_unlike_sharpness", lambda _, solved: solved)
     without = align(src, dst, gt=truth)
     assert found.gt_corner_error_px.item() < 0.6 * without.gt_corner_error_px.item()
+
+
+@pytest.mark.parametrize("side", ["src", "dst"])
+def test_another_light_does_not_hide_a_blur(view, monkeypatch, side):
+    told = []
+    monkeypatch.setattr("homoalign.attempt.solve_unlike_sharpness", lambda _, solved: told.append(solved) or solved)
+    for kernel in (None, KERNELS["Gaussian"]):
+        src, dst, _ = view(kernel, side=side, light={"gain": 0.5, "gamma": 0.6})
+        align(src, dst)
+    assert [solved.blurrier.tolist() for solved in told[:2]] == [[0], [1 if side == "dst" else -1]]
 
 
 def test_light_and_masks_beside_a_blur(view):

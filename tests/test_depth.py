@@ -90,6 +90,12 @@ def test_what_uses_its_range_stays_as_it_is(dtype, rng):
     assert stretch_narrow(pairs).src is image
 
 
+def test_what_is_beyond_colours_decides_nothing(rng):
+    colours = 0.9 * torch.rand(1, 3, 20, 30, generator=rng)
+    image = torch.cat([colours, torch.full_like(colours[:, :1], 255.0)], dim=1)
+    assert stretch_narrow(check_pairs(image, image, src_mask=None, dst_mask=None, init=None, gt=None)).src is image
+
+
 def test_one_range_for_both_keeps_what_differs_between_them():
     rows = torch.arange(40.0).expand(1, 1, 30, 40)
     pairs = check_pairs(
