@@ -60,7 +60,8 @@ def stretch_narrow(pairs: Pairs) -> Pairs:
     Returns:
         Them; where any image of a side is stretched, the others of that side are floats too.
     """
-    if pairs.src.dtype == pairs.dst.dtype == torch.uint8:
+    images = (pairs.src, pairs.dst)
+    if all(image.dtype == torch.uint8 for image in images) or not all(map(_holds_images, images)):
         return pairs
     of_src, of_dst = _used_range(pairs.src, pairs.src_mask), _used_range(pairs.dst, pairs.dst_mask)
     both = _Used(of_src.low.minimum(of_dst.low), of_src.high.maximum(of_dst.high), of_src.whole.maximum(of_dst.whole))
@@ -75,6 +76,11 @@ def stretch_narrow(pairs: Pairs) -> Pairs:
 def stretch_narrow_image(image: Tensor) -> Tensor:
     """Do the same to (B, C, H, W) images that a person looks at: each on its own, to black and white."""
     return image if image.dtype == torch.uint8 else _stretch(image, _used_range(image, None), to=(0.0, 1.0))
+
+
+def _holds_images(image: Tensor) -> bool:
+    """Return whether the dtype is one that `to_unit_range` takes: it says what is wrong with the others."""
+    return image.dtype in FULL_SCALE or image.dtype.is_floating_point
 
 
 def _chosen(first: Tensor, one: _Used, other: _Used) -> _Used:

@@ -91,7 +91,7 @@ def finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solved
         taken += solution.num_iterations
     raw = replace(raw, template=template)
     is_white = (track.noise <= before.noise).all(-1)  # a codec's losses are not, and look like light
-    end = _End(lit, light, state, solution.stop, taken)
+    end = _End(lit, light, state, solution.stop, taken, torch.zeros_like(is_clear))
     end = _last_steps(end, raw, cleaned.noise_share, is_clear, is_white, track)
     return _conclude(end, raw, descent, track)
 
@@ -106,6 +106,7 @@ class _End:
         state: on top of it.
         stop: (B,) int64, index into `REASONS`.
         num_iterations: (B,) int32, of this level.
+        is_faint: (B,) bool, see `faint.find_faint`.
     """
 
     lit: Template
@@ -113,6 +114,7 @@ class _End:
     state: Alignment
     stop: Tensor
     num_iterations: Tensor
+    is_faint: Tensor
 
 
 def _last_steps(end: _End, raw: DirectProblem, share: Tensor, is_clear: Tensor, is_white: Tensor, track: Track) -> _End:
@@ -129,7 +131,7 @@ def _last_steps(end: _End, raw: DirectProblem, share: Tensor, is_clear: Tensor, 
     among = is_white & (end.stop != OVERLAP_LOST)
     faint = find_faint(among, replace(raw, template=end.lit), end.state, share, track)
     lit, light, state, stop, taken = end.lit, end.light, end.state, end.stop, end.num_iterations
-    is_certain = light.is_certain
+    is_certain, is_faint = light.is_certain, end.is_faint.index_fill(0, faint, True)
     if len(faint) > 0:
         part, light_part = track.select(faint), light.select(faint)
         some = solve_faint(raw.select(faint), light_part, state.select(faint), share[faint], is_clear[faint], part)
@@ -140,7 +142,7 @@ def _last_steps(end: _End, raw: DirectProblem, share: Tensor, is_clear: Tensor, 
         stop, taken = stop.index_fill(0, faint, CONVERGED), taken.index_add(0, faint, some.num_iterations)
         is_certain = is_certain.index_fill(0, faint, False)
     lit, state, more = _polish(torch.nonzero(is_certain)[:, 0], raw, lit, light, state, track.config)
-    return _End(lit, light, state, stop, taken + more)
+    return _End(lit, light, state, stop, taken + more, is_faint)
 
 
 def _conclude(end: _End, raw: DirectProblem, descent: Descent, track: Track) -> Solved:
@@ -159,6 +161,8 @@ def _conclude(end: _End, raw: DirectProblem, descent: Descent, track: Track) -> 
     append_trace(solved.levels, track, 0, state, end.num_iterations)
     scale = torch.where(end.light.is_rich, plain_scale, solved.fitted_scale)
     blurrier = compare_sharpness(raw, track.src[0], end.light, solved.alignment, state.gain)
+    # Where noise drowns the texture, another light may look like another sharpness.
+    blurrier = torch.where(end.is_faint, 0, blurrier)
     return replace(solved, alignment=state, scale=scale, blurrier=blurrier)
 
 

@@ -42,7 +42,8 @@ def coarsest_shared(
     (right, bottom), (left, top) = corners.amax(1).unbind(-1), corners.amin(1).clamp_min(0).unbind(-1)
     shared = torch.minimum(right.clamp_max(dst_size[1] - 1) - left, bottom.clamp_max(dst_size[0] - 1) - top) + 1
     shared = torch.where(shared > 1, shared, min(dst_size))  # NaN: no
-    return (shared / min_side_px).log2().floor().clamp_min(0).long()
+    # As `pyramid.num_levels` has it, whose halves are rounded up.
+    return ((shared / (min_side_px - 1)).log2().ceil() - 1).clamp_min(0).long()
 
 
 @dataclass(frozen=True, slots=True)
