@@ -94,12 +94,11 @@ class Evidence:
 
     def with_precision(self, index: Tensor) -> Evidence:
         """Return this evidence with the solver's word for the blocks' of the pairs that `index` (int64) names."""
-        still, std = torch.zeros_like(self.drift_480[index]), self.corner_std_480[index]
-        drift_480, drift_std_480 = (
-            self.drift_480.index_copy(0, index, still),
-            self.drift_std_480.index_copy(0, index, std),
+        return replace(
+            self,
+            drift_480=self.drift_480.index_fill(0, index, 0.0),
+            drift_std_480=self.drift_std_480.index_copy(0, index, self.corner_std_480[index]),
         )
-        return replace(self, drift_480=drift_480, drift_std_480=drift_std_480)
 
     def table(self) -> Tensor:
         """Return (B, 11) float64, columns as `EVIDENCE` names them."""

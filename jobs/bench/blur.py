@@ -11,7 +11,7 @@ import numpy.typing as npt
 from jobs.bench.bound import mean_corner_error_bound, pixel_variance
 from jobs.bench.measure import show
 from jobs.bench.methods import run_methods
-from jobs.bench.options import BenchOptions, RenderOptions, bench_options, render_options
+from jobs.bench.options import BenchOptions, RenderOptions, bench_options, motion_options, render_options
 from jobs.bench.pairs import CHANGE, BenchPair, draw_pairs
 from jobs.bench.score import as_json, precision_figures, ratio_to_case, rows_by_case
 from jobs.degrade import convolve_with, defocus_kernel, motion_kernel
@@ -22,9 +22,7 @@ LEAST_TRAIL_PX, MOST_TRAIL_PX = 4.0, 14.0
 
 
 @click.command("blur", epilog="Example: homoalign bench blur --pairs 50 --sigma 5")
-@click.option("--size", type=click.IntRange(min=64), default=256, show_default=True, help="Side of the images, px.")
-@click.option("--offset", type=float, default=10.0, show_default=True, help="Each corner moves by up to this, px.")
-@click.option("--sigma", type=click.FloatRange(min=0), default=2.0, show_default=True, help="Noise, 8-bit units.")
+@motion_options(least_px=64, sigma=2.0)
 @render_options(pairs=100)
 @bench_options
 def blur_command(*, size: int, offset: float, sigma: float, render: RenderOptions, options: BenchOptions) -> None:

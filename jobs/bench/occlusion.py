@@ -9,7 +9,7 @@ import click
 from jobs.bench.bound import mean_corner_error_bound, pixel_variance
 from jobs.bench.measure import show
 from jobs.bench.methods import run_methods
-from jobs.bench.options import BenchOptions, RenderOptions, bench_options, parse_numbers, render_options
+from jobs.bench.options import BenchOptions, RenderOptions, bench_options, motion_options, parse_numbers, render_options
 from jobs.bench.pairs import CHANGE, BenchPair, draw_pairs
 from jobs.bench.photographs import load_gray
 from jobs.bench.score import as_json, precision_figures, ratio_to_case, rows_by_case
@@ -19,9 +19,7 @@ from jobs.synthetic import PHOTOGRAPHS
 
 
 @click.command("occlusion", epilog="Example: homoalign bench occlusion --pairs 50 --shares 0,20,40,60")
-@click.option("--size", type=click.IntRange(min=32), default=256, show_default=True, help="Side of the images, px.")
-@click.option("--offset", type=float, default=10.0, show_default=True, help="Each corner moves by up to this, px.")
-@click.option("--sigma", type=click.FloatRange(min=0), default=5.0, show_default=True, help="Noise, 8-bit units.")
+@motion_options(sigma=5.0)
 @click.option("--shares", default="0,20,40", show_default=True, help="Percent of dst that is covered.")
 @render_options(pairs=100)
 @bench_options

@@ -121,6 +121,32 @@ def render_options(*, pairs: int, tone: str = "as gray") -> Callable[[Function],
     return decorate
 
 
+def motion_options(
+    *, least_px: int = 32, offset_px: float = 10.0, sigma: float | None = None
+) -> Callable[[Function], Function]:
+    """Add the options of square pairs whose corners move a little: `size`, `offset` and, with a `sigma`, that.
+
+    Args:
+        least_px: smallest side that may be asked for.
+        offset_px: how far each corner moves where `--offset` is not given.
+        sigma: of the noise where `--sigma` is not given, 8-bit units; None: the benchmark has its own.
+    """
+    options = [
+        click.option(
+            "--size", type=click.IntRange(min=least_px), default=256, show_default=True, help="Side of the images, px."
+        ),
+        click.option(
+            "--offset", type=float, default=offset_px, show_default=True, help="Each corner moves by up to this, px."
+        ),
+    ]
+    if sigma is not None:
+        noise = click.FloatRange(min=0)
+        options.append(
+            click.option("--sigma", type=noise, default=sigma, show_default=True, help="Noise, 8-bit units.")
+        )
+    return together(*options)
+
+
 def parse_sizes(name: str, text: str, *, least: int) -> tuple[Size, ...]:
     """Return (height, width) of each WIDTHxHEIGHT of a comma-separated list, each once.
 

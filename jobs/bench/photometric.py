@@ -13,7 +13,7 @@ import numpy.typing as npt
 from jobs.bench.bound import mean_corner_error_bound, pixel_variance
 from jobs.bench.measure import show
 from jobs.bench.methods import run_methods
-from jobs.bench.options import BenchOptions, RenderOptions, bench_options, render_options
+from jobs.bench.options import BenchOptions, RenderOptions, bench_options, motion_options, render_options
 from jobs.bench.pairs import CHANGE, BenchPair, Drawn, draw_pairs
 from jobs.bench.score import as_json, precision_figures, ratio_to_case, rows_by_case
 from jobs.degrade import add_vignette, adjust_exposure, compress_jpeg
@@ -42,9 +42,7 @@ class Light:
 
 
 @click.command("photometric", epilog="Example: homoalign bench photometric --pairs 50 --json photometric.json")
-@click.option("--size", type=click.IntRange(min=32), default=256, show_default=True, help="Side of the images, px.")
-@click.option("--offset", type=float, default=10.0, show_default=True, help="Each corner moves by up to this, px.")
-@click.option("--sigma", type=click.FloatRange(min=0), default=5.0, show_default=True, help="Noise, 8-bit units.")
+@motion_options(sigma=5.0)
 @render_options(pairs=100)
 @bench_options
 def photometric_command(

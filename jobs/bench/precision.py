@@ -9,7 +9,7 @@ import click
 from jobs.bench.bound import mean_corner_error_bound, pixel_variance
 from jobs.bench.measure import show
 from jobs.bench.methods import run_methods
-from jobs.bench.options import BenchOptions, RenderOptions, bench_options, parse_numbers, render_options
+from jobs.bench.options import BenchOptions, RenderOptions, bench_options, motion_options, parse_numbers, render_options
 from jobs.bench.pairs import BenchPair, draw_pairs
 from jobs.bench.score import as_json, precision_figures, rows_by_case
 
@@ -17,8 +17,7 @@ from jobs.bench.score import as_json, precision_figures, rows_by_case
 @click.command(
     "precision", epilog="Example: homoalign bench precision --pairs 50 --sigmas 0,5,20 --json precision.json"
 )
-@click.option("--size", type=click.IntRange(min=32), default=256, show_default=True, help="Side of the images, px.")
-@click.option("--offset", type=float, default=10.0, show_default=True, help="Each corner moves by up to this, px.")
+@motion_options()
 @click.option("--sigmas", default="0,5,20", show_default=True, help="Noise of both images, 8-bit units.")
 @render_options(pairs=100)
 @bench_options

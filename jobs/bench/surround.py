@@ -11,7 +11,7 @@ import numpy.typing as npt
 from jobs.bench.bound import mean_corner_error_bound, pixel_variance
 from jobs.bench.measure import show
 from jobs.bench.methods import run_methods
-from jobs.bench.options import BenchOptions, RenderOptions, bench_options, render_options
+from jobs.bench.options import BenchOptions, RenderOptions, bench_options, motion_options, render_options
 from jobs.bench.pairs import CHANGE, BenchPair, draw_pairs
 from jobs.bench.score import as_json, precision_figures, ratio_to_case, rows_by_case
 from jobs.synthetic import Size
@@ -21,9 +21,7 @@ Where = npt.NDArray[np.bool_]
 
 
 @click.command("surround", epilog="Example: homoalign bench surround --pairs 50 --size 320")
-@click.option("--size", type=click.IntRange(min=64), default=256, show_default=True, help="Side of the images, px.")
-@click.option("--offset", type=float, default=20.0, show_default=True, help="Each corner moves by up to this, px.")
-@click.option("--sigma", type=click.FloatRange(min=0), default=2.0, show_default=True, help="Noise, 8-bit units.")
+@motion_options(least_px=64, offset_px=20.0, sigma=2.0)
 @render_options(pairs=100)
 @bench_options
 def surround_command(*, size: int, offset: float, sigma: float, render: RenderOptions, options: BenchOptions) -> None:
