@@ -23,6 +23,8 @@ from homoalign.hypotheses import Hypotheses, agreement
 from homoalign.intensity import to_unit_range
 from homoalign.noise import residual_noise
 from homoalign.parts import measure_parts
+from homoalign.patterns import local_correlation, local_patterns
+from homoalign.precision import corner_covariance, corner_std
 from homoalign.pyramid import Level, noise_gain
 from homoalign.residual import Alignment
 from homoalign.result import AlignResult
@@ -260,11 +262,11 @@ def _measure(
     src_level, dst_level = track.src[level], track.dst[level]
     level_matrix = homography.rescale(matched_matrix, level)
     noise_src, noise_dst = (noise_gain(level) * pyramid[0].noise.square() for pyramid in (track.src, track.dst))
-    patterns = metrics.local_patterns(src_level, dst_level, level_matrix)
-    whole, weak = metrics.local_correlation(patterns, (noise_src, noise_dst))
-    covariance = metrics.corner_covariance(solved.covariance, matrix, *src_size)
+    patterns = local_patterns(src_level, dst_level, level_matrix)
+    whole, weak = local_correlation(patterns, (noise_src, noise_dst))
+    covariance = corner_covariance(solved.covariance, matrix, *src_size)
     at_480 = 480 / min(dst_size)
-    corner_std_480 = at_480 * metrics.corner_std(covariance)
+    corner_std_480 = at_480 * corner_std(covariance)
     if config.solver != "adam":  # which predicts none
         corner_std_480 = corner_std_480.nan_to_num(UNDETERMINED_480)
     unexplained = fitted_scale / explained
@@ -306,7 +308,7 @@ def _measure(
         reprojection = metrics.reprojection_l1(src_colour, matrix, batch.gt, dst_size)
     answers = {
         "dst_homo_src": matrix,
-        "corner_std_px": metrics.corner_std(covariance),
+        "corner_std_px": corner_std(covariance),
         "corner_covariance": covariance,
         "photometric_l1": fit.photometric_l1,
         "zncc": fit.zncc,

@@ -8,9 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from homoalign import homography, metrics
+from homoalign import homography
 from homoalign.full_size import finish
 from homoalign.homography import image_size
+from homoalign.patterns import local_correlation, local_patterns
 from homoalign.photometry import normalise_locally
 from homoalign.residual import Alignment, build_problem
 from homoalign.result import LevelTrace
@@ -74,9 +75,9 @@ def _look_again(track: Track, descent: Descent) -> Descent:
 
     def likeness(some: Track, state: Alignment) -> Tensor:
         matrix = homography.rescale(state.dst_homo_src, level)
-        patterns = metrics.local_patterns(some.src[level], some.dst[level], matrix)
+        patterns = local_patterns(some.src[level], some.dst[level], matrix)
         shared = patterns.counted.flatten(1).double().mean(-1)
-        correlation = metrics.local_correlation(patterns)[0].nan_to_num(-1.0)
+        correlation = local_correlation(patterns)[0].nan_to_num(-1.0)
         # A negative that is seen whole is no worse than what is hardly seen.
         return torch.minimum(correlation, correlation * (shared / LEAST_SHARED).clamp_max(1))
 

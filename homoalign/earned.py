@@ -15,8 +15,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from homoalign import homography, metrics
+from homoalign import homography
 from homoalign.homography import image_size
+from homoalign.precision import corner_covariance, corner_jacobian, corner_std
 from homoalign.pyramid import Level
 from homoalign.residual import Alignment, DirectProblem
 from homoalign.schedule import MOTION_PARAMETERS
@@ -48,8 +49,8 @@ def is_unsupported(covariance: Tensor, dst_homo_src: Tensor, src: Level, dst: Le
         src: source images.
         dst: destination images.
     """
-    corners = metrics.corner_covariance(covariance, dst_homo_src, *image_size(src.image))
-    std_480 = 480 / min(image_size(dst.image)) * metrics.corner_std(corners)
+    corners = corner_covariance(covariance, dst_homo_src, *image_size(src.image))
+    std_480 = 480 / min(image_size(dst.image)) * corner_std(corners)
     unsupported: Tensor = ~(std_480 <= WEAK_480)  # NaN: they are not determined at all
     return unsupported
 
@@ -121,7 +122,7 @@ def _wald(problem: DirectProblem, covariance: Tensor, dst_homo_src: Tensor, othe
     size = problem.src_size
     corners = homography.image_corners(*size, device=dst_homo_src.device)[None]
     moved = homography.warp_points(other, corners) - homography.warp_points(dst_homo_src, corners)
-    jacobian = metrics.corner_jacobian(dst_homo_src, *size).flatten(1, 2)  # (B, 8, 8)
+    jacobian = corner_jacobian(dst_homo_src, *size).flatten(1, 2)  # (B, 8, 8)
     step = torch.linalg.solve_ex(jacobian, moved.flatten(1)).result[:, : covariance.shape[-1]]
     scaled, info = torch.linalg.solve_ex(covariance, step)
     return torch.where(info == 0, (step * scaled).sum(-1), torch.nan)

@@ -14,7 +14,7 @@ from homoalign import homography, verdict
 from homoalign.config import AlignConfig
 from homoalign.homography import image_size
 from homoalign.hypotheses import Hypotheses
-from homoalign.metrics import local_patterns
+from homoalign.patterns import local_patterns
 from homoalign.pyramid import Level
 from homoalign.residual import Alignment, build_problem
 from homoalign.rivals import correlation_by_shift, other_peaks, shifts

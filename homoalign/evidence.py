@@ -37,7 +37,7 @@ class Evidence:
     """What the verdict is drawn from, (B,) float64 each.
 
     Attributes:
-        local_correlation: `whole` of `metrics.local_correlation`; NaN counts as none.
+        local_correlation: `whole` of `patterns.local_correlation`; NaN counts as none.
         weak_correlation: `weak` of it, likewise.
         overlap: share of dst that is covered.
         src_overlap: share of src that lands on dst.

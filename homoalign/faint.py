@@ -25,9 +25,9 @@ from homoalign import joint
 from homoalign.behind import LEAST_STEEPNESS, PLAIN, Behind, View, plain_light
 from homoalign.homography import image_size
 from homoalign.joint import LitAlignment
-from homoalign.metrics import corner_covariance, corner_std
 from homoalign.noise import QUANTISATION, UNEXPLAINED, residual_noise
 from homoalign.photometry import Light
+from homoalign.precision import corner_covariance, corner_std
 from homoalign.refinement import DROWNED
 from homoalign.residual import Alignment, DirectProblem
 from homoalign.schedule import CLEAN_LOSS_WIDTH, MOTION_PARAMETERS

@@ -11,8 +11,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from homoalign.surround import DEPTH, LEAST_BORDER
-
 LEAST_AREA = 0.01
 """Of the frame."""
 
@@ -48,17 +46,19 @@ Gray = NDArray[np.float32]
 Where = NDArray[np.bool_]
 
 
-def find_inside(image: Gray) -> Where | None:
+def find_inside(image: Gray, *, depth: float, least_border: float) -> Where | None:
     """Return what the surround of an image encloses, without its edge; None where there is no surround.
 
     Args:
         image: (H, W).
+        depth: share of the range of intensities; so near to one end of it is all of the surround.
+        least_border: share of the border that it touches.
 
     Returns:
         (H, W).
     """
     low, high = np.percentile(image, RANGE)
-    reach = DEPTH * (high - low)
+    reach = depth * (high - low)
     if not reach > 0:
         return None
     for extreme in (image <= low + reach, image >= high - reach):
@@ -66,7 +66,7 @@ def find_inside(image: Gray) -> Where | None:
         parts = _large_parts(~surround)
         hull = _convex_hull(parts)  # with what of the picture is as dark as the surround, and touches it
         if (
-            _is_in_place(hull)
+            _is_in_place(hull, least_border)
             and _contact(hull, parts) >= LEAST_CONTACT
             and _detail(image, surround & ~hull) <= MOST_FLAT * (high - low)
             and _detail(image, hull) >= LEAST_DETAIL * (high - low)
@@ -102,10 +102,10 @@ def _convex_hull(where: Where) -> Where:
     return found
 
 
-def _is_in_place(inside: Where) -> bool:
+def _is_in_place(inside: Where, least_border: float) -> bool:
     """Say whether enough is left, and enough left out, along the border, too."""
     border = np.concatenate([inside[0], inside[-1], inside[:, 0], inside[:, -1]])
-    return bool(border.mean() <= 1 - LEAST_BORDER and LEAST_INSIDE <= inside.mean() <= 1 - LEAST_AREA)
+    return bool(border.mean() <= 1 - least_border and LEAST_INSIDE <= inside.mean() <= 1 - LEAST_AREA)
 
 
 def _contact(hull: Where, parts: Where) -> float:

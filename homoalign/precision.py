@@ -20,6 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from homoalign import homography
 from homoalign.kernels import PrecisionSums
 from homoalign.solver import Problem, StateT, cauchy, robust_scale
 
@@ -105,3 +106,39 @@ def measure_precision(problem: Measurable[StateT], state: StateT, loss_width: fl
         share[:, None, None] * (half @ half.mT) + (INTERPOLATED * problem.scale_floor).square()[:, None, None] * floor
     )
     return sums.scale, torch.where((info == 0)[:, None, None], covariance, torch.nan)
+
+
+def corner_covariance(parameter_covariance: Tensor, dst_homo_src: Tensor, height: int, width: int) -> Tensor:
+    """Propagate the covariance of the eight parameters to the source's corners, in destination pixels.
+
+    Args:
+        parameter_covariance: (B, P, P), the first eight being those of sl(3).
+        dst_homo_src: (B, 3, 3).
+        height: of src, pixels.
+        width: of src, pixels.
+
+    Returns:
+        (B, 4, 2, 2) pixels squared.
+    """
+    jacobian = corner_jacobian(dst_homo_src, height, width)
+    return jacobian @ parameter_covariance[:, None, :8, :8] @ jacobian.mT
+
+
+def corner_jacobian(dst_homo_src: Tensor, height: int, width: int) -> Tensor:
+    """Return (B, 4, 2, 8), how the source's corners move with the parameters, in destination pixels."""
+    to_pixels = homography.pixels_from_centred(height, width, device=dst_homo_src.device)
+    corners = homography.image_corners(height, width, device=dst_homo_src.device)
+    u = (corners - to_pixels[:2, 2]) / to_pixels[0, 0]
+    matrix = dst_homo_src @ to_pixels
+    homogeneous = torch.cat([u, torch.ones_like(u[:, :1])], dim=-1) @ matrix.mT  # (B, 4, 3)
+    w = homogeneous[..., 2:, None]
+    xy = homogeneous[..., :2, None] / w
+    d_xy_d_u = (matrix[:, None, :2, :2] - xy * matrix[:, None, 2:, :2]) / w  # (B, 4, 2, 2)
+    motion = torch.stack([torch.stack(pair, dim=-1) for pair in homography.velocities(*u.unbind(-1))], dim=-1)
+    return d_xy_d_u @ motion
+
+
+def corner_std(covariance: Tensor) -> Tensor:
+    """Return (B,) root mean square length of the four corners' error vectors, of (B, 4, 2, 2) covariances."""
+    # The trace of a covariance is the mean square length.
+    return covariance.diagonal(dim1=-2, dim2=-1).sum(-1).mean(-1).sqrt()

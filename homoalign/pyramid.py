@@ -13,9 +13,10 @@ from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate, pad
+from torch.nn.functional import interpolate, max_pool2d, pad
 
 from homoalign import kernels
+from homoalign.kept import kept
 from homoalign.noise import noise_level
 
 LEAST_SHARE = 1e-3
@@ -155,3 +156,25 @@ def _filled(levels: list[Level], shares: list[Tensor]) -> list[Level]:
             beyond = (level.image * known).sum((-2, -1), keepdim=True) / known.sum((-2, -1), keepdim=True).clamp_min(1)
         filled.append(Level(torch.where(known, level.image, beyond), level.mask))
     return filled[::-1]
+
+
+def usable_pixels(image: Tensor, mask: Tensor | None) -> Tensor:
+    """Return (B, 1, H, W) bool: False on the border, and where a slope reads a pixel that `mask` (B, 1, H, W) hides.
+
+    Without a mask (1, 1, H, W), for all pairs.
+    """
+    usable = _off_border(image.shape[-2], image.shape[-1], image.device)
+    if mask is None:
+        return usable
+    # A pixel's gradient reads its neighbours.
+    if kernels.serves(mask):
+        return kernels.usable_pixels(mask[:, 0])[:, None]
+    return usable & (-max_pool2d(-mask, 3, stride=1, padding=1) > 0.5)
+
+
+@kept(64)
+def _off_border(height: int, width: int, device: torch.device) -> Tensor:
+    """Return (1, 1, H, W) bool, False on the border."""
+    usable = torch.zeros(1, 1, height, width, dtype=torch.bool, device=device)
+    usable[..., 1:-1, 1:-1] = True
+    return usable

@@ -18,7 +18,7 @@ from homoalign.config import AlignConfig
 from homoalign.evidence import Evidence
 from homoalign.homography import image_size
 from homoalign.hypotheses import Hypotheses
-from homoalign.metrics import Patterns, local_correlation, local_patterns
+from homoalign.patterns import Patterns, local_correlation, local_patterns
 from homoalign.pyramid import Level
 from homoalign.result import AlignResult
 from homoalign.sampling import is_inside

@@ -20,8 +20,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
 from homoalign import kernels
-from homoalign.pyramid import Level, take
-from homoalign.template import usable_pixels
+from homoalign.pyramid import Level, take, usable_pixels
 
 HARMONICS = (2, 4)
 """Multiples of the gradient's angle; even ones do not tell a gradient from its opposite."""

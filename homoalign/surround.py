@@ -52,7 +52,7 @@ def find_insides(gray: Tensor) -> tuple[Tensor, Tensor]:
     pitch = -(-min(height, width) // SIDE_PX)
     for i in torch.nonzero(is_framed)[:, 0].tolist():
         small = gray[i] if pitch == 1 else avg_pool2d(gray[i], pitch, ceil_mode=True, count_include_pad=False)
-        found = find_inside(small[0].cpu().numpy())
+        found = find_inside(small[0].cpu().numpy(), depth=DEPTH, least_border=LEAST_BORDER)
         if found is None:
             is_framed[i] = False
             continue

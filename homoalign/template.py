@@ -19,7 +19,7 @@ from torch.nn.functional import avg_pool2d, max_pool2d, pad
 
 from homoalign import homography, kernels
 from homoalign.kept import kept
-from homoalign.pyramid import Level, is_everyone, take
+from homoalign.pyramid import Level, is_everyone, take, usable_pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,25 +284,3 @@ def steepest_of_cells(slope: Tensor, mask: Tensor | None, *, cell_side: int) -> 
     _, chosen = max_pool2d(steepness, cell_side, return_indices=True)
     chosen = chosen.flatten(1)
     return chosen, usable.flatten(1).expand(batch, -1).gather(1, chosen)
-
-
-def usable_pixels(image: Tensor, mask: Tensor | None) -> Tensor:
-    """Return (B, 1, H, W) bool: False on the border, and where a slope reads a pixel that `mask` (B, 1, H, W) hides.
-
-    Without a mask (1, 1, H, W), for all pairs.
-    """
-    usable = _off_border(image.shape[-2], image.shape[-1], image.device)
-    if mask is None:
-        return usable
-    # A pixel's gradient reads its neighbours.
-    if kernels.serves(mask):
-        return kernels.usable_pixels(mask[:, 0])[:, None]
-    return usable & (-max_pool2d(-mask, 3, stride=1, padding=1) > 0.5)
-
-
-@kept(64)
-def _off_border(height: int, width: int, device: torch.device) -> Tensor:
-    """Return (1, 1, H, W) bool, False on the border."""
-    usable = torch.zeros(1, 1, height, width, dtype=torch.bool, device=device)
-    usable[..., 1:-1, 1:-1] = True
-    return usable

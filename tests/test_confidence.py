@@ -11,7 +11,7 @@ from good_evidence import GOOD, of_pair
 from homoalign import Status, align
 from homoalign.confidence import confidence, load_calibration
 from homoalign.evidence import EVIDENCE, Evidence
-from homoalign.metrics import local_patterns
+from homoalign.patterns import local_patterns
 from homoalign.pyramid import Level
 from homoalign.rivals import rival_correlation
 from jobs.bench.fit_confidence import fit

@@ -9,9 +9,9 @@ import torch
 from homoalign import AlignConfig, align, metrics, parts, rivals
 from homoalign.homography import corner_errors, motion_of_step, normalise, pixels_from_centred
 from homoalign.kernels.solver import solve_direct
-from homoalign.metrics import local_correlation, local_patterns
 from homoalign.noise import smooth
 from homoalign.parts import measure_parts
+from homoalign.patterns import local_correlation, local_patterns
 from homoalign.pyramid import Level
 from homoalign.residual import Alignment, build_problem
 from homoalign.solver import Slack, solve

@@ -1,4 +1,4 @@
-"""What `metrics.Patterns` is made of, and the sums that are taken over it.
+"""What `patterns.Patterns` is made of, and the sums that are taken over it.
 
 B pairs, H W rows and columns.
 """
@@ -16,7 +16,7 @@ from homoalign.kernels.pixels import means_of_windows
 def local_patterns(
     warped: Tensor, covered: Tensor, dst: Tensor, window: int, floor: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Do what `metrics.local_patterns` does once src is warped.
+    """Do what `patterns.local_patterns` does once src is warped.
 
     Args:
         warped: (B, H, W) float32, zero where not covered.
@@ -96,7 +96,7 @@ def _sum_counted(a: Floats, b: Floats, counted: Bools) -> tuple[float, float, in
 
 
 def pattern_sums(a: Tensor, b: Tensor, weight: Tensor, counted: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
-    """Sum what `metrics.local_correlation` correlates.
+    """Sum what `patterns.local_correlation` correlates.
 
     Args:
         a: (B, H, W) float32, of src.
