@@ -19,6 +19,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 chaos: $(STAMP)
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tests/chaos.py --schedules $(SCHEDULES) --seed $(SEED)

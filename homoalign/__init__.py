@@ -14,8 +14,9 @@ from homoalign.status import Initialisation, Status, StopReason
 
 if TYPE_CHECKING:
     from homoalign.aligner import align, warm_up
-    from homoalign.result import AlignResult, LevelTrace
-    from homoalign.sampling import warp
+    from homoalign.levels.sampling import warp
+    from homoalign.optimisation.trace import LevelTrace
+    from homoalign.result import AlignResult
 
 __all__ = [
     "AlignConfig",
@@ -34,10 +35,10 @@ __version__ = "0.1.0"
 
 _AT_FIRST_USE = {
     "AlignResult": "homoalign.result",
-    "LevelTrace": "homoalign.result",
+    "LevelTrace": "homoalign.optimisation.trace",
     "align": "homoalign.aligner",
     "warm_up": "homoalign.aligner",
-    "warp": "homoalign.sampling",
+    "warp": "homoalign.levels.sampling",
 }
 """Loaded when asked for (PEP 562): torch takes seconds, and who reads a status or a config needs none of it."""
 

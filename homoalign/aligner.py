@@ -17,18 +17,18 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from homoalign.arguments import Array, Pairs, check_pairs
-from homoalign.attempt import Batch
 from homoalign.backward import measure_backward
-from homoalign.cascade import run_cascade
+from homoalign.cascade.attempt import Batch
+from homoalign.cascade.cascade import run_cascade
 from homoalign.config import AlignConfig
-from homoalign.depth import stretch_narrow
 from homoalign.homography import image_size
-from homoalign.initialise import Start, find_start
-from homoalign.intensity import to_gray
-from homoalign.pyramid import Level, build_pyramid, num_levels
+from homoalign.levels.depth import stretch_narrow
+from homoalign.levels.intensity import to_gray
+from homoalign.levels.pyramid import Level, build_pyramid, num_levels
+from homoalign.levels.surround import find_insides
 from homoalign.result import AlignResult
+from homoalign.starts.initialise import Start, find_start
 from homoalign.status import Status
-from homoalign.surround import find_insides
 
 PIXELS_AT_A_TIME = 2**19
 """On a processor pairs are solved in groups of about this many pixels of dst, which the cache holds."""

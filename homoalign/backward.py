@@ -16,10 +16,10 @@ from torch import Tensor
 
 from homoalign import homography
 from homoalign.arguments import Pairs
-from homoalign.attempt import Batch, attempt
+from homoalign.cascade.attempt import Batch, attempt
 from homoalign.homography import image_size
+from homoalign.levels.sampling import inverse
 from homoalign.result import AlignResult
-from homoalign.sampling import inverse
 from homoalign.status import Initialisation
 
 

@@ -12,24 +12,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from homoalign.evidence import EVIDENCE
+from homoalign.optimisation.trace import LevelTrace
 from homoalign.status import Initialisation, Status, StopReason
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LevelTrace:
-    """How one pyramid level of one pair ended."""
-
-    level: int
-    """0 is the full-size image."""
-    height: int
-    """Of src at this level, pixels."""
-    width: int
-    num_iterations: int
-    photometric_l1: float
-    """Mean absolute difference of the warped source and dst at this level, intensities in [0, 1]."""
-    gt_reprojection_l1: float
-    """Mean absolute difference of src warped by this level's estimate and by the truth; NaN without it."""
+from homoalign.trust.evidence import EVIDENCE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

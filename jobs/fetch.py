@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from homoalign.decoding.images import DecodedImage, decode_image, decode_mask
 from homoalign.errors import ImageTooLarge, ImageUnreadable, PairError, PairTimedOut, RowInvalid
-from homoalign.images import DecodedImage, decode_image, decode_mask
 from jobs.access import AccessRules
 from jobs.storage_errors import ObjectTimedOut, ObjectTooLarge, StorageError, redact
 from jobs.store import Store

@@ -128,8 +128,8 @@ def shrink(image: npt.NDArray[Any]) -> tuple[Pixels, Matrix]:
     import torch
     from torch.nn.functional import interpolate
 
-    from homoalign.depth import stretch_narrow_image
-    from homoalign.intensity import to_unit_range
+    from homoalign.levels.depth import stretch_narrow_image
+    from homoalign.levels.intensity import to_unit_range
 
     height, width = image.shape[:2]
     channels = image[:, :, None] if image.ndim == 2 else image[:, :, :3]

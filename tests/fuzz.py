@@ -27,8 +27,8 @@ from image_files import FILES, with_true_checksums
 from job_pairs import ENVIRONMENT, encoded, pair
 from shard_tasks import FakeAlign, task_for
 
+from homoalign.decoding.images import decode_image
 from homoalign.errors import PairError
-from homoalign.images import decode_image
 from homoalign.status import Status
 from jobs.shard import run_shard
 

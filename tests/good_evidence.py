@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from homoalign.evidence import EVIDENCE, Evidence
+from homoalign.trust.evidence import EVIDENCE, Evidence
 
 LOOKS_GOOD = dict.fromkeys(EVIDENCE, np.nan) | {
     "local_correlation": 0.9,

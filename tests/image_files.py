@@ -15,8 +15,8 @@ import pytest
 import tifffile
 from PIL import Image
 
+from homoalign.decoding.images import decode_image
 from homoalign.errors import ImageUnreadable
-from homoalign.images import decode_image
 
 Array = npt.NDArray[np.generic]
 HEIGHT, WIDTH = 21, 34

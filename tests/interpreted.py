@@ -17,7 +17,7 @@ from homoalign.gpu import agreement as agreement_module
 from homoalign.gpu.robust import robust_scale_of, tail_share_of
 from homoalign.gpu.solver import solve_on_device
 from homoalign.gpu.steps import damped_step
-from homoalign.solver import Solution
+from homoalign.optimisation.solver import Solution
 
 
 def solution(problem, start, settings):

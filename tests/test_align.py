@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import homoalign
-from homoalign import AlignConfig, Status, align, attempt
-from homoalign.evidence import EVIDENCE
-from homoalign.parts import measure_parts
+from homoalign import AlignConfig, Status, align
+from homoalign.cascade import attempt
+from homoalign.trust.evidence import EVIDENCE
+from homoalign.trust.parts import measure_parts
 from jobs.degrade import add_blur, add_relief
 
 FLOATS = ("confidence", "corner_std_px", "photometric_l1", "zncc", "overlap", "inlier_ratio", "gain", "bias")
@@ -274,7 +275,7 @@ def test_what_is_more_than_noise_widens_the_prediction_by_what_the_blocks_leave_
 def test_where_the_blocks_would_have_the_corners_counts_as_a_bias_of_what_is_more_than_noise(
     make_pair, numpy_rng, monkeypatch
 ):
-    monkeypatch.setattr("homoalign.attempt.solve_unlike_sharpness", lambda _, solved: solved)
+    monkeypatch.setattr("homoalign.cascade.attempt.solve_unlike_sharpness", lambda _, solved: solved)
     src, dst, _ = make_pair("astronaut")
     noisy = [image + 0.03 * numpy_rng.standard_normal(image.shape).astype(np.float32) for image in (src, dst)]
     pairs, drift_px = {"noise": noisy, "blur": (src, add_blur(dst, sigma_px=2.5))}, 2.0

@@ -105,7 +105,7 @@ def test_the_manifest_names_the_rendered_pairs_in_turn(tmp_path):
     tasks = shard_tasks(run)
     assert [(task.segments[0].start, task.segments[0].stop) for task in tasks] == [(0, 2), (2, 4), (4, 5)]
     assert decode_shard(pairs.files, tasks[2]).rows == 1
-    from homoalign.images import decode_image
+    from homoalign.decoding.images import decode_image
 
     decoded = [decode_image(file.read_bytes()).pixels for pair in pairs.files for file in pair]
     assert {image.shape for image in decoded} == {(64, 96, 3)}  # the gray photograph's as well

@@ -8,11 +8,11 @@ import torch
 from scipy.ndimage import convolve
 
 from homoalign import AlignConfig, Status, align
-from homoalign.blur import RADIUS, blur_level, compare_sharpness, even_kernel
-from homoalign.photometry import Light
-from homoalign.pyramid import Level
-from homoalign.refinement import spline_level
-from homoalign.residual import Alignment, build_problem
+from homoalign.differences.blur import RADIUS, blur_level, compare_sharpness, even_kernel
+from homoalign.differences.photometry import Light
+from homoalign.differences.refinement import spline_level
+from homoalign.levels.pyramid import Level
+from homoalign.optimisation.residual import Alignment, build_problem
 from jobs.degrade import add_noise, adjust_exposure, to_uint8
 from jobs.synthetic import load_scene, random_homography, render_pair
 
@@ -118,7 +118,7 @@ def test_plain_ground_tells_no_kernel():
 
 
 def test_images_are_blurred_as_by_a_plain_convolution(rng, monkeypatch):
-    monkeypatch.setattr("homoalign.blur.ROWS_AT_A_TIME", 40)
+    monkeypatch.setattr("homoalign.differences.blur.ROWS_AT_A_TIME", 40)
     image = torch.rand(2, 1, 90, 70, generator=rng)
     mask = torch.ones_like(image)
     mask[1, :, 40:44, 30:36] = 0
@@ -142,7 +142,7 @@ def test_a_blurred_image_is_aligned_as_a_sharp_one(view, monkeypatch, kind, side
     assert found.gt_corner_error_px.item() < most_px
     assert found.gt_corner_error_px.item() < 5 * found.corner_std_px.item()
     assert found.gain.item() == pytest.approx(1, abs=0.03)
-    monkeypatch.setattr("homoalign.attempt.solve_unlike_sharpness", lambda _, solved: solved)
+    monkeypatch.setattr("homoalign.cascade.attempt.solve_unlike_sharpness", lambda _, solved: solved)
     without = align(src, dst, gt=truth)
     assert found.gt_corner_error_px.item() < 0.6 * without.gt_corner_error_px.item()
 
@@ -150,7 +150,9 @@ def test_a_blurred_image_is_aligned_as_a_sharp_one(view, monkeypatch, kind, side
 @pytest.mark.parametrize("side", ["src", "dst"])
 def test_another_light_does_not_hide_a_blur(view, monkeypatch, side):
     told = []
-    monkeypatch.setattr("homoalign.attempt.solve_unlike_sharpness", lambda _, solved: told.append(solved) or solved)
+    monkeypatch.setattr(
+        "homoalign.cascade.attempt.solve_unlike_sharpness", lambda _, solved: told.append(solved) or solved
+    )
     for kernel in (None, KERNELS["Gaussian"]):
         src, dst, _ = view(kernel, side=side, light={"gain": 0.5, "gamma": 0.6})
         align(src, dst)
@@ -168,7 +170,7 @@ def test_light_and_masks_beside_a_blur(view):
 
 
 def test_pairs_of_like_sharpness_are_not_solved_again(view, monkeypatch):
-    monkeypatch.setattr("homoalign.unlike_sharpness.even_kernel", lambda *_: 1 / 0)
+    monkeypatch.setattr("homoalign.descent.unlike_sharpness.even_kernel", lambda *_: 1 / 0)
     assert align(*view()[:2]).status == [Status.OK]
     with pytest.raises(ZeroDivisionError):
         align(*view(KERNELS["Gaussian"])[:2])
@@ -188,7 +190,7 @@ def test_a_kernel_that_explains_nothing_changes_nothing(view, monkeypatch):
     src, dst, _ = view(KERNELS["Gaussian"])
     identity = torch.zeros(1, 3, 3, dtype=torch.float64)
     identity[:, 1, 1] = 1
-    monkeypatch.setattr("homoalign.unlike_sharpness.even_kernel", lambda *_: identity)
+    monkeypatch.setattr("homoalign.descent.unlike_sharpness.even_kernel", lambda *_: identity)
     found = align(src, dst)
-    monkeypatch.setattr("homoalign.attempt.solve_unlike_sharpness", lambda _, solved: solved)
+    monkeypatch.setattr("homoalign.cascade.attempt.solve_unlike_sharpness", lambda _, solved: solved)
     assert torch.equal(align(src, dst).dst_homo_src, found.dst_homo_src)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from homoalign import AlignConfig, Status, align, cascade
+from homoalign import AlignConfig, Status, align
+from homoalign.cascade import cascade
 from homoalign.homography import corner_errors
 from homoalign.status import StopReason
 from jobs.bench.options import RenderOptions
@@ -82,7 +83,7 @@ def test_how_far_an_answer_is_trusted_does_not_change_which_is_found(view, monke
     src, dst = as_batch(near[0], turned[0]), as_batch(near[1], turned[1])
     before = align(src, dst)
     assert before.initialisation == ["identity", "search"]
-    monkeypatch.setattr("homoalign.verdict.predict_confidence", lambda evidence: evidence.overlap * 0 + trust)
+    monkeypatch.setattr("homoalign.trust.verdict.predict_confidence", lambda evidence: evidence.overlap * 0 + trust)
     after = align(src, dst)
     assert (after.confidence == trust).all()
     torch.testing.assert_close(after.dst_homo_src, before.dst_homo_src, rtol=0, atol=0)
@@ -286,7 +287,7 @@ def test_a_zoom_that_identity_finds_is_solved_on_levels_of_like_pitch(view):
 
 @pytest.mark.parametrize("photometric", ["auto", "none"])
 def test_what_ends_on_structure_keeps_its_light_and_an_ordered_trace(make_pair, monkeypatch, photometric):
-    monkeypatch.setattr("homoalign.attempt.solve_unlike_sharpness", lambda _, solved: solved)
+    monkeypatch.setattr("homoalign.cascade.attempt.solve_unlike_sharpness", lambda _, solved: solved)
     src, dst, truth = make_pair("astronaut")
     config = AlignConfig(photometric=photometric)
     result = align(src, add_blur(dst, sigma_px=2.5), gt=truth, config=config, trace=True)

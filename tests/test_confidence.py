@@ -9,11 +9,11 @@ import torch
 from good_evidence import GOOD, of_pair
 
 from homoalign import Status, align
-from homoalign.confidence import confidence, load_calibration
-from homoalign.evidence import EVIDENCE, Evidence
-from homoalign.patterns import local_patterns
-from homoalign.pyramid import Level
-from homoalign.rivals import rival_correlation
+from homoalign.cascade.rivals import rival_correlation
+from homoalign.levels.patterns import local_patterns
+from homoalign.levels.pyramid import Level
+from homoalign.trust.confidence import confidence, load_calibration
+from homoalign.trust.evidence import EVIDENCE, Evidence
 from jobs.bench.fit_confidence import fit
 from jobs.synthetic import build_scene, load_photograph, load_scene, render_pair, similarity_homography, to_gray
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from homoalign import AlignConfig, align
-from homoalign.cover import uncover
-from homoalign.pyramid import Level
-from homoalign.residual import Alignment, build_problem
+from homoalign.differences.cover import uncover
+from homoalign.levels.pyramid import Level
+from homoalign.optimisation.residual import Alignment, build_problem
 from jobs.degrade import add_noise, occlude, to_uint8
 
 PHOTOGRAPHS = ("astronaut", "coffee", "page")

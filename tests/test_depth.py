@@ -9,7 +9,7 @@ from PIL import Image
 
 from homoalign import Status, align
 from homoalign.arguments import check_pairs
-from homoalign.depth import stretch_narrow, stretch_narrow_image
+from homoalign.levels.depth import stretch_narrow, stretch_narrow_image
 from jobs.cli import main
 from jobs.report_cards import shrink
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from homoalign import AlignConfig, align
-from homoalign.earned import _nearest
+from homoalign.descent.earned import _nearest
 from homoalign.homography import corner_errors
-from homoalign.pyramid import Level
-from homoalign.residual import build_problem
+from homoalign.levels.pyramid import Level
+from homoalign.optimisation.residual import build_problem
 from jobs.synthetic import load_scene, random_homography, render_pair, similarity_homography, warp_points
 
 SIZE = (160, 200)

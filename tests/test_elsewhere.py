@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from homoalign import AlignConfig, Status, align, cascade, elsewhere, settled, weighing
-from homoalign.elsewhere import refine_shifted, shift_answers
+from homoalign import AlignConfig, Status, align
+from homoalign.cascade import cascade, elsewhere, settled, weighing
+from homoalign.cascade.elsewhere import refine_shifted, shift_answers
 from homoalign.homography import corner_errors
-from homoalign.pyramid import Level, build_pyramid
-from homoalign.schedule import solve_run
+from homoalign.levels.pyramid import Level, build_pyramid
+from homoalign.optimisation.schedule import solve_run
 from jobs.synthetic import (
     build_scene,
     corner_points,

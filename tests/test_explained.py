@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from homoalign import align
-from homoalign.explained import explained_share, explains_more
-from homoalign.pyramid import Level, build_pyramid
-from homoalign.residual import Alignment
+from homoalign.differences.explained import explained_share, explains_more
+from homoalign.levels.pyramid import Level, build_pyramid
+from homoalign.optimisation.residual import Alignment
 from jobs.bench.occlusion import occlusion_pairs
 from jobs.bench.options import RenderOptions
 

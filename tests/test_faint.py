@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from homoalign import AlignConfig, Status, align, faint, full_size
+from homoalign import AlignConfig, Status, align
+from homoalign.descent import full_size
+from homoalign.differences import faint
 from jobs.bench.options import RenderOptions
 from jobs.bench.photometric import photometric_pairs
 from jobs.bench.precision import precision_pairs

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from homoalign.features import match_features
 from homoalign.homography import corner_errors
-from homoalign.pyramid import Level, build_pyramid, num_levels
+from homoalign.levels.pyramid import Level, build_pyramid, num_levels
+from homoalign.starts.features import match_features
 from jobs.synthetic import (
     corner_points,
     homography_from_corners,
@@ -90,7 +90,7 @@ def test_faint_images_of_more_than_8_bits_are_stretched(view):
 def test_the_matrix_is_that_of_full_size_pixels(view, monkeypatch):
     truth = similarity_homography(SIZE, angle_deg=30, scale=0.9)
     src, dst = view(truth)
-    monkeypatch.setattr("homoalign.features.SIDE_PX", 110)  # both are matched on a resampled level
+    monkeypatch.setattr("homoalign.starts.features.SIDE_PX", 110)  # both are matched on a resampled level
     assert error_px(match_features(pyramid_of(src), pyramid_of(dst)), truth) < 4
     cropped = truth.copy()
     cropped[:2] -= np.array([[30.0], [20.0]]) * truth[2]

@@ -124,7 +124,7 @@ from pathlib import Path
 import imagecodecs, kornia_rs, tifffile, PIL.Image, cv2, torch
 from fuzz import peak_mb
 from homoalign.errors import ImageUnreadable
-from homoalign.images import decode_image
+from homoalign.decoding.images import decode_image
 for name, data in pickle.loads(Path(sys.argv[1]).read_bytes()).items():
     before = peak_mb()
     try:

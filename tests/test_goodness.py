@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from good_evidence import LOOKS_GOOD, of_pair
 
-from homoalign.evidence import EVIDENCE, UNDETERMINED_480
-from homoalign.goodness import GOOD_ENOUGH, goodness, needs_structure
+from homoalign.trust.evidence import EVIDENCE, UNDETERMINED_480
+from homoalign.trust.goodness import GOOD_ENOUGH, goodness, needs_structure
 
 
 def told(**values):

@@ -14,15 +14,16 @@ import numpy as np
 import pytest
 import torch
 
-from homoalign import gpu, kernels, schedule
+from homoalign import gpu, kernels
 from homoalign.config import AlignConfig
+from homoalign.differences.refinement import spline_level
 from homoalign.homography import corner_errors, motion_of_step, normalise, pixels_from_centred
 from homoalign.kernels.solver import solve_direct
-from homoalign.pyramid import Level
-from homoalign.refinement import spline_level
-from homoalign.residual import Alignment, build_problem
-from homoalign.schedule import REFINED_SLACK, Run
-from homoalign.solver import REASONS, Slack, damped_step
+from homoalign.levels.pyramid import Level
+from homoalign.optimisation import schedule
+from homoalign.optimisation.residual import Alignment, build_problem
+from homoalign.optimisation.schedule import REFINED_SLACK, Run
+from homoalign.optimisation.solver import REASONS, Slack, damped_step
 from homoalign.status import StopReason
 from jobs.synthetic import load_scene, render_pair
 

@@ -8,10 +8,10 @@ import torch
 
 from homoalign import AlignConfig
 from homoalign.homography import corner_errors
-from homoalign.hypotheses import STAGES, Hypotheses, agreement, keep_distinct, refine
-from homoalign.pyramid import Level, build_pyramid, num_levels
-from homoalign.schedule import HOMOGRAPHY
-from homoalign.structure_problem import LevelRefiner
+from homoalign.levels.pyramid import Level, build_pyramid, num_levels
+from homoalign.optimisation.schedule import HOMOGRAPHY
+from homoalign.optimisation.structure_problem import LevelRefiner
+from homoalign.starts.hypotheses import STAGES, Hypotheses, agreement, keep_distinct, refine
 
 SIZE = (120, 128)
 CONFIG = AlignConfig()

@@ -26,7 +26,7 @@ from image_files import (
 )
 from PIL import Image
 
-from homoalign.images import decode_image, read_header
+from homoalign.decoding.images import decode_image, read_header
 
 REAL_IMAGES = Path(__file__).resolve().parents[2] / "shared" / "data" / "images"
 
@@ -143,9 +143,9 @@ def test_what_follows_the_image_is_left_alone(kind: str) -> None:
 def test_decoders_are_imported_only_where_they_are_used() -> None:
     # A bare package stands in for homoalign's own, whose other modules import what they like.
     package = "p = types.ModuleType('homoalign'); p.__path__ = ['homoalign']; sys.modules['homoalign'] = p"
-    code = f"import sys, types; {package}; import homoalign.images; print(*sys.modules)"
+    code = f"import sys, types; {package}; import homoalign.decoding.images; print(*sys.modules)"
     loaded = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=Path(__file__).parents[1]).split()
-    assert "homoalign.headers" in loaded
+    assert "homoalign.decoding.headers" in loaded
     assert not {"PIL", "tifffile", "imagecodecs", "kornia_rs", "cv2"} & set(loaded)
 
 

@@ -26,9 +26,9 @@ from image_files import (
     with_true_checksums,
 )
 
+from homoalign.decoding.images import decode_image, decode_mask
+from homoalign.decoding.tiff import read_tiff_layout
 from homoalign.errors import ImageUnreadable
-from homoalign.images import decode_image, decode_mask
-from homoalign.tiff import read_tiff_layout
 
 
 @pytest.mark.parametrize(

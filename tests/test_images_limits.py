@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from image_files import FILES, GRAY, HEIGHT, WIDTH, by_tifffile, patched_tiff, png, png_chunk, unreadable
 
+from homoalign.decoding.images import decode_image, decode_mask
 from homoalign.errors import ImageTooLarge
-from homoalign.images import decode_image, decode_mask
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from image_files import (
     png_chunk,
 )
 
-from homoalign.images import decode_image, decode_mask
+from homoalign.decoding.images import decode_image, decode_mask
 
 
 @pytest.mark.parametrize(

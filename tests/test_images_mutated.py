@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from image_files import FILES, HEIGHT, WIDTH, png, png_chunk, with_true_checksums
 
+from homoalign.decoding.images import decode_image, read_header
 from homoalign.errors import ImageTooLarge, ImageUnreadable
-from homoalign.images import decode_image, read_header
 
 # One small file of each decoder's kind: what mutation starts from.
 SEEDS = [

@@ -13,7 +13,7 @@ def loaded_after(statement: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def loaded_by_the_library():
-    loaded = loaded_after("import homoalign, homoalign.images; homoalign.align")
+    loaded = loaded_after("import homoalign, homoalign.decoding.images; homoalign.align")
     assert "torch" in loaded
     return loaded
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from homoalign import AlignConfig, Status, align
-from homoalign.intensity import to_gray, to_unit_range
+from homoalign.levels.intensity import to_gray, to_unit_range
 
 
 @pytest.fixture

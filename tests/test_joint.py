@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from homoalign import align
-from homoalign.joint import FIELDS, TONE, LitAlignment, LitProblem, fields_of, light_template, light_up
-from homoalign.pyramid import Level
-from homoalign.residual import build_problem
+from homoalign.differences.joint import FIELDS, TONE, LitAlignment, LitProblem, fields_of, light_template, light_up
+from homoalign.levels.pyramid import Level
+from homoalign.optimisation.residual import build_problem
 from jobs.degrade import add_noise, add_vignette, adjust_exposure, to_uint8
 
 PHOTOGRAPHS = ("camera", "coffee", "astronaut", "coins", "chelsea")

@@ -9,18 +9,21 @@ import pytest
 import torch
 from torch.nn.functional import avg_pool2d
 
-from homoalign import cover, kernels, metrics, photometry, pyramid, search
-from homoalign.intensity import to_gray
+from homoalign import kernels
+from homoalign.differences import cover, photometry
+from homoalign.differences.refinement import clean_source
 from homoalign.kernels.pixels import means_of_windows
-from homoalign.noise import denoise, noise_level, smooth
-from homoalign.pyramid import Level
-from homoalign.refinement import clean_source
-from homoalign.residual import Alignment, build_problem
-from homoalign.sampling import sample_unit, unit_from_pixels
-from homoalign.solver import robust_scale
-from homoalign.spline import spline_coefficients
-from homoalign.structure import describe
-from homoalign.template import build_template, jacobian_of, usable_pixels
+from homoalign.levels import metrics, pyramid
+from homoalign.levels.intensity import to_gray
+from homoalign.levels.noise import denoise, noise_level, smooth
+from homoalign.levels.pyramid import Level
+from homoalign.levels.sampling import sample_unit, unit_from_pixels
+from homoalign.levels.spline import spline_coefficients
+from homoalign.levels.structure import describe
+from homoalign.optimisation.residual import Alignment, build_problem
+from homoalign.optimisation.solver import robust_scale
+from homoalign.optimisation.template import build_template, jacobian_of, usable_pixels
+from homoalign.starts import search
 
 
 def points(height, width):

@@ -6,16 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from homoalign import AlignConfig, align, metrics, parts, rivals
+from homoalign import AlignConfig, align
+from homoalign.cascade import rivals
 from homoalign.homography import corner_errors, motion_of_step, normalise, pixels_from_centred
 from homoalign.kernels.solver import solve_direct
-from homoalign.noise import smooth
-from homoalign.parts import measure_parts
-from homoalign.patterns import local_correlation, local_patterns
-from homoalign.pyramid import Level
-from homoalign.residual import Alignment, build_problem
-from homoalign.solver import Slack, solve
-from homoalign.structure import Structure
+from homoalign.levels import metrics
+from homoalign.levels.noise import smooth
+from homoalign.levels.patterns import local_correlation, local_patterns
+from homoalign.levels.pyramid import Level
+from homoalign.levels.structure import Structure
+from homoalign.optimisation.residual import Alignment, build_problem
+from homoalign.optimisation.solver import Slack, solve
+from homoalign.trust import parts
+from homoalign.trust.parts import measure_parts
 from jobs.synthetic import load_scene, render_pair
 
 

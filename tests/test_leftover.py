@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from homoalign import AlignConfig, Status, align, full_size, leftover
+from homoalign import AlignConfig, Status, align
+from homoalign.descent import full_size
+from homoalign.differences import leftover
+from homoalign.differences.leftover import loudness
 from homoalign.homography import corner_errors
-from homoalign.leftover import loudness
-from homoalign.noise import residual_noise
-from homoalign.pyramid import Level
-from homoalign.residual import Alignment, build_problem
+from homoalign.levels.noise import residual_noise
+from homoalign.levels.pyramid import Level
+from homoalign.optimisation.residual import Alignment, build_problem
 from jobs.degrade import add_blur, add_noise, add_vignette, adjust_exposure, compress_jpeg, to_uint8
 
 NEAR = AlignConfig(use_search=False, use_features=False)
@@ -152,7 +154,7 @@ def test_only_where_what_is_left_told_the_noise_blocks_of_a_codec_widen_the_prec
         return align(*pair[:2], config=NEAR).corner_std_px.item()
 
     wide = [std(clean), std(packed)]
-    monkeypatch.setattr("homoalign.widening.OF_CODEC", 1.0)
+    monkeypatch.setattr("homoalign.trust.widening.OF_CODEC", 1.0)
     assert std(clean) == wide[0]
     assert std(packed) == pytest.approx(wide[1] / 1.5**0.5)
 
@@ -201,7 +203,7 @@ def test_faint_texture_under_compression_is_no_change_of_light(make_pair):
 
 
 def test_a_difference_in_sharpness_is_not_noise(make_pair, monkeypatch):
-    monkeypatch.setattr("homoalign.attempt.solve_unlike_sharpness", lambda _, solved: solved)
+    monkeypatch.setattr("homoalign.cascade.attempt.solve_unlike_sharpness", lambda _, solved: solved)
     src, dst, _ = views(
         make_pair, "camera", lambda image, side: to_uint8(add_blur(image, sigma_px=0.1 + 2 * side)), sigma_8bit=1.0
     )

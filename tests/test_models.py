@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from homoalign import AlignConfig, Status, align
-from homoalign.initialise import find_start
+from homoalign.starts.initialise import find_start
 from jobs.synthetic import load_scene, render_pair, similarity_homography
 
 SIZE = (140, 180)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from homoalign.noise import BAND_NOISE, denoise, noise_level, smooth
+from homoalign.levels.noise import BAND_NOISE, denoise, noise_level, smooth
 
 
 @pytest.mark.parametrize("sigma", [0.01, 0.08])

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from homoalign import homography
-from homoalign.parts import MOST_480, measure_parts
-from homoalign.pyramid import Level
+from homoalign.levels.pyramid import Level
+from homoalign.trust.parts import MOST_480, measure_parts
 from jobs.degrade import see_by_other_sensor
 from jobs.synthetic import load_scene, random_homography, render_pair
 

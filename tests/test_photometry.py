@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from homoalign import AlignConfig, Status, align
-from homoalign.photometry import LINEAR, NUM_FUNCTIONS, fit_light, normalise_locally, regress
-from homoalign.pyramid import Level
-from homoalign.residual import Alignment, build_problem
+from homoalign.differences.photometry import LINEAR, NUM_FUNCTIONS, fit_light, normalise_locally, regress
+from homoalign.levels.pyramid import Level
+from homoalign.optimisation.residual import Alignment, build_problem
 from jobs.degrade import add_vignette, adjust_exposure, to_uint8
 
 PHOTOGRAPHS = ("camera", "coffee", "astronaut")

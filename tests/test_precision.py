@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from homoalign import align
-from homoalign.evidence import EVIDENCE
-from homoalign.precision import BLOCKS, measure_precision, sum_scores
+from homoalign.optimisation.precision import BLOCKS, measure_precision, sum_scores
+from homoalign.trust.evidence import EVIDENCE
 from jobs.degrade import add_vignette, adjust_exposure, to_uint8
 from jobs.synthetic import corner_points, load_scene, random_homography, render_pair, warp_points
 

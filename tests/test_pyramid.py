@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from homoalign.pyramid import Level, build_pyramid, halve, num_levels, take
+from homoalign.levels.pyramid import Level, build_pyramid, halve, num_levels, take
 
 
 def wave(height, width, fx, fy):

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from homoalign import AlignConfig, align
-from homoalign.noise import denoise
-from homoalign.pyramid import Level
-from homoalign.refinement import DROWNED, clean_source, refine_template, refine_template_at, spline_level
-from homoalign.residual import Alignment, build_problem
+from homoalign.differences.refinement import DROWNED, clean_source, refine_template, refine_template_at, spline_level
+from homoalign.levels.noise import denoise
+from homoalign.levels.pyramid import Level
+from homoalign.optimisation.residual import Alignment, build_problem
 from jobs.bench.photographs import load_gray
 from jobs.synthetic import load_scene, random_homography, render_pair
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from homoalign.homography import corner_errors
-from homoalign.pyramid import Level
-from homoalign.residual import Alignment, build_problem
+from homoalign.levels.pyramid import Level
+from homoalign.optimisation.residual import Alignment, build_problem
 
 
 def alignment(dst_homo_src, gain=1.0, bias=0.0):

@@ -5,8 +5,8 @@ import torch
 from pretend_cuda import DEVICE, PretendCuda
 
 import homoalign
-from homoalign.sampling import is_inside, sample_unit, unit_from_pixels, warp_with_coverage
-from homoalign.spline import spline_coefficients
+from homoalign.levels.sampling import is_inside, sample_unit, unit_from_pixels, warp_with_coverage
+from homoalign.levels.spline import spline_coefficients
 
 
 def ramp(height=7, width=9):

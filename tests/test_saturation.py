@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from homoalign import align
-from homoalign.pyramid import Level
-from homoalign.residual import Alignment, build_problem
-from homoalign.saturation import find_saturation
+from homoalign.differences.saturation import find_saturation
+from homoalign.levels.pyramid import Level
+from homoalign.optimisation.residual import Alignment, build_problem
 from jobs.bench.options import RenderOptions
 from jobs.bench.photometric import photometric_pairs
 

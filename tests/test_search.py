@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from homoalign import AlignConfig
-from homoalign.fourier import fast_length
 from homoalign.homography import corner_errors
-from homoalign.pyramid import Level, build_pyramid, num_levels
-from homoalign.search import (
+from homoalign.levels.fourier import fast_length
+from homoalign.levels.pyramid import Level, build_pyramid, num_levels
+from homoalign.starts.search import (
     ROTATION_STEP_DEG,
     SCALE_STEP,
     _make_canvas,
@@ -220,7 +220,7 @@ def test_strips_are_searched_on_canvases_of_bounded_length(monkeypatch, numpy_rn
         sides.extend(canvas.structure.channels.shape[-2:])
         return canvas
 
-    monkeypatch.setattr("homoalign.search._make_canvas", make_canvas)
+    monkeypatch.setattr("homoalign.starts.search._make_canvas", make_canvas)
     pyramids = [build_pyramid(Level(image, None), 1) for image in (src, dst)]
     found, _ = search_similarities(*pyramids, AlignConfig(search_max_scale=1.0), keep=5)
     assert max(sides) <= 256  # 640, and squares of that at every angle, for a geometric mean of 64

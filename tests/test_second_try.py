@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from homoalign import AlignConfig, Status, align, attempt, second_try
-from homoalign.evidence import EVIDENCE
-from homoalign.result import LevelTrace
-from homoalign.track import _merged
+from homoalign import AlignConfig, Status, align
+from homoalign.cascade import attempt
+from homoalign.descent import second_try
+from homoalign.optimisation.trace import LevelTrace
+from homoalign.optimisation.track import _merged
+from homoalign.trust.evidence import EVIDENCE
 from jobs.bench.occlusion import occlusion_pairs
 from jobs.bench.options import RenderOptions
 from jobs.bench.photometric import photometric_pairs

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from homoalign.solver import REASONS, TAIL_SCALES, cauchy, damped_step, robust_scale, solve, tail_share
+from homoalign.optimisation.solver import REASONS, TAIL_SCALES, cauchy, damped_step, robust_scale, solve, tail_share
 
 
 @dataclass(frozen=True)

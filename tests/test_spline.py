@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.ndimage import map_coordinates
 
-from homoalign.spline import read_spline, spline_coefficients
+from homoalign.levels.spline import read_spline, spline_coefficients
 
 
 def unit_of(xy, size):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from homoalign.intensity import to_gray
-from homoalign.pyramid import Level
-from homoalign.structure import HARMONICS, Structure, correlation, describe
+from homoalign.levels.intensity import to_gray
+from homoalign.levels.pyramid import Level
+from homoalign.levels.structure import HARMONICS, Structure, correlation, describe
 
 
 def as_level(image, mask=None):

@@ -7,8 +7,8 @@ import torch
 
 from homoalign import AlignConfig, align
 from homoalign.homography import corner_errors
-from homoalign.pyramid import Level
-from homoalign.structure_problem import LevelRefiner
+from homoalign.levels.pyramid import Level
+from homoalign.optimisation.structure_problem import LevelRefiner
 
 CONFIG = AlignConfig(signal="structure", use_search=False, use_features=False)
 

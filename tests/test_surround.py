@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from homoalign import AlignConfig, align
-from homoalign.surround import find_insides
+from homoalign.levels.surround import find_insides
 
 SIZE = HEIGHT, WIDTH = 300, 380
 

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from homoalign import Status, align, witnesses
-from homoalign.confidence import confidence
-from homoalign.evidence import EVIDENCE, Evidence
-from homoalign.parts import measure_parts
-from homoalign.pyramid import Level, build_pyramid
-from homoalign.witnesses import ask_witnesses, error_480, is_plain, is_plain_strip
+from homoalign import Status, align
+from homoalign.levels.pyramid import Level, build_pyramid
+from homoalign.trust import witnesses
+from homoalign.trust.confidence import confidence
+from homoalign.trust.evidence import EVIDENCE, Evidence
+from homoalign.trust.parts import measure_parts
+from homoalign.trust.witnesses import ask_witnesses, error_480, is_plain, is_plain_strip
 from jobs.degrade import add_noise, see_by_other_sensor
 from jobs.synthetic import load_scene, random_homography, render_pair
 
@@ -121,7 +122,7 @@ def test_the_blocks_of_a_plain_pair_are_not_asked(view, monkeypatch):
     plain = Evidence.of_table(result.evidence)
     assert is_plain(plain).all()
     assert plain.parts_here.isnan().all()
-    monkeypatch.setattr("homoalign.attempt.measure_parts", lambda *_: 1 / 0)
+    monkeypatch.setattr("homoalign.cascade.attempt.measure_parts", lambda *_: 1 / 0)
     again = align(src, dst)
     assert torch.equal(again.dst_homo_src, result.dst_homo_src)
     darker = see_by_other_sensor(dst, bends=2, rng=np.random.default_rng(0)).astype(np.float32)

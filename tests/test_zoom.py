@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from homoalign.homography import warp_points
-from homoalign.pyramid import Level, build_pyramid
-from homoalign.zoom import LARGEST_OCTAVE, coarsest_shared, match_levels, zoom_octave
+from homoalign.levels.pyramid import Level, build_pyramid
+from homoalign.levels.zoom import LARGEST_OCTAVE, coarsest_shared, match_levels, zoom_octave
 from jobs.synthetic import similarity_homography
 
 SIZE = (96, 128)

@@ -14,9 +14,9 @@ from torch.nn.functional import avg_pool2d
 from homoalign import homography
 from homoalign.gpu.compiler import told_as_runtime_errors
 from homoalign.gpu.solver import solve_on_device
-from homoalign.pyramid import Level
-from homoalign.residual import Alignment, build_problem
-from homoalign.solver import Slack, Solution, solve
+from homoalign.levels.pyramid import Level
+from homoalign.optimisation.residual import Alignment, build_problem
+from homoalign.optimisation.solver import Slack, Solution, solve
 
 SIZE = (48, 64)
 LARGEST_DIFFERENCE_PX = 0.01

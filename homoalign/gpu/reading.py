@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton.language as tl
 
 from homoalign.gpu.compiler import compiled
-from homoalign.residual import BORDER_PX
+from homoalign.optimisation.residual import BORDER_PX
 
 UNSEEN = tl.constexpr(float("inf"))
 """No residual is this large; one that is has overflowed, and is better not seen."""

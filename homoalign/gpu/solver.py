@@ -23,8 +23,8 @@ from homoalign.gpu.sums import normal_equations
 from homoalign.gpu.trial import placement, try_state
 from homoalign.homography import SL3_BASIS
 from homoalign.kept import kept
-from homoalign.residual import Alignment, DirectProblem
-from homoalign.solver import (
+from homoalign.optimisation.residual import Alignment, DirectProblem
+from homoalign.optimisation.solver import (
     CLEAN_TAIL,
     CONVERGED,
     INITIAL_DAMPING,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton.language as tl
 
 from homoalign.gpu.compiler import compiled, element
-from homoalign.solver import LONGEST_EXTRAPOLATION
+from homoalign.optimisation.solver import LONGEST_EXTRAPOLATION
 
 _LONGEST = tl.constexpr(LONGEST_EXTRAPOLATION)
 _INFINITY = tl.constexpr(float("inf"))

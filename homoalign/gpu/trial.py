@@ -7,7 +7,7 @@ import triton.language as tl
 from homoalign.gpu.compiler import compiled, element
 from homoalign.gpu.reading import UNSEEN, residuals_at
 from homoalign.gpu.steps import times_table
-from homoalign.residual import LEAST_DEPTH_RATIO
+from homoalign.optimisation.residual import LEAST_DEPTH_RATIO
 
 _LEAST_DEPTH_RATIO, _INFINITY = tl.constexpr(LEAST_DEPTH_RATIO), tl.constexpr(float("inf"))
 

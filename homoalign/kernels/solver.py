@@ -22,8 +22,8 @@ from homoalign.kernels.reading import read_pair
 from homoalign.kernels.robust import robust_scale_of, tail_share_of
 from homoalign.kernels.steps import damped_step, length_of, mixing_of, move
 from homoalign.kernels.sums import accumulate, accumulate_score, mirror
-from homoalign.residual import BORDER_PX, LEAST_DEPTH_RATIO, Alignment, DirectProblem, Frame
-from homoalign.solver import (
+from homoalign.optimisation.residual import BORDER_PX, LEAST_DEPTH_RATIO, Alignment, DirectProblem, Frame
+from homoalign.optimisation.solver import (
     CLEAN_TAIL,
     CONVERGED,
     INITIAL_DAMPING,

@@ -11,7 +11,7 @@ import numpy as np
 
 from homoalign.homography import SL3_BASIS
 from homoalign.kernels.compiler import Doubles, compiled, factorise, solve_factorised
-from homoalign.solver import LONGEST_EXTRAPOLATION
+from homoalign.optimisation.solver import LONGEST_EXTRAPOLATION
 
 BASIS = SL3_BASIS.reshape(8, 9).numpy()
 

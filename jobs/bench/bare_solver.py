@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from homoalign.config import AlignConfig
+from homoalign.differences.refinement import spline_level
 from homoalign.homography import image_size
-from homoalign.intensity import to_gray
-from homoalign.pyramid import Level, build_pyramid, num_levels
-from homoalign.refinement import spline_level
-from homoalign.residual import Alignment, build_problem
-from homoalign.schedule import plan_runs, solve_run
+from homoalign.levels.intensity import to_gray
+from homoalign.levels.pyramid import Level, build_pyramid, num_levels
+from homoalign.optimisation.residual import Alignment, build_problem
+from homoalign.optimisation.schedule import plan_runs, solve_run
 from jobs.synthetic import Matrix
 
 

@@ -1,4 +1,4 @@
-"""Fits what `homoalign.confidence` is made of: `make confidence`.
+"""Fits what `homoalign/trust/confidence.py` is made of: `make confidence`.
 
 The pairs are those of a `homoalign bench trust --split fit --json` file. The coefficients are those of the greatest
 likelihood of which answers were right, held by a weak prior as far as the pairs say little.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
+from importlib.resources import files
 from pathlib import Path
 
 import click
@@ -16,9 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-import homoalign
-from homoalign.confidence import COEFFICIENTS, Calibration, confidence
-from homoalign.evidence import EVIDENCE, Evidence
+from homoalign.trust.confidence import COEFFICIENTS, Calibration, confidence
+from homoalign.trust.evidence import EVIDENCE, Evidence
 from jobs.bench.methods import HOMOALIGN
 
 Floats = npt.NDArray[np.float64]
@@ -56,7 +56,7 @@ def main(trust: Path) -> None:
         "right": int(is_right.sum()),
     }
     coefficients = dataclasses.asdict(fit(evidence, is_right))
-    path = Path(homoalign.__file__).parent / COEFFICIENTS
+    path = Path(str(files("homoalign.trust"))) / COEFFICIENTS
     path.write_text(json.dumps({"coefficients": coefficients, "fitted_on": fitted_on}, indent=2) + "\n")
     click.echo(f"{path}: fitted on {len(outcomes)} pairs, {fitted_on['right']} of them right")
 

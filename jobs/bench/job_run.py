@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 import homoalign
-from homoalign.images import decode_image
+from homoalign.decoding.images import decode_image
 from jobs.bench.job_pairs import JobPairs
 from jobs.bench.methods import corner_distance_px
 from jobs.bench.processes import TreeMeter, fresh_processes

@@ -9,8 +9,8 @@ from zlib import crc32
 
 import numpy as np
 
+from homoalign.decoding.images import decode_image
 from homoalign.errors import PairError
-from homoalign.images import decode_image
 from jobs.errors import UsageError
 from jobs.synthetic import PHOTOGRAPHS, Image, Scene, build_scene, load_photograph, to_gray
 

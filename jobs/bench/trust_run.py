@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from homoalign.config import AlignConfig
-from homoalign.evidence import EVIDENCE
+from homoalign.trust.evidence import EVIDENCE
 from jobs.bench import peers
 from jobs.bench.measure import one_thread
 from jobs.bench.methods import ECC, HOMOALIGN, SIFT, Answer, Outcome, align_timed, as_rgb, judge, read_answers, size_of

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import torch
 
 import homoalign
+from homoalign.decoding.images import decode_image
 from homoalign.homography import corner_errors
-from homoalign.images import decode_image
 from jobs.bench import peers
 from jobs.bench.measure import Timed, one_thread, show, time_call
 

@@ -141,8 +141,8 @@ def _unit(pixels: npt.NDArray[Any]) -> Pixels:
     """Return (H, W, C) in [0, 1]."""
     import torch
 
-    from homoalign.depth import stretch_narrow_image
-    from homoalign.intensity import to_unit_range
+    from homoalign.levels.depth import stretch_narrow_image
+    from homoalign.levels.intensity import to_unit_range
 
     image = np.ascontiguousarray(pixels if pixels.ndim == 3 else pixels[..., None])
     planes = torch.from_numpy(image).movedim(-1, 0)[None]

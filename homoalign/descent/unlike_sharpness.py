@@ -1,0 +1,89 @@
+"""Pairs of which one image is blurrier: the full size solved again with the other one blurred alike.
+
+B pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from homoalign import homography
+from homoalign.descent.full_size import finish
+from homoalign.differences.blur import blur_level, even_kernel
+from homoalign.differences.refinement import spline_level
+from homoalign.homography import image_size
+from homoalign.levels.metrics import warp_onto
+from homoalign.levels.noise import residual_noise
+from homoalign.levels.sampling import inverse
+from homoalign.optimisation.residual import Alignment, build_problem
+from homoalign.optimisation.solver import cauchy
+from homoalign.optimisation.track import Descent, Solved, Track
+
+FURTHEST = 0.03
+"""Of the shorter side: so far at most an answer may be moved."""
+
+CLEARLY = 0.7
+"""Share of the loss, or of the residual in units of its noise, that may be left: by less, a zoom that changes over the
+frame passes for a blur."""
+
+MOST_LEFT = 1.2
+"""How many times the noise that the images show a residual may be."""
+
+
+def solve_unlike_sharpness(track: Track, solved: Solved) -> Solved:
+    """Solve pairs of unlike sharpness again, and keep what leaves less, where it does.
+
+    Args:
+        track: the pairs.
+        solved: on intensities.
+    """
+    told = solved.blurrier.cpu()
+    for blurrier in (1, -1):
+        index = torch.nonzero(told == blurrier)[:, 0]
+        if len(index) > 0:
+            solved = _solve_blurred(track, solved, index.to(solved.blurrier.device), is_src=blurrier == 1)
+    return solved
+
+
+def _solve_blurred(track: Track, solved: Solved, index: Tensor, *, is_src: bool) -> Solved:
+    """Solve the pairs that `index` names again with src, or else dst, blurred."""
+    part = replace(track.select(index), start=solved.alignment.select(index), coarsest=0, is_near=True)
+    src, dst, matrix = part.src[0], part.dst[0], part.start.dst_homo_src
+    sharp, other, onto_sharp = (src, dst, inverse(matrix)) if is_src else (dst, src, matrix)
+    warped, covered = warp_onto(other, onto_sharp, image_size(sharp.image), sharp.mask)
+    kernel = even_kernel(sharp.image, warped[:, None], covered[:, None].to(warped), sharp.noise)
+    told = torch.nonzero(kernel.isfinite().flatten(1).all(-1))[:, 0]
+    if len(told) == 0:
+        return solved
+    index, part = index[told], part.select(told)
+    alike = [blur_level(sharp.select(told), kernel[told])]
+    alike_part = replace(part, src=alike + part.src[1:]) if is_src else replace(part, dst=alike + part.dst[1:])
+    none = torch.zeros(len(index), dtype=torch.int32, device=index.device)
+    again = finish(alike_part, Descent(part.start, none, none.bool(), [[] for _ in index]))
+    found, src_size, dst_size = again.alignment, image_size(src.image), image_size(dst.image)
+    moved = homography.corner_errors(found.dst_homo_src, part.start.dst_homo_src, *src_size).mean(-1)
+    noise, noise_before = (
+        residual_noise(some.src[0].noise, some.dst[0].noise, state.gain)
+        for some, state in ((alike_part, found), (part, part.start))
+    )
+    width = track.config.loss_width * noise_before
+    better = _cost(alike_part, found, width) < CLEARLY * _cost(part, part.start, width)
+    # Of another light the loss tells nothing; most of the residual, with that light fitted, may.
+    better |= again.fitted_scale / noise < CLEARLY * solved.fitted_scale[index] / noise_before
+    # Relief and compression blur as well, but not by a kernel; what they leave is not told from noise that is heard.
+    better &= (again.fitted_scale < MOST_LEFT * noise) & (moved < FURTHEST * min(dst_size))
+    chosen = torch.nonzero(better)[:, 0]
+    index, again = index[chosen], again.select(chosen)
+    return replace(solved.put(index, again), fitted_scale=solved.fitted_scale.index_copy(0, index, again.fitted_scale))
+
+
+def _cost(track: Track, state: Alignment, width: Tensor) -> Tensor:
+    """Return (B,) float64 mean loss of the full-size images, of `width` (B,)."""
+    src, dst, config = track.src[0], track.dst[0], track.config
+    problem = build_problem(src, dst, level=0, max_points=config.points_per_level, fit_photometric=False)
+    residual, seen = replace(problem, dst=spline_level(dst), interpolation="spline").evaluate(state)
+    cost = cauchy(residual, width)[0] * seen
+    return cost.sum(-1, dtype=torch.float64) / seen.sum(-1, dtype=torch.float64)

@@ -1,0 +1,1 @@
+"""Pixels into gray pyramids: how levels are made, described, read between pixels and compared."""

@@ -1,0 +1,1 @@
+"""Levels into normal equations, and these into steps: the optimisation proper, and how precise its solution is."""

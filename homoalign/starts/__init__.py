@@ -1,0 +1,1 @@
+"""Where a pair starts: prior or identity, an exhaustive search, local features."""

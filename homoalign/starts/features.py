@@ -1,0 +1,127 @@
+"""Matched local features: a start where the views differ too much for any search on whole images.
+
+OpenCV's SIFT (Lowe, "Distinctive image features from scale-invariant keypoints", IJCV 2004) on simulated oblique views
+of both images (Morel and Yu, "ASIFT", SIAM J. Imaging Sci. 2009), the ratio test, and a homography by MAGSAC (Barath et
+al., "MAGSAC++", CVPR 2020). Pair by pair, on the CPU: only few pairs come here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from homoalign import homography
+from homoalign.homography import image_size
+from homoalign.levels.pyramid import Level
+
+SIDE_PX = 400
+"""Images are matched at a shorter side of at most this: what a start needs, at a fraction of the cost."""
+
+FEATURES_PER_VIEW = 800
+LARGEST_TILT = 3
+"""Views are simulated for tilts of sqrt(2)^k up to this k: what is seen at up to 69 degrees from its normal."""
+
+RATIO = 0.75
+INLIER_PX = 2.0
+MAX_SAMPLES = 10_000
+LEAST_MATCHES = 12
+"""Three times what a homography needs: fewer agree by chance."""
+
+ROWS_AT_A_TIME = 128
+"""Of the table of distances between both images' features: what the cache holds."""
+
+
+def match_features(src: list[Level], dst: list[Level]) -> Tensor:
+    """Estimate homographies from matched features.
+
+    Args:
+        src: pyramid of the source images, full size first.
+        dst: pyramid of the destination images.
+
+    Returns:
+        (B, 3, 3) float64, full-size pixels; NaN where too few features match.
+    """
+    found = torch.full((len(src[0].image), 3, 3), torch.nan, dtype=torch.float64)
+    from_src, from_dst = _shrink(src), _shrink(dst)
+    for i in range(len(found)):
+        matrix = _match_pair(_as_bytes(from_src.level, i), _as_bytes(from_dst.level, i))
+        if matrix is not None:
+            found[i] = from_dst.full_homo_small @ torch.from_numpy(matrix) @ torch.linalg.inv(from_src.full_homo_small)
+    return homography.normalise(found).to(src[0].image.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Shrunk:
+    """Images at the size that features are sought at; `full_homo_small` (3, 3) takes their pixels to full size."""
+
+    level: Level
+    full_homo_small: Tensor
+
+
+def _shrink(pyramid: list[Level]) -> Shrunk:
+    """Resample the level that is just larger."""
+    number = max(k for k, level in enumerate(pyramid) if k == 0 or min(image_size(level.image)) >= SIDE_PX)
+    level = pyramid[number]
+    height, width = image_size(level.image)
+    factor = min(1.0, SIDE_PX / min(height, width))
+    size = round(height * factor), round(width * factor)
+    if size != (height, width):
+        mask = None if level.mask is None else (_resize(level.mask, size) > 0.999).to(level.image)
+        level = Level(_resize(level.image, size), mask)
+    stretch = homography.frame_to_frame(size, (height, width))
+    enlarge = torch.tensor([2.0**number, 2.0**number, 1], dtype=torch.float64).diag()
+    return Shrunk(level, enlarge @ stretch)
+
+
+def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+    return interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def _as_bytes(level: Level, i: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
+    """Return image `i` stretched to the whole of 8 bits, and its mask, nonzero where features may lie."""
+    image = level.image[i, 0]
+    low, high = image.aminmax()
+    scaled = ((image - low) * (255 / (high - low).clamp_min(1e-6))).round().byte().cpu().numpy()
+    return scaled, None if level.mask is None else level.mask[i, 0].mul(255).byte().cpu().numpy()
+
+
+def _match_pair(src: Any, dst: Any) -> npt.NDArray[np.float64] | None:
+    """Return (3, 3), or None where too few features match or no model holds."""
+    import cv2
+
+    detector = cv2.AffineFeature.create(cv2.SIFT.create(FEATURES_PER_VIEW), LARGEST_TILT, 0)
+    (points_src, features_src), (points_dst, features_dst) = (
+        detector.detectAndCompute(image, mask) for image, mask in (src, dst)
+    )
+    if len(points_src) < LEAST_MATCHES or len(points_dst) < LEAST_MATCHES:
+        return None
+    from_src, to_dst = _nearest_neighbours(torch.from_numpy(features_src), torch.from_numpy(features_dst))
+    xy_src = np.array([points_src[i].pt for i in from_src.tolist()])
+    xy_dst = np.array([points_dst[i].pt for i in to_dst.tolist()])
+    if len(xy_src) < LEAST_MATCHES:
+        return None
+    matrix, _ = cv2.findHomography(xy_src, xy_dst, cv2.USAC_MAGSAC, INLIER_PX, maxIters=MAX_SAMPLES, confidence=0.9999)
+    if matrix is None or not np.isfinite(matrix).all() or matrix[2, 2] == 0:
+        return None
+    return np.asarray(matrix, dtype=np.float64)
+
+
+def _nearest_neighbours(src: Tensor, dst: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which features (N, 128) of src match which (M, 128) of dst, by the ratio test; (K,) indices each."""
+    dst_energy, dst_by_column = dst.square().sum(-1), dst.mT.contiguous()
+    best, index = [], []
+    for rows in torch.split(src, ROWS_AT_A_TIME):
+        beyond_src = torch.addmm(dst_energy, rows, dst_by_column, alpha=-2)  # squared, less the energy of src
+        first, nearest = beyond_src.min(-1)
+        second = beyond_src.scatter_(1, nearest[:, None], torch.inf).amin(-1)
+        src_energy = rows.square().sum(-1)
+        best.append(src_energy + first < RATIO**2 * (src_energy + second))
+        index.append(nearest)
+    matched = torch.nonzero(torch.cat(best))[:, 0]
+    return matched, torch.cat(index)[matched]

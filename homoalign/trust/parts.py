@@ -1,0 +1,319 @@
+"""Where each part of the overlap would rather lie, and where the corners would go if the parts had their way.
+
+What looks right on the whole may be wrong where it counts: at the corners, beyond what agrees. So every block of the
+warped source is sought in dst near the place where it lies, by the structure of both (normalised cross-correlation, all
+shifts at once by FFT). Under a right answer most blocks lie best where they are, however little they look alike; under
+a wrong one they scatter, or go together somewhere else. A homography through their shifts, robust and from standing
+still (Geman and McClure, "Statistical methods for tomographic image reconstruction", 1987, ever narrower), says by how
+much the corners would drift, and how well the blocks determine that.
+
+B pairs, C channels, K blocks, H W rows and columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from homoalign import homography, kernels
+from homoalign.homography import image_size
+from homoalign.levels.fourier import fast_length
+from homoalign.levels.metrics import warp_level
+from homoalign.levels.pyramid import Level
+from homoalign.levels.structure import Structure, describe
+
+BLOCKS = 6
+"""Along the shorter side of dst."""
+
+LEAST_BLOCK_PX = 8
+
+REACH = 1 / 18
+"""Blocks are sought this share of the shorter side around their place: 27 px at 480."""
+
+LEAST_REACH_PX = 4
+
+LEAST_FILLED = 0.6
+"""Least share of a block that is covered by the source."""
+
+LEAST_STRUCTURE = 0.1
+"""Least mean square of a block's channels, all together; where all is structure it is about 1."""
+
+FAINT = 0.1
+"""Parts of dst with less than this share of a block's mean energy correlate as if they had so much."""
+
+HERE_480 = 5.0
+"""A block whose best shift is shorter lies best where it is."""
+
+ELSEWHERE = 2
+"""Blocks that are taken to lie best elsewhere beside those that do: of very few, some agree by chance."""
+
+WIDTHS_480 = (16.0, 8.0, 4.0, 4.0)
+"""Of the robust loss, in turn: blocks whose shifts lie further from those of the others have no say."""
+
+SHIFT_STD_PX = 0.5
+"""Error of a block's shift before the scatter of all is known, pixels of the level; its variance..."""
+
+LEAST_SCATTER = 0.1
+"""... is at least this share of that."""
+
+PRIOR_480 = 60.0
+"""Standard deviation of the corners of dst where no block says anything; any larger one says the same."""
+
+MOST_480 = 200.0
+FURTHEST = 6.0
+"""Corners further from the centre than so many half sides are taken for so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the blocks say, (B,) float64 each.
+
+    Attributes:
+        here: share of the blocks with structure that lie best where they are; less where there are few.
+        drift_480: root mean square by which the blocks would move the corners of src, pixels of a dst whose shorter
+            side is 480, up to `MOST_480`.
+        drift_std_480: its standard deviation, likewise.
+        corner_covariance_480: (B, 4, 2, 2) of the corners, where the blocks are all that is known, pixels squared; NaN
+            for corners behind the horizon.
+        motion: (B, 3, 3) float64, what the blocks would do to the warped source, in centred coordinates of dst.
+    """
+
+    here: Tensor
+    drift_480: Tensor
+    drift_std_480: Tensor
+    corner_covariance_480: Tensor
+    motion: Tensor
+
+    def select(self, index: Tensor) -> Parts:
+        """Return the pairs that `index` (int64) names."""
+        return Parts(*(getattr(self, field.name)[index] for field in fields(self)))
+
+    def put(self, index: Tensor, parts: Parts) -> Parts:
+        """Return these with the pairs that `index` (int64) names replaced by `parts`."""
+        names = [field.name for field in fields(self)]
+        return Parts(*(getattr(self, name).index_copy(0, index, getattr(parts, name)) for name in names))
+
+
+def measure_parts(src: Level, dst: Level, dst_homo_src: Tensor) -> Parts:
+    """Seek every block of the warped source about its place.
+
+    Args:
+        src: source images of a level.
+        dst: destination images of the same level.
+        dst_homo_src: (B, 3, 3), of that level's pixels.
+    """
+    warped, covered = warp_level(src, dst, dst_homo_src)
+    from_src = describe(Level(warped[:, None], covered[:, None].to(warped)))
+    return seek_blocks(from_src, describe(dst), dst_homo_src, image_size(src.image))
+
+
+def seek_blocks(from_src: Structure, in_dst: Structure, dst_homo_src: Tensor, src_size: tuple[int, int]) -> Parts:
+    """Seek every block of what is known of the warped source in what is known of dst.
+
+    Args:
+        from_src: of the warped source, an even number of channels whose mean square, all together, is about 1.
+        in_dst: of dst, likewise.
+        dst_homo_src: (B, 3, 3), of that level's pixels.
+        src_size: (height, width) of src, pixels.
+    """
+    size = image_size(in_dst.channels)
+    side = min(max(LEAST_BLOCK_PX, min(size) // BLOCKS), *size)
+    reach = max(LEAST_REACH_PX, round(REACH * min(size)))
+    seek = _seek_compiled if kernels.serves(in_dst.channels) else _seek
+    counts, place = seek(from_src, in_dst, side, reach)
+    shift = place - reach
+    return _drift(_centres(size, side, shift.device), shift, counts, dst_homo_src, src_size, size)
+
+
+def _seek(from_src: Structure, in_dst: Structure, side: int, reach: int) -> tuple[Tensor, Tensor]:
+    """Seek blocks of this side up to `reach` pixels about their places.
+
+    Returns:
+        counts: (B, K) bool, whether a block says anything.
+        place: (B, K, 2) float64, x and y of the best shift, from the one by -reach on.
+    """
+    template = _blocks(torch.cat([from_src.channels, from_src.usable], dim=1), side, 0)
+    energy, filled = template[:, :-1].square().sum(1), template[:, -1]
+    counts = (filled.mean((-2, -1)) > LEAST_FILLED) & (energy.mean((-2, -1)) > LEAST_STRUCTURE)
+    found = _correlate(template[:, :-1], filled, _blocks(in_dst.channels, side, reach), 2 * reach + 1)
+    return counts, _peak(found)
+
+
+def _seek_compiled(from_src: Structure, in_dst: Structure, side: int, reach: int) -> tuple[Tensor, Tensor]:
+    """Do what `_seek` does, on the processor."""
+    (top, rows), (left, columns) = (_cuts(length, side) for length in image_size(in_dst.usable))
+    grid = kernels.Grid(top, left, rows, columns, side)
+    own, known, under = kernels.block_energies(from_src.channels, from_src.usable[:, 0], in_dst.channels, grid, reach)
+    counts = (known > LEAST_FILLED * side**2) & (own > LEAST_STRUCTURE * side**2)
+    length = fast_length(side + 2 * reach)
+    of_template = torch.fft.fft2(kernels.cut(from_src.channels, grid, 0, length))
+    of_search = torch.fft.fft2(kernels.cut(in_dst.channels, grid, reach, length))
+    both = torch.fft.ifft2(kernels.cross_spectrum(of_template, of_search))
+    return counts, kernels.peaks(both, own, under, _faint(own))
+
+
+def _faint(own: Tensor) -> Tensor:
+    """Return (B, K), the least energy that dst is taken to have under a block, of the blocks' energies."""
+    return (FAINT * own.mean(-1, keepdim=True) + 1e-6).expand_as(own)
+
+
+def _blocks(values: Tensor, side: int, margin: int) -> Tensor:
+    """Cut (B, C, H, W) into (B, C, K, side + 2 * margin, side + 2 * margin); beyond the border is zero."""
+    (top, rows), (left, columns) = (_cuts(length, side) for length in image_size(values))
+    around = pad(values, (margin,) * 4)
+    cut = around[..., top : top + rows * side + 2 * margin, left : left + columns * side + 2 * margin]
+    full = side + 2 * margin
+    return cut.unfold(-2, full, side).unfold(-2, full, side).flatten(2, 3)
+
+
+def _cuts(length: int, side: int) -> tuple[int, int]:
+    """Return where the first block starts, and how many there are."""
+    return length % side // 2, length // side
+
+
+def _centres(size: tuple[int, int], side: int, device: torch.device) -> Tensor:
+    """Return (K, 2) float64, x and y of the blocks' centres."""
+    y, x = (
+        start + side * torch.arange(count, dtype=torch.float64, device=device) + (side - 1) / 2
+        for start, count in (_cuts(length, side) for length in size)
+    )
+    rows, columns = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([columns, rows], dim=-1).flatten(0, 1)
+
+
+def _correlate(template: Tensor, filled: Tensor, search: Tensor, count: int) -> Tensor:
+    """Correlate each block with dst about its place.
+
+    Args:
+        template: (B, C, K, S, S) channels of the warped source, zero where not known.
+        filled: (B, K, S, S), 1 where they are known.
+        search: (B, C, K, S', S') channels of dst.
+        count: of shifts along each axis, S' - S + 1.
+
+    Returns:
+        (B, K, count, count) in [-1, 1], rows by shifts along y.
+    """
+    size = (fast_length(search.shape[-1]),) * 2
+    # The real part of a product of conjugates is that of cosines plus that of sines: two channels for one transform.
+    of_template, of_search = (torch.fft.fft2(_as_complex(values), s=size) for values in (template, search))
+    both = torch.fft.ifft2((of_template.conj() * of_search).sum(1)).real[..., :count, :count]
+    of_filled, of_energy = (torch.fft.rfft2(values, s=size) for values in (filled, search.square().sum(1)))
+    energy = torch.fft.irfft2(of_filled.conj() * of_energy, s=size)[..., :count, :count]
+    own = template.square().sum((1, -2, -1))
+    floor = _faint(own)[..., None, None]
+    found: Tensor = both / ((own[..., None, None] + 1e-6) * energy.maximum(floor)).sqrt()
+    return found
+
+
+def _as_complex(values: Tensor) -> Tensor:
+    """Return (B, C / 2, ...) complex, cosine and sine of each harmonic of (B, C, ...) in one."""
+    return torch.complex(values[:, 0::2].contiguous(), values[:, 1::2].contiguous())
+
+
+def _peak(found: Tensor) -> Tensor:
+    """Return (B, K, 2) float64, x and y of the largest entry of (B, K, N, N), by parabolas to a part of a pixel."""
+    count = found.shape[-1]
+    best = found.flatten(2).argmax(-1)
+    y, x = best // count, best % count
+    around = pad(found, (1, 1, 1, 1), mode="replicate").flatten(2)
+    stride = count + 2
+    here = (y + 1) * stride + x + 1
+
+    def value(offset: int) -> Tensor:
+        return around.gather(2, (here + offset)[..., None])[..., 0].double()
+
+    def vertex(step: int) -> Tensor:
+        before, middle, after = value(-step), value(0), value(step)
+        return (0.5 * (after - before) / (2 * middle - before - after).clamp_min(1e-4)).clamp(-0.5, 0.5)
+
+    return torch.stack([x + vertex(1), y + vertex(stride)], dim=-1)
+
+
+def _drift(
+    places: Tensor,
+    shift: Tensor,
+    counts: Tensor,
+    dst_homo_src: Tensor,
+    src_size: tuple[int, int],
+    dst_size: tuple[int, int],
+) -> Parts:
+    """Fit the motion that the blocks ask for.
+
+    Args:
+        places: (K, 2) float64, dst pixels.
+        shift: (B, K, 2) float64, pixels.
+        counts: (B, K) bool, whether a block says anything.
+        dst_homo_src: (B, 3, 3).
+        src_size: (height, width), pixels.
+        dst_size: (height, width), pixels.
+    """
+    at_480 = 480 / min(dst_size)
+    from_centred = homography.pixels_from_centred(*dst_size, device=shift.device)
+    half_side, centre = from_centred[0, 0], from_centred[:2, 2]
+
+    def jacobian(xy: Tensor) -> Tensor:  # (..., 2, 8), pixels at 480
+        u = ((xy - centre) / half_side).clamp(-FURTHEST, FURTHEST)
+        motion = homography.velocities(u[..., 0], u[..., 1])
+        return at_480 * half_side * torch.stack([torch.stack(pair, dim=-1) for pair in motion], dim=-1)
+
+    shift = at_480 * shift
+    of_blocks = jacobian(places)
+    frame = jacobian(homography.image_corners(*dst_size, device=shift.device)).flatten(0, 1)
+    prior = frame.mT @ frame / (4 * PRIOR_480**2)
+    if kernels.serves(shift, torch.float64):
+        widths = shift.new_tensor(WIDTHS_480)
+        settings = ((at_480 * SHIFT_STD_PX) ** 2, LEAST_SCATTER)
+        motion, covariance = kernels.common_motion(of_blocks, shift, counts, prior, widths, settings)
+    else:
+        motion, covariance = _common_motion(of_blocks, shift, counts, prior, (at_480 * SHIFT_STD_PX) ** 2)
+
+    corners = homography.image_corners(*src_size, device=shift.device).expand(len(shift), 4, 2)
+    of_corners = jacobian(homography.warp_points(dst_homo_src, corners))  # (B, 4, 2, 8)
+    drift = torch.einsum("bcip,bp->bci", of_corners, motion).square().sum(-1).mean(-1).sqrt()
+    corner_covariance = of_corners @ covariance[:, None] @ of_corners.mT
+    spread = corner_covariance.diagonal(dim1=-2, dim2=-1).sum(-1).mean(-1).sqrt()
+    is_here = counts & (shift.square().sum(-1) < HERE_480**2)
+    return Parts(
+        here=is_here.sum(-1) / (counts.sum(-1) + ELSEWHERE).double(),
+        drift_480=drift.nan_to_num(MOST_480).clamp_max(MOST_480),
+        drift_std_480=spread.nan_to_num(MOST_480).clamp_max(MOST_480),
+        corner_covariance_480=corner_covariance,
+        motion=homography.motion_of_step(motion),
+    )
+
+
+def _common_motion(
+    jacobian: Tensor, shift: Tensor, counts: Tensor, prior: Tensor, variance: float
+) -> tuple[Tensor, Tensor]:
+    """Fit one motion to the blocks' shifts, robustly.
+
+    Args:
+        jacobian: (K, 2, 8) float64, of shifts over motions, pixels at 480.
+        shift: (B, K, 2) float64, likewise.
+        counts: (B, K) bool, whether a block says anything.
+        prior: (8, 8) float64, information on the motion where no block says anything.
+        variance: of a shift before the scatter of all is known.
+
+    Returns:
+        motion: (B, 8) float64.
+        covariance: (B, 8, 8).
+    """
+    motion = shift.new_zeros(len(shift), 8)
+    for width in WIDTHS_480:
+        squared = (shift - _moved(jacobian, motion)).square().sum(-1)
+        weight = counts * (width**2 / (width**2 + squared)).square()
+        told = torch.einsum("bk,kip,kiq->bpq", weight, jacobian, jacobian) / variance
+        asked = torch.einsum("bk,kip,bki->bp", weight, jacobian, shift) / variance
+        motion = torch.linalg.solve_ex(told + prior, asked).result
+    squared = (shift - _moved(jacobian, motion)).square().sum(-1)
+    scatter = (weight * squared).sum(-1) / (2 * weight.sum(-1) - 8).clamp_min(1)
+    information = told * (variance / scatter.clamp_min(LEAST_SCATTER * variance))[:, None, None] + prior
+    return motion, torch.linalg.inv_ex(information).inverse
+
+
+def _moved(jacobian: Tensor, motion: Tensor) -> Tensor:
+    """Return (B, K, 2), what (B, 8) motions do where (K, 2, 8) is their Jacobian."""
+    return torch.einsum("kip,bp->bki", jacobian, motion)
