@@ -3,7 +3,6 @@
 HomoalignError
   PairError               one pair; its row gets `status`, the job goes on
     ImageUnreadable       unreadable
-    ImageTooSmall         too_small
     ImageTooLarge         too_large
     RowInvalid            invalid_row
     UriNotAllowed         not_allowed
@@ -32,12 +31,6 @@ class ImageUnreadable(PairError):
     """The bytes are missing, truncated, or not an image that is supported."""
 
     status = Status.UNREADABLE
-
-
-class ImageTooSmall(PairError):
-    """A side is shorter than the solver can use."""
-
-    status = Status.TOO_SMALL
 
 
 class ImageTooLarge(PairError):

@@ -19,7 +19,7 @@ VERBS = {
     "status": ("jobs.commands.status", "Say how far a run is, from its files alone."),
     "evaluate": ("jobs.commands.evaluate", "Measure a run's accuracy against the truth columns."),
     "bench": ("jobs.bench", "Run one of the project's benchmarks, peers side by side."),
-    "report": ("jobs.report", "Write one HTML page a person reads."),
+    "report": ("jobs.reports.report", "Write one HTML page a person reads."),
 }
 """Each verb's module, which holds `VERB_command`, and what it does."""
 
@@ -58,7 +58,7 @@ class VerbGroup(click.Group):
 
             if not isinstance(error, HomoalignError):
                 raise
-            from jobs.storage_errors import redact
+            from jobs.storage.errors import redact
 
             click.echo(f"homoalign: {redact(' '.join(str(error).split()))}", err=True)
             sys.exit(getattr(error, "exit_code", 1))

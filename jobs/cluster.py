@@ -17,12 +17,12 @@ os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # Ray tells of lost wor
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from jobs.child import free_device_memory, is_out_of_memory, prepare_process, run_child
 from jobs.errors import UsageError
-from jobs.isolation import align_isolated
-from jobs.shard import ShardDone, ShardTask, align_rows, run_shard
-from jobs.storage_errors import StorageError
-from jobs.watch import Watchdog
+from jobs.storage.errors import StorageError
+from jobs.worker.child import free_device_memory, is_out_of_memory, prepare_process, run_child
+from jobs.worker.isolation import align_isolated
+from jobs.worker.shard import ShardDone, ShardTask, align_rows, run_shard
+from jobs.worker.watch import Watchdog
 
 CONNECT_TIMEOUT_S = 10.0
 LOCAL_OBJECT_STORE_BYTES = 128 * 2**20

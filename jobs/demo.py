@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.demo_pairs import build_demo
 from jobs.errors import OutputNotWritable
-from jobs.evaluate import evaluate_run
 from jobs.prepare import RunConfig
-from jobs.report import write_report
-from jobs.report_cards import short_number
+from jobs.rendering.demo_pairs import build_demo
+from jobs.reports.cards import short_number
+from jobs.reports.evaluate import evaluate_run
+from jobs.reports.report import write_report
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -2,7 +2,7 @@
 
 HomoalignError
   PairError               one pair; see `homoalign.errors`
-  StorageError          3   storage fails; see `jobs.storage_errors`
+  StorageError          3   storage fails; see `jobs.storage.errors`
   JobError                the run; the command prints one line and exits with `exit_code`
     UsageError            2   an unknown flag, config key or carried column
     ManifestInvalid       3   manifest missing or malformed

@@ -18,8 +18,8 @@ from fsspec.utils import get_protocol
 
 from homoalign.config import AlignConfig
 from jobs.errors import UsageError
-from jobs.storage_errors import StorageError
-from jobs.store import Store
+from jobs.storage.errors import StorageError
+from jobs.storage.store import Store
 
 F = TypeVar("F", bound=Callable[..., Any])
 

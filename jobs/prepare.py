@@ -13,17 +13,17 @@ from fsspec.utils import get_protocol
 
 from homoalign.config import AlignConfig
 from homoalign.status import Status
-from jobs.access import AccessRules, absolute_entry, check_entry
 from jobs.errors import OutputNotWritable, UsageError
-from jobs.fetch import FETCH_TIMEOUT_S, MAX_BYTES, MAX_PIXELS, Reader
-from jobs.ids import check_ids
-from jobs.manifest import MAX_IDS_CHECKED, Manifest, check_carry, open_manifest
-from jobs.output import Output
-from jobs.plan import Plan, Settings, default_shard_rows
+from jobs.manifests.ids import check_ids
+from jobs.manifests.manifest import MAX_IDS_CHECKED, Manifest, check_carry, open_manifest
+from jobs.manifests.plan import Plan, Settings, default_shard_rows
 from jobs.progress import ProgressKind
-from jobs.shard import ROW_TIMEOUT_S, Batching, ShardTask
-from jobs.storage_errors import StorageError, redact
-from jobs.store import Store
+from jobs.results.output import Output
+from jobs.storage.access import AccessRules, absolute_entry, check_entry
+from jobs.storage.errors import StorageError, redact
+from jobs.storage.store import Store
+from jobs.worker.fetch import FETCH_TIMEOUT_S, MAX_BYTES, MAX_PIXELS, Reader
+from jobs.worker.shard import ROW_TIMEOUT_S, Batching, ShardTask
 
 RETRYABLE = (Status.UNREADABLE, Status.TIMED_OUT, Status.CRASHED, Status.NOT_ALLOWED, Status.TOO_LARGE)
 """Statuses that another try, or other limits, could change."""

@@ -24,15 +24,15 @@ from jobs.errors import (
     UsageError,
 )
 from jobs.interrupt import handled_by, install, signal_name
-from jobs.lock import RunLock, hold_lock, is_owner
-from jobs.manifest import Manifest
-from jobs.output import Output
-from jobs.plan import build_plan
+from jobs.manifests.manifest import Manifest
+from jobs.manifests.plan import build_plan
 from jobs.prepare import RunConfig, open_checked_manifest, settings_of, shard_task
 from jobs.progress import Reporter, reporter
-from jobs.shard import RunOver, ShardTask
-from jobs.storage_errors import StorageError
-from jobs.summary import Reason, RunState, build_summary
+from jobs.results.output import Output
+from jobs.results.summary import Reason, RunState, build_summary
+from jobs.storage.errors import StorageError
+from jobs.storage.lock import RunLock, hold_lock, is_owner
+from jobs.worker.shard import RunOver, ShardTask
 
 POLL_S = 0.5
 CAPACITY_REFRESH_S = 10.0

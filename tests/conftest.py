@@ -9,7 +9,7 @@ import torch
 from job_pairs import encoded, photo, write_manifest, write_pairs
 
 from homoalign import kernels
-from jobs.synthetic import load_scene, random_homography, render_pair
+from jobs.rendering.synthetic import load_scene, random_homography, render_pair
 
 
 @pytest.fixture(autouse=True)

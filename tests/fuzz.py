@@ -30,7 +30,7 @@ from shard_tasks import FakeAlign, task_for
 from homoalign.decoding.images import decode_image
 from homoalign.errors import PairError
 from homoalign.status import Status
-from jobs.shard import run_shard
+from jobs.worker.shard import run_shard
 
 BATCH = 500
 ROWS_ALIGNED = 3

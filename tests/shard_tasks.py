@@ -13,13 +13,13 @@ import torch
 from homoalign import AlignConfig
 from homoalign.result import AlignResult
 from homoalign.status import Status
-from jobs.access import AccessRules
-from jobs.fetch import Reader
-from jobs.manifest import open_manifest
-from jobs.plan import Settings, build_plan
+from jobs.manifests.manifest import open_manifest
+from jobs.manifests.plan import Settings, build_plan
 from jobs.prepare import config_values
-from jobs.shard import ShardTask
-from jobs.store import Store
+from jobs.storage.access import AccessRules
+from jobs.storage.store import Store
+from jobs.worker.fetch import Reader
+from jobs.worker.shard import ShardTask
 
 STORE = Store()
 

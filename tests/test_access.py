@@ -8,12 +8,12 @@ import zipfile
 import pytest
 
 from homoalign.errors import ImageUnreadable, RowInvalid, UriNotAllowed
-from jobs import access
-from jobs.access import AccessRules, absolute_entry, check_entry, is_public
 from jobs.errors import UsageError
-from jobs.fetch import Reader, fetch_pair
-from jobs.storage_errors import StorageError
-from jobs.store import Store
+from jobs.storage import access
+from jobs.storage.access import AccessRules, absolute_entry, check_entry, is_public
+from jobs.storage.errors import StorageError
+from jobs.storage.store import Store
+from jobs.worker.fetch import Reader, fetch_pair
 
 PUBLIC, PRIVATE = "93.184.216.34", "10.1.2.3"
 

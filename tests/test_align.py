@@ -12,7 +12,7 @@ from homoalign import AlignConfig, Status, align
 from homoalign.cascade import attempt
 from homoalign.trust.evidence import EVIDENCE
 from homoalign.trust.parts import measure_parts
-from jobs.degrade import add_blur, add_relief
+from jobs.rendering.degrade import add_blur, add_relief
 
 FLOATS = ("confidence", "corner_std_px", "photometric_l1", "zncc", "overlap", "inlier_ratio", "gain", "bias")
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from homoalign import AlignConfig, align
-from jobs.synthetic import load_scene, random_homography, render_pair
+from jobs.rendering.synthetic import load_scene, random_homography, render_pair
 
 BOTH = AlignConfig(forward_backward=True)
 NEAR = {"use_search": False, "use_features": False, "forward_backward": True}

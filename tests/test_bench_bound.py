@@ -7,7 +7,7 @@ import pytest
 from scipy.ndimage import map_coordinates
 
 from jobs.bench import bound
-from jobs.synthetic import corner_points, load_scene, random_homography, render_pair, warp_points
+from jobs.rendering.synthetic import corner_points, load_scene, random_homography, render_pair, warp_points
 
 SIZE = (96, 96)
 

@@ -16,8 +16,8 @@ from jobs.bench.options import RenderOptions
 from jobs.bench.pairs import draw_pairs
 from jobs.bench.real_pairs import groups_of
 from jobs.bench.score import range_figures, ratio_to_case, rows_by_case
-from jobs.degrade import to_uint8
 from jobs.errors import UsageError
+from jobs.rendering.degrade import to_uint8
 
 PHOTOGRAPHS = ["--photographs", "astronaut,coffee"]
 METHODS = [HOMOALIGN, ECC, SIFT, SIFT_ECC]

@@ -16,7 +16,7 @@ from jobs.bench.precision import precision_pairs
 from jobs.bench.range import PRESETS
 from jobs.bench.surround import draw_insides, surround_pairs
 from jobs.errors import UsageError
-from jobs.synthetic import corner_points, load_photograph, to_gray, warp_points
+from jobs.rendering.synthetic import corner_points, load_photograph, to_gray, warp_points
 
 RENDER = RenderOptions(pairs=3, seed=5, photographs=("astronaut", "coffee", "camera"))
 SMALL = Range(size=128, offset_px=32)

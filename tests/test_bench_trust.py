@@ -31,7 +31,7 @@ from jobs.bench.trust_pairs import (
 from jobs.bench.trust_run import TrustOutcome, align_by_homoalign, corner_errors, corner_mahalanobis
 from jobs.bench.trust_scenes import PATTERNS, SCENE_SIZE, draw_forms, draw_textures, same_spectrum
 from jobs.errors import UsageError
-from jobs.synthetic import PHOTOGRAPHS
+from jobs.rendering.synthetic import PHOTOGRAPHS
 
 NAMES = ("astronaut", "coffee", "rocket")
 

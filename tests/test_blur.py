@@ -13,8 +13,8 @@ from homoalign.differences.photometry import Light
 from homoalign.differences.refinement import spline_level
 from homoalign.levels.pyramid import Level
 from homoalign.optimisation.residual import Alignment, build_problem
-from jobs.degrade import add_noise, adjust_exposure, to_uint8
-from jobs.synthetic import load_scene, random_homography, render_pair
+from jobs.rendering.degrade import add_noise, adjust_exposure, to_uint8
+from jobs.rendering.synthetic import load_scene, random_homography, render_pair
 
 SIZE = (200, 240)
 

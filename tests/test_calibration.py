@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jobs.calibration import (
+from jobs.reports.calibration import (
     STD_FACTORS,
     area_under_roc,
     calibration_bins,

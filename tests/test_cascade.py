@@ -12,8 +12,8 @@ from homoalign.homography import corner_errors
 from homoalign.status import StopReason
 from jobs.bench.options import RenderOptions
 from jobs.bench.photometric import photometric_pairs
-from jobs.degrade import add_blur, adjust_exposure, occlude, see_by_other_sensor, to_uint8
-from jobs.synthetic import (
+from jobs.rendering.degrade import add_blur, adjust_exposure, occlude, see_by_other_sensor, to_uint8
+from jobs.rendering.synthetic import (
     load_photograph,
     load_scene,
     random_homography,

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.cells import value_of, values_of
+from jobs.manifests.cells import value_of, values_of
 
 NOT_UTF8 = pa.Array.from_buffers(
     pa.string(), 2, [None, pa.py_buffer(np.array([0, 2, 3], np.int32)), pa.py_buffer(b"a\xffb")]
@@ -62,7 +62,7 @@ class NoPandas:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, NoPandas())
 import pyarrow as pa
-from jobs.cells import value_of
+from jobs.manifests.cells import value_of
 print(value_of(pa.array([1700000000123456789], pa.timestamp("ns"))[0]))
 """
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "2023-11-14 22:13:20.123456789\n"

@@ -24,7 +24,7 @@ from jobs.errors import UsageError
 from jobs.options import read_config, read_storage_options
 from jobs.prepare import RunConfig
 from jobs.schema import RESULT_COLUMNS
-from jobs.store import Store
+from jobs.storage.store import Store
 
 OWN_VERBS = ["align", "run", "plan", "status", "evaluate"]
 
@@ -45,8 +45,8 @@ def test_the_help_of_all_verbs_imports_neither_torch_nor_ray():
 
 
 def test_a_shard_is_made_without_ray():
-    loaded = loaded_after("import jobs.shard")
-    assert "jobs.shard" in loaded
+    loaded = loaded_after("import jobs.worker.shard")
+    assert "jobs.worker.shard" in loaded
     assert "ray" not in loaded
 
 

@@ -10,11 +10,11 @@ from click.testing import CliRunner, Result
 from fsspec.implementations.local import LocalFileSystem
 from job_pairs import write_manifest, write_pairs
 
-from jobs import store
 from jobs.cli import main
-from jobs.plan import build_plan
+from jobs.manifests.plan import build_plan
 from jobs.prepare import RunConfig, open_checked_manifest, settings_of, shard_task
-from jobs.shard import run_shard
+from jobs.storage import store
+from jobs.worker.shard import run_shard
 
 
 def homoalign(*arguments: object) -> Result:

@@ -10,7 +10,7 @@ import pytest
 
 from homoalign import aligner
 from homoalign.kernels import compiler
-from jobs import child
+from jobs.worker import child
 
 
 def test_where_nothing_can_be_kept_the_kernels_are_compiled_anew(monkeypatch):

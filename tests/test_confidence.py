@@ -15,7 +15,14 @@ from homoalign.levels.pyramid import Level
 from homoalign.trust.confidence import confidence, load_calibration
 from homoalign.trust.evidence import EVIDENCE, Evidence
 from jobs.bench.fit_confidence import fit
-from jobs.synthetic import build_scene, load_photograph, load_scene, render_pair, similarity_homography, to_gray
+from jobs.rendering.synthetic import (
+    build_scene,
+    load_photograph,
+    load_scene,
+    render_pair,
+    similarity_homography,
+    to_gray,
+)
 
 NOTHING = GOOD | {"local_correlation": 0.0, "weak_correlation": 0.0, "structure": 0.0, "parts_here": 0.05}
 NOTHING |= {"drift_480": 30.0, "drift_std_480": 20.0}

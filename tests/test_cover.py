@@ -8,7 +8,7 @@ from homoalign import AlignConfig, align
 from homoalign.differences.cover import uncover
 from homoalign.levels.pyramid import Level
 from homoalign.optimisation.residual import Alignment, build_problem
-from jobs.degrade import add_noise, occlude, to_uint8
+from jobs.rendering.degrade import add_noise, occlude, to_uint8
 
 PHOTOGRAPHS = ("astronaut", "coffee", "page")
 NEAR = AlignConfig(use_search=False, use_features=False)

@@ -7,8 +7,8 @@ from pretend_cuda import DEVICE, PretendCuda
 
 from homoalign import AlignConfig, Status, align, gpu, warp
 from homoalign.homography import corner_errors
-from jobs.degrade import add_blur, adjust_exposure
-from jobs.synthetic import load_scene, random_homography, render_pair, similarity_homography
+from jobs.rendering.degrade import add_blur, adjust_exposure
+from jobs.rendering.synthetic import load_scene, random_homography, render_pair, similarity_homography
 
 SIZE = (72, 96)
 NEAR = {"search_max_rotation_deg": 0.0, "search_max_scale": 1.0}

@@ -12,7 +12,7 @@ import torch
 import homoalign
 from homoalign import AlignConfig, align
 from homoalign.result import AlignResult
-from jobs.synthetic import load_scene, render_pair, similarity_homography
+from jobs.rendering.synthetic import load_scene, render_pair, similarity_homography
 
 DTYPES = [torch.float64, torch.float16, torch.bfloat16]
 SIZE = (96, 128)

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from homoalign.errors import ImageUnreadable, RowInvalid, UriNotAllowed
-from jobs import demo_pairs, synthetic
-from jobs.access import AccessRules
 from jobs.errors import UsageError
-from jobs.fetch import Reader, fetch_pair
-from jobs.store import Store
+from jobs.rendering import demo_pairs, synthetic
+from jobs.storage.access import AccessRules
+from jobs.storage.store import Store
+from jobs.worker.fetch import Reader, fetch_pair
 
 FEW = {"none": ("coins",), "unlike sizes": ("camera",), "mask": ("camera",), "prior": ("coins",)}
 REPOSITORY = Path(__file__).parents[1]
@@ -141,9 +141,8 @@ def test_a_manifest_that_no_demo_wrote_is_left_alone(tmp_path: Path) -> None:
 
 
 def run_demo(folder: Path, *, patch: str) -> subprocess.CompletedProcess[str]:
-    code = (
-        f"from jobs import demo_pairs, synthetic\n{patch}\nfrom jobs.cli import main\nmain(['demo', {str(folder)!r}])"
-    )
+    imports = "from jobs.cli import main\nfrom jobs.rendering import demo_pairs, synthetic"
+    code = f"{imports}\n{patch}\nmain(['demo', {str(folder)!r}])"
     return subprocess.run(
         [sys.executable, "-c", code],
         cwd=REPOSITORY,

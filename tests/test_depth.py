@@ -11,7 +11,7 @@ from homoalign import Status, align
 from homoalign.arguments import check_pairs
 from homoalign.levels.depth import stretch_narrow, stretch_narrow_image
 from jobs.cli import main
-from jobs.report_cards import shrink
+from jobs.reports.cards import shrink
 
 # What 0 and 1 of the photograph become, and in what.
 KINDS = {

@@ -9,7 +9,7 @@ from homoalign.descent.earned import _nearest
 from homoalign.homography import corner_errors
 from homoalign.levels.pyramid import Level
 from homoalign.optimisation.residual import build_problem
-from jobs.synthetic import load_scene, random_homography, render_pair, similarity_homography, warp_points
+from jobs.rendering.synthetic import load_scene, random_homography, render_pair, similarity_homography, warp_points
 
 SIZE = (160, 200)
 STAY = AlignConfig(use_search=False, use_features=False)

@@ -12,7 +12,7 @@ from homoalign.cascade.elsewhere import refine_shifted, shift_answers
 from homoalign.homography import corner_errors
 from homoalign.levels.pyramid import Level, build_pyramid
 from homoalign.optimisation.schedule import solve_run
-from jobs.synthetic import (
+from jobs.rendering.synthetic import (
     build_scene,
     corner_points,
     homography_from_corners,

@@ -15,11 +15,11 @@ from click.testing import CliRunner
 from jobs.cli import main
 from jobs.commands.evaluate import evaluate_command
 from jobs.errors import ExitCode
-from jobs.evaluate import Pairs, area_under_recall, calibration, evaluate_run, measure
-from jobs.output import Output
-from jobs.rows import TRUTH_KEY
-from jobs.store import Store
-from jobs.tally import Distribution, Tally, kind_of
+from jobs.reports.evaluate import Pairs, area_under_recall, calibration, evaluate_run, measure
+from jobs.results.output import Output
+from jobs.results.rows import TRUTH_KEY
+from jobs.results.tally import Distribution, Tally, kind_of
+from jobs.storage.store import Store
 
 INFINITE = float("inf")
 

@@ -196,7 +196,7 @@ def test_a_child_process_dies_with_its_parent():
     code = """
 import os, socket, subprocess, sys
 ours, theirs = socket.socketpair()
-child = subprocess.Popen([sys.executable, "-m", "jobs.child", str(theirs.fileno())], pass_fds=[theirs.fileno()])
+child = subprocess.Popen([sys.executable, "-m", "jobs.worker.child", str(theirs.fileno())], pass_fds=[theirs.fileno()])
 print(child.pid, flush=True)
 os.read(0, 1)
 """
@@ -215,6 +215,6 @@ os.read(0, 1)
     parent.kill()
     parent.communicate()
     deadline = time.monotonic() + 20
-    while child.exists() and b"jobs.child" in (child / "cmdline").read_bytes():
+    while child.exists() and b"jobs.worker.child" in (child / "cmdline").read_bytes():
         assert time.monotonic() < deadline
         time.sleep(0.05)

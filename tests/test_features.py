@@ -7,7 +7,7 @@ import torch
 from homoalign.homography import corner_errors
 from homoalign.levels.pyramid import Level, build_pyramid, num_levels
 from homoalign.starts.features import match_features
-from jobs.synthetic import (
+from jobs.rendering.synthetic import (
     corner_points,
     homography_from_corners,
     load_scene,

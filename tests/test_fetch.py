@@ -13,11 +13,11 @@ import pytest
 from job_pairs import encoded, pair
 from loopback import QuietHandler, serve
 
-from jobs import access
-from jobs.access import AccessRules
-from jobs.fetch import Reader, fetch_pair
-from jobs.rows import error_row
-from jobs.store import Store
+from jobs.results.rows import error_row
+from jobs.storage import access
+from jobs.storage.access import AccessRules
+from jobs.storage.store import Store
+from jobs.worker.fetch import Reader, fetch_pair
 
 SRC, DST = (encoded(pixels) for pixels in pair(0))
 PUBLIC = "93.184.216.34"

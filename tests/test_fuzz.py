@@ -21,11 +21,11 @@ from job_pairs import ENVIRONMENT, ROOT
 from shard_tasks import FakeAlign, task_for
 
 from homoalign.status import Status
-from jobs.access import AccessRules
-from jobs.fetch import Reader
-from jobs.rows import MAX_DETAIL
-from jobs.shard import run_shard
-from jobs.store import Store
+from jobs.results.rows import MAX_DETAIL
+from jobs.storage.access import AccessRules
+from jobs.storage.store import Store
+from jobs.worker.fetch import Reader
+from jobs.worker.shard import run_shard
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
 URIS = (

@@ -25,7 +25,7 @@ from homoalign.optimisation.residual import Alignment, build_problem
 from homoalign.optimisation.schedule import REFINED_SLACK, Run
 from homoalign.optimisation.solver import REASONS, Slack, damped_step
 from homoalign.status import StopReason
-from jobs.synthetic import load_scene, render_pair
+from jobs.rendering.synthetic import load_scene, render_pair
 
 ROOT = Path(__file__).parents[1]
 SIZE = (40, 48)

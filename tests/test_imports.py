@@ -31,11 +31,13 @@ def test_the_check_above_can_fail():
 
 
 def test_a_shard_does_not_import_ray():
-    assert "ray" not in loaded_after("import jobs.shard")
+    assert "ray" not in loaded_after("import jobs.worker.shard")
 
 
 def test_who_only_looks_at_results_or_drives_the_job_does_not_wait_for_torch():
-    assert {"torch", "numba"}.isdisjoint(loaded_after("import homoalign.status, jobs.run, jobs.evaluate, jobs.report"))
+    assert {"torch", "numba"}.isdisjoint(
+        loaded_after("import homoalign.status, jobs.run, jobs.reports.evaluate, jobs.reports.report")
+    )
 
 
 def test_the_library_has_what_it_lists():
@@ -57,6 +59,6 @@ def test_help_imports_neither_torch_nor_ray():
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_worker_loads_the_library_before_its_rows_are_timed(device):
-    prepare = f"from jobs import child; child.prepare_process(1, {device!r})"
-    assert "homoalign.aligner" not in loaded_after("from jobs import child")
+    prepare = f"from jobs.worker import child; child.prepare_process(1, {device!r})"
+    assert "homoalign.aligner" not in loaded_after("from jobs.worker import child")
     assert "homoalign.aligner" in loaded_after(prepare)

@@ -21,10 +21,10 @@ from shard_tasks import FakeAlign
 
 from jobs.cli import main
 from jobs.errors import ManifestInvalid, PlanChanged
-from jobs.plan import build_plan, default_shard_rows
+from jobs.manifests.plan import build_plan, default_shard_rows
 from jobs.prepare import RunConfig, open_checked_manifest, settings_of, shard_task
 from jobs.run import survey
-from jobs.shard import run_shard
+from jobs.worker.shard import run_shard
 
 
 @pytest.fixture

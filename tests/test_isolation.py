@@ -15,11 +15,11 @@ import pytest
 from job_pairs import DEADLY, write_manifest, write_pairs
 from shard_tasks import FakeAlign, task_for
 
-from jobs.child import Finished, Lost, run_child
-from jobs.isolation import MAX_LOST_EARLY, ChildLost, align_isolated
-from jobs.prefetch import Ahead
-from jobs.shard import ShardTask, align_rows
-from jobs.watch import UnderWay
+from jobs.worker.child import Finished, Lost, run_child
+from jobs.worker.isolation import MAX_LOST_EARLY, ChildLost, align_isolated
+from jobs.worker.prefetch import Ahead
+from jobs.worker.shard import ShardTask, align_rows
+from jobs.worker.watch import UnderWay
 
 ROWS = 10
 
@@ -172,7 +172,7 @@ def test_rows_of_a_part_that_are_kept_are_neither_suspected_nor_made_again(task)
 FAULTS = """
 import resource, sys
 import numpy as np
-from jobs import child
+from jobs.worker import child
 
 if sys.argv[1] == "kept":
     child.keep_freed_memory()

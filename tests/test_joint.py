@@ -8,7 +8,7 @@ from homoalign import align
 from homoalign.differences.joint import FIELDS, TONE, LitAlignment, LitProblem, fields_of, light_template, light_up
 from homoalign.levels.pyramid import Level
 from homoalign.optimisation.residual import build_problem
-from jobs.degrade import add_noise, add_vignette, adjust_exposure, to_uint8
+from jobs.rendering.degrade import add_noise, add_vignette, adjust_exposure, to_uint8
 
 PHOTOGRAPHS = ("camera", "coffee", "astronaut", "coins", "chelsea")
 

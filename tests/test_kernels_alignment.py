@@ -19,7 +19,7 @@ from homoalign.optimisation.residual import Alignment, build_problem
 from homoalign.optimisation.solver import Slack, solve
 from homoalign.trust import parts
 from homoalign.trust.parts import measure_parts
-from jobs.synthetic import load_scene, render_pair
+from jobs.rendering.synthetic import load_scene, render_pair
 
 
 def moved_pair(photograph, parameters):

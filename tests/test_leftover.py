@@ -15,7 +15,7 @@ from homoalign.homography import corner_errors
 from homoalign.levels.noise import residual_noise
 from homoalign.levels.pyramid import Level
 from homoalign.optimisation.residual import Alignment, build_problem
-from jobs.degrade import add_blur, add_noise, add_vignette, adjust_exposure, compress_jpeg, to_uint8
+from jobs.rendering.degrade import add_blur, add_noise, add_vignette, adjust_exposure, compress_jpeg, to_uint8
 
 NEAR = AlignConfig(use_search=False, use_features=False)
 ON_INTENSITY = dataclasses.replace(NEAR, signal="intensity")

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs import lock as lock_module
 from jobs.errors import LockHeld, OutputNotWritable
-from jobs.lock import LOCK_NAME, Owner, encoded, hold_lock, is_owner, read_owner
-from jobs.store import Store
+from jobs.storage import lock as lock_module
+from jobs.storage.lock import LOCK_NAME, Owner, encoded, hold_lock, is_owner, read_owner
+from jobs.storage.store import Store
 
 STORE = Store()
 

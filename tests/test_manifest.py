@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import ids
 from jobs.errors import ManifestInvalid, UsageError
-from jobs.ids import check_ids
-from jobs.manifest import check_carry, check_unchanged, open_manifest, read_rows
-from jobs.store import Store
+from jobs.manifests import ids
+from jobs.manifests.ids import check_ids
+from jobs.manifests.manifest import check_carry, check_unchanged, open_manifest, read_rows
+from jobs.storage.store import Store
 
 NINE = [float(i) for i in range(9)]
 STORE = Store()

@@ -6,7 +6,7 @@ import torch
 
 from homoalign import AlignConfig, Status, align
 from homoalign.starts.initialise import find_start
-from jobs.synthetic import load_scene, render_pair, similarity_homography
+from jobs.rendering.synthetic import load_scene, render_pair, similarity_homography
 
 SIZE = (140, 180)
 MODELS = ("translation", "euclidean", "similarity", "affine", "homography")

@@ -11,9 +11,9 @@ from job_pairs import write_manifest, write_pairs
 
 from jobs.errors import PlanChanged
 from jobs.prepare import RunConfig, open_checked_manifest, shard_task
+from jobs.results.summary import Reason, RunState, build_summary, read_status
 from jobs.run import begin, survey
-from jobs.shard import run_shard
-from jobs.summary import Reason, RunState, build_summary, read_status
+from jobs.worker.shard import run_shard
 
 
 @pytest.fixture

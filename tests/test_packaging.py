@@ -34,7 +34,14 @@ def wheel(tmp_path_factory):
     return zipfile.ZipFile(path)
 
 
-PARTS = ("homoalign/py.typed", "homoalign/aligner.py", "jobs/py.typed", "jobs/run.py", "jobs/templates/report.html.j2")
+PARTS = (
+    "homoalign/py.typed",
+    "homoalign/aligner.py",
+    "homoalign/trust/confidence.json",
+    "jobs/py.typed",
+    "jobs/run.py",
+    "jobs/reports/templates/report.html.j2",
+)
 
 
 @pytest.mark.parametrize("name", PARTS)

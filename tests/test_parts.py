@@ -9,8 +9,8 @@ import torch
 from homoalign import homography
 from homoalign.levels.pyramid import Level
 from homoalign.trust.parts import MOST_480, measure_parts
-from jobs.degrade import see_by_other_sensor
-from jobs.synthetic import load_scene, random_homography, render_pair
+from jobs.rendering.degrade import see_by_other_sensor
+from jobs.rendering.synthetic import load_scene, random_homography, render_pair
 
 SIZE = (120, 160)
 AT_480 = 480 / SIZE[0]

@@ -8,7 +8,7 @@ from homoalign import AlignConfig, Status, align
 from homoalign.differences.photometry import LINEAR, NUM_FUNCTIONS, fit_light, normalise_locally, regress
 from homoalign.levels.pyramid import Level
 from homoalign.optimisation.residual import Alignment, build_problem
-from jobs.degrade import add_vignette, adjust_exposure, to_uint8
+from jobs.rendering.degrade import add_vignette, adjust_exposure, to_uint8
 
 PHOTOGRAPHS = ("camera", "coffee", "astronaut")
 

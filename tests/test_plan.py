@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 
 from jobs.errors import PlanChanged, UsageError
-from jobs.manifest import Manifest, ManifestFile
-from jobs.plan import Plan, Settings, build_plan, default_shard_rows, read_plan
+from jobs.manifests.manifest import Manifest, ManifestFile
+from jobs.manifests.plan import Plan, Settings, build_plan, default_shard_rows, read_plan
 
 
 def file(name: str, rows: int, **changes: Any) -> ManifestFile:

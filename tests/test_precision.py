@@ -10,8 +10,8 @@ from torch import Tensor
 from homoalign import align
 from homoalign.optimisation.precision import BLOCKS, measure_precision, sum_scores
 from homoalign.trust.evidence import EVIDENCE
-from jobs.degrade import add_vignette, adjust_exposure, to_uint8
-from jobs.synthetic import corner_points, load_scene, random_homography, render_pair, warp_points
+from jobs.rendering.degrade import add_vignette, adjust_exposure, to_uint8
+from jobs.rendering.synthetic import corner_points, load_scene, random_homography, render_pair, warp_points
 
 N = 40 * BLOCKS
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from job_pairs import write_pairs
 
-from jobs import prefetch
-from jobs.access import AccessRules
-from jobs.fetch import Fetched, Reader, fetch_pair
-from jobs.prefetch import Ahead, fetch_in_order
-from jobs.store import Store
+from jobs.storage.access import AccessRules
+from jobs.storage.store import Store
+from jobs.worker import prefetch
+from jobs.worker.fetch import Fetched, Reader, fetch_pair
+from jobs.worker.prefetch import Ahead, fetch_in_order
 
 STORE = Store()
 

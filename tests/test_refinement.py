@@ -10,7 +10,7 @@ from homoalign.levels.noise import denoise
 from homoalign.levels.pyramid import Level
 from homoalign.optimisation.residual import Alignment, build_problem
 from jobs.bench.photographs import load_gray
-from jobs.synthetic import load_scene, random_homography, render_pair
+from jobs.rendering.synthetic import load_scene, random_homography, render_pair
 
 SIGMA = 20 / 255
 

@@ -18,14 +18,16 @@ import pytest
 from click.testing import CliRunner
 
 import homoalign
-from jobs import demo_pairs, prefetch, report, synthetic
 from jobs.errors import ExitCode, ManifestInvalid, UsageError
-from jobs.fetch import Reader
 from jobs.prepare import RunConfig, open_checked_manifest, shard_task
-from jobs.report import report_command, write_report
+from jobs.rendering import demo_pairs, synthetic
+from jobs.reports import report
+from jobs.reports.report import report_command, write_report
 from jobs.run import begin, survey
-from jobs.shard import run_shard
-from jobs.store import Store
+from jobs.storage.store import Store
+from jobs.worker import prefetch
+from jobs.worker.fetch import Reader
+from jobs.worker.shard import run_shard
 
 SIZE = (96, 112)
 NASTY = "<script>alert('id')</script>"

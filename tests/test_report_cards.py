@@ -8,7 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs import report_cards, report_rows, synthetic
+from jobs.rendering import synthetic
+from jobs.reports import cards as report_cards
+from jobs.reports import rows as report_rows
 
 
 @pytest.fixture

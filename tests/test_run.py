@@ -19,7 +19,7 @@ from jobs.cluster import Outcome, ShardFailed, ShardLost
 from jobs.errors import LockHeld, ManifestChanged, OutputNotWritable, ShardsUnfinished
 from jobs.prepare import RunConfig
 from jobs.run import MAX_LOSSES, RunInterrupted, run_job
-from jobs.shard import RunOver, ShardTask, run_shard
+from jobs.worker.shard import RunOver, ShardTask, run_shard
 
 Fate = Callable[[ShardTask], Outcome | None]
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from job_pairs import ENVIRONMENT, ROOT, write_pairs
 
-from jobs.parallel import AHEAD, map_in_order
+from jobs.storage.parallel import AHEAD, map_in_order
 
 PLAN = """
 import sys, time

@@ -19,7 +19,7 @@ from homoalign.starts.search import (
     _scales,
     search_similarities,
 )
-from jobs.synthetic import load_scene, render_pair, similarity_homography
+from jobs.rendering.synthetic import load_scene, render_pair, similarity_homography
 
 SIZE = (96, 128)
 FRAME_PX = math.hypot(*SIZE)

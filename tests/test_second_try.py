@@ -6,8 +6,7 @@ import torch
 from homoalign import AlignConfig, Status, align
 from homoalign.cascade import attempt
 from homoalign.descent import second_try
-from homoalign.optimisation.trace import LevelTrace
-from homoalign.optimisation.track import _merged
+from homoalign.optimisation.trace import LevelTrace, merged
 from homoalign.trust.evidence import EVIDENCE
 from jobs.bench.occlusion import occlusion_pairs
 from jobs.bench.options import RenderOptions
@@ -91,5 +90,5 @@ def test_the_trace_holds_levels_that_only_the_second_try_solved():
         size = {"height": 8, "width": 8}
         return LevelTrace(level=number, num_iterations=taken, photometric_l1=0.1, gt_reprojection_l1=0.1, **size)
 
-    merged = _merged([level(2, 3), level(1, 4)], [level(1, 5), level(0, 6)])
-    assert [(trace.level, trace.num_iterations) for trace in merged] == [(2, 3), (1, 9), (0, 6)]
+    both = merged([level(2, 3), level(1, 4)], [level(1, 5), level(0, 6)])
+    assert [(trace.level, trace.num_iterations) for trace in both] == [(2, 3), (1, 9), (0, 6)]

@@ -17,16 +17,16 @@ from job_pairs import TRUTH, encoded, pair, photo, write_manifest, write_pairs
 from shard_tasks import STORE, FakeAlign, part, task_for
 
 from homoalign.result import AlignResult
-from jobs import prefetch, shard
-from jobs.access import AccessRules
 from jobs.errors import ManifestChanged, ManifestInvalid
-from jobs.fetch import Fetched, Reader, fetch_pair
-from jobs.manifest import read_rows
-from jobs.prefetch import Ahead
-from jobs.rows import has_truth, read_footer
-from jobs.shard import Batching, run_shard
-from jobs.storage_errors import StorageError
-from jobs.store import Store
+from jobs.manifests.manifest import read_rows
+from jobs.results.rows import has_truth, read_footer
+from jobs.storage.access import AccessRules
+from jobs.storage.errors import StorageError
+from jobs.storage.store import Store
+from jobs.worker import prefetch, shard
+from jobs.worker.fetch import Fetched, Reader, fetch_pair
+from jobs.worker.prefetch import Ahead
+from jobs.worker.shard import Batching, run_shard
 
 
 def test_rows_come_out_in_manifest_order_each_with_its_own_result(tmp_path, mixed_manifest):

@@ -12,9 +12,9 @@ from job_pairs import encoded, photo
 from shard_tasks import STORE, FakeAlign, part, task_for
 
 from jobs.errors import OutputNotWritable
-from jobs.lock import hold_lock
-from jobs.shard import RunOver, run_shard
-from jobs.storage_errors import num_retries
+from jobs.storage.errors import num_retries
+from jobs.storage.lock import hold_lock
+from jobs.worker.shard import RunOver, run_shard
 
 
 def test_a_retry_aligns_only_the_rows_it_should_and_takes_the_old_counts_back(tmp_path, mixed_manifest):

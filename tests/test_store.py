@@ -13,7 +13,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from jobs.storage_errors import (
+from jobs.storage.errors import (
     MAX_ATTEMPTS,
     FolderBlocked,
     ObjectExists,
@@ -27,7 +27,7 @@ from jobs.storage_errors import (
     redact,
     translated,
 )
-from jobs.store import Store
+from jobs.storage.store import Store
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from jobs import degrade, synthetic
 from jobs.errors import UsageError
+from jobs.rendering import degrade, synthetic
 
 SIZE = (192, 224)
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from homoalign import AlignConfig, Status, align
-from jobs.degrade import add_noise
-from jobs.synthetic import load_photograph, to_gray
+from jobs.rendering.degrade import add_noise
+from jobs.rendering.synthetic import load_photograph, to_gray
 
 SIDE = 240
 

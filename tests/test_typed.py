@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobs.typed import typed
+from jobs.manifests.typed import typed
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from multiprocessing import Pipe
 import pytest
 from job_pairs import ENVIRONMENT, ROOT
 
-from jobs.watch import LONGEST_WAIT_S, SLACK, UnderWay, Watchdog
+from jobs.worker.watch import LONGEST_WAIT_S, SLACK, UnderWay, Watchdog
 
 
 def test_what_is_under_way_is_what_began_and_did_not_end():
@@ -58,7 +58,7 @@ def test_a_time_without_end_or_longer_than_the_system_counts_is_none(row_timeout
 def test_a_process_that_is_stuck_is_ended_after_the_time_its_rows_have(stuck, lasts_s):
     code = f"""
 import ctypes, time
-from jobs.watch import Watchdog
+from jobs.worker.watch import Watchdog
 with Watchdog(1.0) as dog:
     print(time.time(), flush=True)
     {stuck}
@@ -74,7 +74,7 @@ with Watchdog(1.0) as dog:
 def test_a_process_whose_work_goes_on_is_left_alone():
     code = """
 import time
-from jobs.watch import Watchdog
+from jobs.worker.watch import Watchdog
 with Watchdog(2.0) as dog:
     time.sleep(1.2)
     dog.begin([1])
@@ -88,7 +88,7 @@ time.sleep(2.5)
 
 def test_the_clock_is_started_anew_when_the_time_allowed_changes_or_some_of_it_is_over(monkeypatch):
     now, started = [100.0], []
-    monkeypatch.setattr("jobs.watch.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("jobs.worker.watch.time.monotonic", lambda: now[0])
     monkeypatch.setattr("faulthandler.dump_traceback_later", lambda timeout, **_: started.append(timeout))
     with Watchdog(50.0) as dog:
         assert started == [50 * (1 + SLACK)]

@@ -11,8 +11,8 @@ from homoalign.trust.confidence import confidence
 from homoalign.trust.evidence import EVIDENCE, Evidence
 from homoalign.trust.parts import measure_parts
 from homoalign.trust.witnesses import ask_witnesses, error_480, is_plain, is_plain_strip
-from jobs.degrade import add_noise, see_by_other_sensor
-from jobs.synthetic import load_scene, random_homography, render_pair
+from jobs.rendering.degrade import add_noise, see_by_other_sensor
+from jobs.rendering.synthetic import load_scene, random_homography, render_pair
 
 SIZE = (120, 160)
 NOISE = torch.ones(1, dtype=torch.float64)

@@ -9,7 +9,7 @@ import torch
 from homoalign.homography import warp_points
 from homoalign.levels.pyramid import Level, build_pyramid
 from homoalign.levels.zoom import LARGEST_OCTAVE, coarsest_shared, match_levels, zoom_octave
-from jobs.synthetic import similarity_homography
+from jobs.rendering.synthetic import similarity_homography
 
 SIZE = (96, 128)
 

@@ -18,7 +18,7 @@ from homoalign.levels.intensity import to_gray
 from homoalign.levels.pyramid import Level, build_pyramid, num_levels
 from homoalign.optimisation.residual import Alignment, build_problem
 from homoalign.optimisation.schedule import plan_runs, solve_run
-from jobs.synthetic import Matrix
+from jobs.rendering.synthetic import Matrix
 
 
 @torch.inference_mode()

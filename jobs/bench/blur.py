@@ -14,7 +14,7 @@ from jobs.bench.methods import run_methods
 from jobs.bench.options import BenchOptions, RenderOptions, bench_options, motion_options, render_options
 from jobs.bench.pairs import CHANGE, BenchPair, draw_pairs
 from jobs.bench.score import as_json, precision_figures, ratio_to_case, rows_by_case
-from jobs.degrade import convolve_with, defocus_kernel, motion_kernel
+from jobs.rendering.degrade import convolve_with, defocus_kernel, motion_kernel
 
 SHARP = "none"
 LEAST_RADIUS_PX, MOST_RADIUS_PX = 1.0, 5.0

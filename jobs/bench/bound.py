@@ -19,7 +19,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from jobs.synthetic import Image, Matrix, Size, corner_points, warp_points
+from jobs.rendering.synthetic import Image, Matrix, Size, corner_points, warp_points
 
 ROUNDING_VARIANCE = 1 / 12
 """Of rounding to whole 8-bit units."""

@@ -20,9 +20,9 @@ from jobs.bench.options import BenchOptions, RenderOptions, parse_sizes, render_
 from jobs.bench.processes import check_proc
 from jobs.bench.score import NOT_APPLICABLE, Row
 from jobs.errors import UsageError
-from jobs.plan import default_shard_rows
+from jobs.manifests.plan import default_shard_rows
 from jobs.prepare import RunConfig
-from jobs.synthetic import Size
+from jobs.rendering.synthetic import Size
 
 JOB, POOL, LIBRARY, DECODE = "job", "process pool", "library alone", "decode alone"
 VARIANTS: dict[str, Variant] = {

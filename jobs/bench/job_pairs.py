@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from jobs.bench.options import RenderOptions
 from jobs.bench.pairs import draw_pair, offset_of
 from jobs.bench.photographs import gray_scene, rgb_scene
-from jobs.demo_pairs import encode_image
-from jobs.synthetic import Matrix, Size
+from jobs.rendering.demo_pairs import encode_image
+from jobs.rendering.synthetic import Matrix, Size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -30,14 +30,14 @@ from jobs.bench.job_pairs import JobPairs
 from jobs.bench.methods import corner_distance_px
 from jobs.bench.processes import TreeMeter, fresh_processes
 from jobs.bench.score import median
-from jobs.child import keep_freed_memory, set_threads
 from jobs.errors import UsageError
-from jobs.fetch import PairImages
-from jobs.plan import build_plan
+from jobs.manifests.plan import build_plan
 from jobs.prepare import RunConfig, open_checked_manifest, settings_of, shard_task
+from jobs.rendering.synthetic import Size
 from jobs.run import run_job
-from jobs.shard import Batcher, ShardTask, align_pairs, run_shard
-from jobs.synthetic import Size
+from jobs.worker.child import keep_freed_memory, set_threads
+from jobs.worker.fetch import PairImages
+from jobs.worker.shard import Batcher, ShardTask, align_pairs, run_shard
 
 RAY_NICENESS = 15
 """Of Ray's workers, by default."""

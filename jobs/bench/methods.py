@@ -17,7 +17,7 @@ from jobs.bench import peers
 from jobs.bench.measure import one_thread
 from jobs.bench.options import BenchOptions
 from jobs.bench.pairs import BenchPair
-from jobs.synthetic import Matrix, Size, corner_points, frame_homography, warp_points
+from jobs.rendering.synthetic import Matrix, Size, corner_points, frame_homography, warp_points
 
 HOMOALIGN = "homoalign"
 BARE = "its solver alone"

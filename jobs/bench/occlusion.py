@@ -13,9 +13,9 @@ from jobs.bench.options import BenchOptions, RenderOptions, bench_options, motio
 from jobs.bench.pairs import CHANGE, BenchPair, draw_pairs
 from jobs.bench.photographs import load_gray
 from jobs.bench.score import as_json, precision_figures, ratio_to_case, rows_by_case
-from jobs.degrade import occlude
 from jobs.errors import UsageError
-from jobs.synthetic import PHOTOGRAPHS
+from jobs.rendering.degrade import occlude
+from jobs.rendering.synthetic import PHOTOGRAPHS
 
 
 @click.command("occlusion", epilog="Example: homoalign bench occlusion --pairs 50 --shares 0,20,40,60")

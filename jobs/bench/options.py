@@ -15,8 +15,8 @@ from homoalign.config import AlignConfig
 from jobs.bench.photographs import find_photographs
 from jobs.errors import UsageError
 from jobs.options import align_config, read_config, together
-from jobs.store import Store
-from jobs.synthetic import PHOTOGRAPHS, Size
+from jobs.rendering.synthetic import PHOTOGRAPHS, Size
+from jobs.storage.store import Store
 
 Function = Callable[..., None]
 

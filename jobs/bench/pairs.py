@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from jobs.bench.options import RenderOptions
 from jobs.bench.photographs import gray_scene, resized_gray, resized_scene
-from jobs.degrade import add_noise, to_uint8
-from jobs.synthetic import (
+from jobs.rendering.degrade import add_noise, to_uint8
+from jobs.rendering.synthetic import (
     Image,
     Matrix,
     RenderedPair,
@@ -113,7 +113,7 @@ def draw_pair(
 ) -> Drawn:
     """Render one pair, each corner moved uniformly in a square.
 
-    Both views come from a finer scene (`jobs.synthetic.render_pair`): the truth is exact and neither resamples the
+    Both views come from a finer scene (`rendering.synthetic.render_pair`): the truth is exact and neither resamples the
     other. Where a photograph is smaller than both frames together, the scene goes on mirrored.
 
     Args:

@@ -12,7 +12,7 @@ import numpy as np
 from homoalign.decoding.images import decode_image
 from homoalign.errors import PairError
 from jobs.errors import UsageError
-from jobs.synthetic import PHOTOGRAPHS, Image, Scene, build_scene, load_photograph, to_gray
+from jobs.rendering.synthetic import PHOTOGRAPHS, Image, Scene, build_scene, load_photograph, to_gray
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".bmp")
 """What is taken from a folder; a file that is named is read whatever its suffix."""

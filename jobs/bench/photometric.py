@@ -16,8 +16,8 @@ from jobs.bench.methods import run_methods
 from jobs.bench.options import BenchOptions, RenderOptions, bench_options, motion_options, render_options
 from jobs.bench.pairs import CHANGE, BenchPair, Drawn, draw_pairs
 from jobs.bench.score import as_json, precision_figures, ratio_to_case, rows_by_case
-from jobs.degrade import add_vignette, adjust_exposure, compress_jpeg
-from jobs.synthetic import Image
+from jobs.rendering.degrade import add_vignette, adjust_exposure, compress_jpeg
+from jobs.rendering.synthetic import Image
 
 JPEG_QUALITY = 30
 

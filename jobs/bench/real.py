@@ -14,8 +14,8 @@ from jobs.bench.methods import Outcome, run_methods
 from jobs.bench.options import BenchOptions, bench_options
 from jobs.bench.real_pairs import GROUPS, SUB_PIXEL, groups_of, read_manifest, read_pairs, select_rows
 from jobs.bench.score import NOT_APPLICABLE, is_right, median, ok_share, percent, rows_by_case
-from jobs.evaluate import THRESHOLDS_PX, area_under_recall
-from jobs.store import Store
+from jobs.reports.evaluate import THRESHOLDS_PX, area_under_recall
+from jobs.storage.store import Store
 
 
 @click.command("real", epilog="Example: homoalign bench real --manifest pairs.parquet --group photo --json real.json")

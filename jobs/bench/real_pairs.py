@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.access import AccessRules
 from jobs.bench.pairs import BenchPair
 from jobs.errors import ManifestInvalid, UsageError
-from jobs.fetch import Reader, fetch_pair
-from jobs.manifest import open_manifest, read_rows
-from jobs.store import Store
-from jobs.synthetic import Matrix
+from jobs.manifests.manifest import open_manifest, read_rows
+from jobs.rendering.synthetic import Matrix
+from jobs.storage.access import AccessRules
+from jobs.storage.store import Store
+from jobs.worker.fetch import Reader, fetch_pair
 
 Row = dict[str, Any]
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from homoalign.status import Status
 from jobs.bench.methods import HOMOALIGN, Outcome
-from jobs.evaluate import RIGHT_PX
+from jobs.reports.evaluate import RIGHT_PX
 
 Row = dict[str, Any]
 OneOutcome = TypeVar("OneOutcome", bound=Outcome)

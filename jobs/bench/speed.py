@@ -24,9 +24,9 @@ from jobs.bench.pairs import BenchPair, draw_pair, offset_of
 from jobs.bench.processes import MB, check_proc
 from jobs.bench.score import NOT_APPLICABLE, Row, median, percent
 from jobs.bench.speed_run import PEERS, Candidate, Measured, measure
-from jobs.degrade import to_uint8
 from jobs.errors import UsageError
-from jobs.synthetic import Size
+from jobs.rendering.degrade import to_uint8
+from jobs.rendering.synthetic import Size
 
 REFERENCE: Size = (256, 256)
 """Growth is told from here."""

@@ -26,8 +26,8 @@ from jobs.bench.measure import time_call
 from jobs.bench.methods import BARE, ECC, HOMOALIGN, SIFT, as_rgb, mean_distance_px
 from jobs.bench.pairs import BenchPair
 from jobs.bench.processes import MB, fresh_processes, memory_mb
-from jobs.child import keep_freed_memory, set_threads
-from jobs.synthetic import Matrix
+from jobs.rendering.synthetic import Matrix
+from jobs.worker.child import keep_freed_memory, set_threads
 
 PEERS = {ECC: peers.ecc_multi_scale, SIFT: peers.sift_magsac}
 WARM_UPS = 2

@@ -14,7 +14,7 @@ from jobs.bench.methods import run_methods
 from jobs.bench.options import BenchOptions, RenderOptions, bench_options, motion_options, render_options
 from jobs.bench.pairs import CHANGE, BenchPair, draw_pairs
 from jobs.bench.score import as_json, precision_figures, ratio_to_case, rows_by_case
-from jobs.synthetic import Size
+from jobs.rendering.synthetic import Size
 
 BARE = "none"
 Where = npt.NDArray[np.bool_]

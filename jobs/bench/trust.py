@@ -17,7 +17,7 @@ from jobs.bench.photographs import Split, select_split
 from jobs.bench.score import NOT_APPLICABLE, Row, cpu_ms, is_right, median, not_ok_share, percent, rows_by_case
 from jobs.bench.trust_pairs import RELATED, SIZES, UNRELATED, TrustPairs, trust_numbers
 from jobs.bench.trust_run import TrustOutcome, run_trust
-from jobs.calibration import area_under_roc, calibration_bins, expected_calibration_error, risk_coverage
+from jobs.reports.calibration import area_under_roc, calibration_bins, expected_calibration_error, risk_coverage
 
 CHI2_95 = 5.991464547107979
 """95 % of a chi-squared variable of two degrees of freedom lie below: -2 log 0.05."""

@@ -9,8 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.bench.photometric import Light, draw_lights, lit
-from jobs.degrade import add_blur, add_noise, add_relief, compress_jpeg, occlude, see_by_other_sensor, to_uint8
-from jobs.synthetic import Image, RenderedPair
+from jobs.rendering.degrade import (
+    add_blur,
+    add_noise,
+    add_relief,
+    compress_jpeg,
+    occlude,
+    see_by_other_sensor,
+    to_uint8,
+)
+from jobs.rendering.synthetic import Image, RenderedPair
 
 UNCHANGED = Light()
 

@@ -19,9 +19,9 @@ from jobs.bench.pairs import CHANGE, MOTION, NOISE, START, BenchPair, random_tur
 from jobs.bench.photographs import gray_scene, load_gray, place_of
 from jobs.bench.trust_changes import Change, apply_change, draw_change
 from jobs.bench.trust_scenes import PATTERNS, draw_forms, draw_textures, same_spectrum
-from jobs.degrade import occlude
 from jobs.errors import UsageError
-from jobs.synthetic import (
+from jobs.rendering.degrade import occlude
+from jobs.rendering.synthetic import (
     Image,
     Matrix,
     RenderedPair,

@@ -24,7 +24,7 @@ from jobs.bench.options import BenchOptions
 from jobs.bench.pairs import BenchPair
 from jobs.bench.trust_pairs import Group, TrustPair, TrustPairs
 from jobs.progress import reporter
-from jobs.synthetic import Matrix, corner_points, warp_points
+from jobs.rendering.synthetic import Matrix, corner_points, warp_points
 
 FIGURES = ("corner_std_px", "zncc", "overlap", "inlier_ratio", "forward_backward_px", "photometric_l1")
 """Of homoalign's result, copied to its outcome."""

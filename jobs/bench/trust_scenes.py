@@ -11,8 +11,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from jobs.degrade import add_blur
-from jobs.synthetic import Image, Size
+from jobs.rendering.degrade import add_blur
+from jobs.rendering.synthetic import Image, Size
 
 SCENE_SIZE: Size = (540, 720)
 

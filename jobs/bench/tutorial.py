@@ -74,8 +74,8 @@ def read_pair(manifest: Path, pair_id: str) -> Pair:
 
 def render_stand_in(photograph: str, seed: int) -> Pair:
     """Render a pair from a photograph of scikit-image's wheel, the corners moved by up to a tenth of its width."""
-    from jobs.degrade import to_uint8
-    from jobs.synthetic import load_scene, random_homography, render_pair
+    from jobs.rendering.degrade import to_uint8
+    from jobs.rendering.synthetic import load_scene, random_homography, render_pair
 
     rng = np.random.default_rng(seed)
     dst_homo_src = random_homography(rng, STAND_IN_SIZE, 0.1 * STAND_IN_SIZE[1])

@@ -12,15 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from homoalign.config import AlignConfig
-from jobs.access import AccessRules, absolute_entry
 from jobs.errors import OutputNotWritable, UsageError
-from jobs.fetch import MAX_BYTES, MAX_PIXELS, PairImages, Reader, fetch_pair
 from jobs.options import align_config, read_config, read_storage_options, storage_options
-from jobs.rows import Row, error_row
+from jobs.results.rows import Row, error_row
 from jobs.schema import RESULT_COLUMNS
-from jobs.shard import align_pairs
-from jobs.storage_errors import StorageError
-from jobs.store import Store
+from jobs.storage.access import AccessRules, absolute_entry
+from jobs.storage.errors import StorageError
+from jobs.storage.store import Store
+from jobs.worker.fetch import MAX_BYTES, MAX_PIXELS, PairImages, Reader, fetch_pair
+from jobs.worker.shard import align_pairs
 
 Pixels = npt.NDArray[np.float32]
 

@@ -9,12 +9,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from jobs.calibration import COVERAGES, STD_FACTORS
 from jobs.console import stdout_console
-from jobs.evaluate import THRESHOLDS_PX, all_and_groups, evaluate_run
 from jobs.options import read_storage_options, storage_options
-from jobs.output import Output
-from jobs.store import Store
+from jobs.reports.calibration import COVERAGES, STD_FACTORS
+from jobs.reports.evaluate import THRESHOLDS_PX, all_and_groups, evaluate_run
+from jobs.results.output import Output
+from jobs.storage.store import Store
 
 
 @click.command(

@@ -13,13 +13,13 @@ from rich.table import Table
 from jobs.commands.run import run_config, work_options
 from jobs.console import stdout_console
 from jobs.interrupt import handled_by, leave_at_once
-from jobs.manifest import Manifest
+from jobs.manifests.manifest import Manifest
 from jobs.prepare import RunConfig, open_checked_manifest, shard_task
 from jobs.progress import duration_text
-from jobs.shard import align_rows, first_rows
-from jobs.storage_errors import redact
-from jobs.summary import RunState
-from jobs.tally import tally_rows
+from jobs.results.summary import RunState
+from jobs.results.tally import tally_rows
+from jobs.storage.errors import redact
+from jobs.worker.shard import align_rows, first_rows
 
 
 @click.command(

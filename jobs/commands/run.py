@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 from homoalign.status import Status
-from jobs.fetch import FETCH_TIMEOUT_S, MAX_BYTES, MAX_PIXELS
 from jobs.interrupt import handled_by, leave_at_once
 from jobs.options import (
     Number,
@@ -22,9 +21,10 @@ from jobs.options import (
 )
 from jobs.prepare import RETRYABLE, RunConfig
 from jobs.progress import counts_text, duration_text, error_lines
-from jobs.shard import ROW_TIMEOUT_S
-from jobs.storage_errors import redact
-from jobs.store import Store
+from jobs.storage.errors import redact
+from jobs.storage.store import Store
+from jobs.worker.fetch import FETCH_TIMEOUT_S, MAX_BYTES, MAX_PIXELS
+from jobs.worker.shard import ROW_TIMEOUT_S
 
 ROWS = click.IntRange(min=1)
 

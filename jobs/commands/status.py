@@ -9,10 +9,10 @@ from rich.table import Table
 
 from jobs.console import stdout_console
 from jobs.options import read_storage_options, storage_options
-from jobs.output import Output
 from jobs.progress import error_lines
-from jobs.store import Store
-from jobs.summary import read_status
+from jobs.results.output import Output
+from jobs.results.summary import read_status
+from jobs.storage.store import Store
 
 
 @click.command("status", short_help="Say how far a run is.", epilog="\b\nExample: homoalign status out --json")

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 
 from homoalign.errors import PairError
 from homoalign.status import Status
+from jobs.results.tally import METADATA_PREFIX, Tally
 from jobs.schema import result_schema
-from jobs.store import Store
-from jobs.tally import METADATA_PREFIX, Tally
+from jobs.storage.store import Store
 
 if TYPE_CHECKING:
     from homoalign.result import AlignResult

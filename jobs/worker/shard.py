@@ -18,19 +18,19 @@ import pyarrow as pa
 
 from homoalign.config import AlignConfig
 from homoalign.errors import PairTimedOut, RowInvalid
-from jobs.cells import cells_of, is_not_utf8, with_nulls
 from jobs.errors import ManifestInvalid, OutputNotWritable
-from jobs.fetch import PairImages, Reader
-from jobs.lock import is_owner
-from jobs.manifest import IMAGE_COLUMNS, check_id_text, check_unchanged, read_rows
-from jobs.plan import Segment
-from jobs.prefetch import Ahead, fetch_in_order
-from jobs.rows import Row, build_table, encode_part, error_row, read_footer, read_part, result_rows
+from jobs.manifests.cells import cells_of, is_not_utf8, with_nulls
+from jobs.manifests.manifest import IMAGE_COLUMNS, check_id_text, check_unchanged, read_rows
+from jobs.manifests.plan import Segment
+from jobs.results.rows import Row, build_table, encode_part, error_row, read_footer, read_part, result_rows
+from jobs.results.tally import Tally, tally_rows
 from jobs.schema import MANIFEST_COLUMNS, RESULT_COLUMNS
-from jobs.storage_errors import FolderBlocked, ObjectDenied, ObjectExists, ObjectMissing, StorageFull, num_retries
-from jobs.store import Store
-from jobs.tally import Tally, tally_rows
-from jobs.watch import Unwatched, Watch
+from jobs.storage.errors import FolderBlocked, ObjectDenied, ObjectExists, ObjectMissing, StorageFull, num_retries
+from jobs.storage.lock import is_owner
+from jobs.storage.store import Store
+from jobs.worker.fetch import PairImages, Reader
+from jobs.worker.prefetch import Ahead, fetch_in_order
+from jobs.worker.watch import Unwatched, Watch
 
 if TYPE_CHECKING:
     from torch import Tensor

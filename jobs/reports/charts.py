@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from jobs.evaluate import RIGHT_PX
-from jobs.report_rows import Histogram, Point
+from jobs.reports.evaluate import RIGHT_PX
+from jobs.reports.rows import Histogram, Point
 
 WIDTH, HEIGHT = 320.0, 150.0
 LOWEST_PX, HIGHEST_PX = 1e-3, 1e3

@@ -20,9 +20,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from jobs.errors import PlanChanged, UsageError
-from jobs.manifest import Manifest, ManifestFile
-from jobs.storage_errors import redact
-from jobs.typed import typed
+from jobs.manifests.manifest import Manifest, ManifestFile
+from jobs.manifests.typed import typed
+from jobs.storage.errors import redact
 
 FORMAT = 1
 """Of plan.json; raised when an older reader would misread it."""

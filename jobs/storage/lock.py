@@ -23,8 +23,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from jobs.errors import LockHeld, OutputNotWritable
-from jobs.storage_errors import ObjectExists, ObjectMissing, StorageError
-from jobs.store import Store
+from jobs.storage.errors import ObjectExists, ObjectMissing, StorageError
+from jobs.storage.store import Store
 
 LOCK_NAME = "lock.json"
 HEARTBEAT_S = 10.0

@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from homoalign.decoding.images import DecodedImage, decode_image, decode_mask
 from homoalign.errors import ImageTooLarge, ImageUnreadable, PairError, PairTimedOut, RowInvalid
-from jobs.access import AccessRules
-from jobs.storage_errors import ObjectTimedOut, ObjectTooLarge, StorageError, redact
-from jobs.store import Store
+from jobs.storage.access import AccessRules
+from jobs.storage.errors import ObjectTimedOut, ObjectTooLarge, StorageError, redact
+from jobs.storage.store import Store
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 256 * 2**20

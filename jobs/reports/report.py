@@ -1,6 +1,6 @@
 """`homoalign report OUT`: one self-contained HTML file that a person reads.
 
-    parts -> survey (report_rows) -> charts (report_charts) and cards (report_cards) -> templates/report.html.j2
+    parts -> survey (rows) -> charts and cards -> templates/report.html.j2
 
 Works from OUT's files and the manifest that plan.json names; on a run that is empty, still going, or without truth.
 """
@@ -16,19 +16,19 @@ from homoalign.config import AlignConfig
 from homoalign.errors import HomoalignError
 from homoalign.status import Status
 from jobs import options
-from jobs.calibration import COVERAGES
 from jobs.errors import ManifestInvalid, OutputNotWritable
-from jobs.evaluate import RIGHT_PX, THRESHOLDS_PX, all_and_groups, evaluate_run
-from jobs.fetch import MAX_BYTES, Reader
-from jobs.manifest import Manifest, open_manifest
-from jobs.output import REPORT, Output
-from jobs.plan import Plan
+from jobs.manifests.manifest import Manifest, open_manifest
+from jobs.manifests.plan import Plan
 from jobs.prepare import RunConfig, access_rules
-from jobs.report_cards import Card, build_cards, short_number
-from jobs.report_charts import Chart, draw_histogram, draw_scatter
-from jobs.report_rows import SURE, Survey, survey_results
-from jobs.storage_errors import StorageError
-from jobs.store import Store
+from jobs.reports.calibration import COVERAGES
+from jobs.reports.cards import Card, build_cards, short_number
+from jobs.reports.charts import Chart, draw_histogram, draw_scatter
+from jobs.reports.evaluate import RIGHT_PX, THRESHOLDS_PX, all_and_groups, evaluate_run
+from jobs.reports.rows import SURE, Survey, survey_results
+from jobs.results.output import REPORT, Output
+from jobs.storage.errors import StorageError
+from jobs.storage.store import Store
+from jobs.worker.fetch import MAX_BYTES, Reader
 
 NUM_CARDS, MAX_CARDS = 48, 400
 FETCH_TIMEOUT_S = 20.0
@@ -116,7 +116,11 @@ def render(**context: Any) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("jobs"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("jobs.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     return environment.get_template("report.html.j2").render(**context)
 

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.errors import ManifestInvalid
-from jobs.manifest import Manifest, check_id_text, read_rows
-from jobs.storage_errors import redact
-from jobs.store import Store
+from jobs.manifests.manifest import Manifest, check_id_text, read_rows
+from jobs.storage.errors import redact
+from jobs.storage.store import Store
 
 HASHES_AT_A_TIME = 2**25
 """256 MB; a manifest with more rows is read as many times as it takes."""

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from homoalign.errors import PairTimedOut
-from jobs.fetch import Fetched, Reader, fetch_pair
-from jobs.watch import LONGEST_WAIT_S, Unwatched, Watch
+from jobs.worker.fetch import Fetched, Reader, fetch_pair
+from jobs.worker.watch import LONGEST_WAIT_S, Unwatched, Watch
 
 LEAVE_S = 5.0
 """How long threads are waited for when no more rows are wanted."""

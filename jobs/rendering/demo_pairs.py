@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs import degrade, synthetic
 from jobs.errors import UsageError
+from jobs.rendering import degrade, synthetic
+from jobs.rendering.synthetic import Image, Matrix, Size
 from jobs.schema import MATRIX
-from jobs.synthetic import Image, Matrix, Size
 
 SEED = 20
 MARK = b"homoalign.demo"

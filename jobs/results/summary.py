@@ -11,11 +11,11 @@ from enum import StrEnum
 from typing import Any
 
 from jobs.errors import ManifestInvalid
-from jobs.lock import LOCK_NAME, is_dead, read_owner
-from jobs.output import Output
-from jobs.plan import Plan, versions
-from jobs.storage_errors import redact
-from jobs.tally import Tally
+from jobs.manifests.plan import Plan, versions
+from jobs.results.output import Output
+from jobs.results.tally import Tally
+from jobs.storage.errors import redact
+from jobs.storage.lock import LOCK_NAME, is_dead, read_owner
 
 
 class Reason(StrEnum):

@@ -1,6 +1,6 @@
 """The only door to fsspec: list, read, publish and delete objects at any URL.
 
-What a storage library raises becomes a `StorageError` (see `storage_errors.py`) here and only here, after transient
+What a storage library raises becomes a `StorageError` (see `errors.py`) here and only here, after transient
 failures were tried again with growing pauses, a bounded number of times. Storage options are credentials: they are
 passed to fsspec and shown nowhere. Paths are what `url_of` returns: absolute and with their protocol.
 """
@@ -22,9 +22,8 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import get_protocol
 
 from homoalign.errors import HomoalignError
-from jobs.access import WEB_SCHEMES, AccessRules
-from jobs.local import publish_local, read_local
-from jobs.storage_errors import (
+from jobs.storage.access import WEB_SCHEMES, AccessRules
+from jobs.storage.errors import (
     FolderBlocked,
     ObjectExists,
     ObjectMissing,
@@ -34,9 +33,10 @@ from jobs.storage_errors import (
     redact,
     translated,
 )
+from jobs.storage.local import publish_local, read_local
 
 if TYPE_CHECKING:
-    from jobs.web import Redirect
+    from jobs.storage.web import Redirect
 
 T = TypeVar("T")
 
@@ -321,7 +321,7 @@ def _guarded(
     for link in url.split("::"):
         protocol = get_protocol(link)
         if protocol in WEB_SCHEMES:
-            from jobs.web import web_options  # aiohttp is an extra
+            from jobs.storage.web import web_options  # aiohttp is an extra
 
             found[protocol] = web_options(
                 options.get(protocol, {}), public_only=not rules.is_named(link), with_credentials=with_credentials
@@ -349,7 +349,7 @@ def _read_named(filesystem: Any, path: str, max_bytes: int) -> bytes | Redirect:
     if isinstance(filesystem, LocalFileSystem):
         return read_local(path, max_bytes, follow_links=False)
     if get_protocol(path) in WEB_SCHEMES:
-        from jobs.web import read_web
+        from jobs.storage.web import read_web
 
         return read_web(filesystem, path, max_bytes)
     return _read(filesystem, path, max_bytes)

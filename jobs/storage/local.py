@@ -9,7 +9,7 @@ import stat
 import uuid
 from collections.abc import Callable
 
-from jobs.storage_errors import StorageError
+from jobs.storage.errors import StorageError
 
 _FOLDER = os.O_DIRECTORY | getattr(os, "O_PATH", os.O_RDONLY)  # macOS has no O_PATH
 

@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from homoalign.status import Status
-from jobs.cells import values_of
 from jobs.errors import PartDamaged
-from jobs.evaluate import RIGHT_PX
-from jobs.output import Output
+from jobs.manifests.cells import values_of
+from jobs.reports.evaluate import RIGHT_PX
+from jobs.results.output import Output
+from jobs.results.tally import Tally
 from jobs.schema import RESULT_COLUMNS
-from jobs.tally import Tally
 
 SURE = 0.9
 """An `ok` row with less confidence than this is worth a look."""

@@ -10,7 +10,7 @@ import io
 import numpy as np
 import numpy.typing as npt
 
-from jobs.synthetic import Image, to_gray
+from jobs.rendering.synthetic import Image, to_gray
 
 
 def adjust_exposure(image: Image, *, gain: float = 1.0, bias_8bit: float = 0.0, gamma: float = 1.0) -> Image:

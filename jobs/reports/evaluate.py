@@ -17,7 +17,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from homoalign.status import Status
-from jobs.calibration import (
+from jobs.errors import ManifestInvalid, PartDamaged, UsageError
+from jobs.manifests.cells import value_of
+from jobs.reports.calibration import (
     area_under_roc,
     calibration_bins,
     expected_calibration_error,
@@ -25,10 +27,8 @@ from jobs.calibration import (
     risk_coverage,
     std_coverage,
 )
-from jobs.cells import value_of
-from jobs.errors import ManifestInvalid, PartDamaged, UsageError
-from jobs.output import Output
-from jobs.rows import has_truth
+from jobs.results.output import Output
+from jobs.results.rows import has_truth
 
 THRESHOLDS_PX = (1, 3, 5, 10)
 RIGHT_PX = 5.0

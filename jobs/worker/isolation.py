@@ -22,9 +22,9 @@ from dataclasses import replace
 import pyarrow as pa
 
 from homoalign.status import Status
-from jobs.child import Finished, Lost
-from jobs.rows import Row
-from jobs.shard import ShardTask
+from jobs.results.rows import Row
+from jobs.worker.child import Finished, Lost
+from jobs.worker.shard import ShardTask
 
 ROUNDS = 3
 """Times that only the rows that were worked on are suspected; then all are."""

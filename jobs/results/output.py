@@ -12,16 +12,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.access import local_path
 from jobs.errors import OutputNotWritable, PartDamaged, PlanChanged
-from jobs.manifest import check_agrees
-from jobs.parallel import map_in_order
-from jobs.plan import Plan, part_name, read_plan
-from jobs.rows import read_footer, read_part
-from jobs.storage_errors import ObjectMissing, redact
-from jobs.store import TEMPORARY, Store, is_local
-from jobs.tally import Tally
-from jobs.typed import typed
+from jobs.manifests.manifest import check_agrees
+from jobs.manifests.plan import Plan, part_name, read_plan
+from jobs.manifests.typed import typed
+from jobs.results.rows import read_footer, read_part
+from jobs.results.tally import Tally
+from jobs.storage.access import local_path
+from jobs.storage.errors import ObjectMissing, redact
+from jobs.storage.parallel import map_in_order
+from jobs.storage.store import TEMPORARY, Store, is_local
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.cells import is_not_utf8
 from jobs.errors import ManifestChanged, ManifestInvalid, PlanChanged, UsageError
-from jobs.parallel import map_in_order
+from jobs.manifests.cells import is_not_utf8
 from jobs.schema import MANIFEST_COLUMNS, MATRIX, REQUIRED_COLUMNS, RESULT_COLUMNS
-from jobs.storage_errors import ObjectMissing, StorageError, redact
-from jobs.store import ObjectInfo, Store
+from jobs.storage.errors import ObjectMissing, StorageError, redact
+from jobs.storage.parallel import map_in_order
+from jobs.storage.store import ObjectInfo, Store
 
 IMAGE_COLUMNS = ("src", "dst", "src_mask", "dst_mask")
 MATRIX_COLUMNS = ("dst_homo_src_init", "dst_homo_src_gt")

@@ -5,7 +5,7 @@ point spread, fixed in the camera's own pixels, would record. Both images of a p
 of a finer original, so neither is a resample of the other, and the homography between them is exact by construction.
 
 ```
-photograph -> scene -> two views + dst_homo_src -> degradations (jobs.degrade) -> encoded files
+photograph -> scene -> two views + dst_homo_src -> degradations (jobs.rendering.degrade) -> encoded files
 ```
 
 `H_b_a` takes pixels of a to pixels of b, centres at integers. Images are (H, W) or (H, W, 3) float32 in [0, 1].

@@ -22,7 +22,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from homoalign.errors import ImageUnreadable, RowInvalid, UriNotAllowed
 from jobs.errors import UsageError
-from jobs.storage_errors import redact
+from jobs.storage.errors import redact
 
 WEB_SCHEMES = ("http", "https")
 HOST_SCHEMES = (*WEB_SCHEMES, "ftp", "hdfs", "sftp", "smb", "ssh", "webdav", "webhdfs")

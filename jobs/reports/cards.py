@@ -19,14 +19,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from homoalign.errors import HomoalignError
-from jobs.cells import cells_of, value_of
-from jobs.fetch import Fetched, Reader
-from jobs.manifest import Manifest, read_rows
-from jobs.plan import Plan
-from jobs.prefetch import Ahead, fetch_in_order
-from jobs.report_rows import Pick, error_at_480
+from jobs.manifests.cells import cells_of, value_of
+from jobs.manifests.manifest import Manifest, read_rows
+from jobs.manifests.plan import Plan
+from jobs.reports.rows import Pick, error_at_480
+from jobs.results.tally import ERROR_STATUSES
 from jobs.schema import RESULT_COLUMNS
-from jobs.tally import ERROR_STATUSES
+from jobs.worker.fetch import Fetched, Reader
+from jobs.worker.prefetch import Ahead, fetch_in_order
 
 THUMBNAIL_PX = 320
 """Longest side of a picture in the report."""

@@ -17,8 +17,8 @@ from typing import Any
 import aiohttp
 
 from homoalign.errors import ImageUnreadable, UriNotAllowed
-from jobs.access import is_public
-from jobs.storage_errors import ObjectTooLarge, redact
+from jobs.storage.access import is_public
+from jobs.storage.errors import ObjectTooLarge, redact
 
 PIECE_BYTES = 2**20
 MAX_WHOLE_BYTES = 256 * 2**20

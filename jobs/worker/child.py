@@ -1,7 +1,7 @@
 """A shard in a process of its own, which may die or hang without harm to the one that looks on.
 
-The child is `python -m jobs.child FD`: over that socket it gets a task, and tells what it begins, what it ends, and
-last what came of it. It dies with its parent.
+The child is `python -m jobs.worker.child FD`: over that socket it gets a task, and tells what it begins, what it ends,
+and last what came of it. It dies with its parent.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.rows import Row
-from jobs.shard import ShardTask, align_rows
-from jobs.watch import UnderWay
+from jobs.results.rows import Row
+from jobs.worker.shard import ShardTask, align_rows
+from jobs.worker.watch import UnderWay
 
 START_TIMEOUT_S = 300.0
 """For the child to import what it needs: many may start at once, from a slow disk."""
@@ -68,7 +68,7 @@ def run_child(task: ShardTask, num_threads: int) -> Finished | Lost:
         Exception: what the shard raised there.
     """
     ours, theirs = socket.socketpair()
-    command = [sys.executable, "-m", "jobs.child", str(theirs.fileno())]
+    command = [sys.executable, "-m", "jobs.worker.child", str(theirs.fileno())]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     with theirs:
         process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)  # noqa: S603, our own module

@@ -1,0 +1,1 @@
+"""Manifests and their rows, checked; the plan that divides them into shards."""

@@ -1,0 +1,1 @@
+"""What a person looks at once a run has results: accuracy, calibration, one HTML page."""

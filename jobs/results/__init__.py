@@ -1,0 +1,1 @@
+"""Result rows in parts: written, read back, counted."""
