@@ -78,7 +78,9 @@ def test_occlusion_compares_with_the_first_share(tmp_path):
 
 
 def test_blur_compares_with_none(tmp_path):
-    found = bench(tmp_path, "blur", "--pairs", "1", "--size", "96", "--offset", "4", "--no-peers", *PHOTOGRAPHS)
+    found = bench(
+        tmp_path, "blur", "--pairs", "1", "--size", "96", "--offset", "4", "--jpeg", "80", "--no-peers", *PHOTOGRAPHS
+    )
     cases = ["none", "dst, defocus", "src, defocus", "dst, motion", "src, motion"]
     assert [row["blur"] for row in found["rows"]] == cases
     assert found["rows"][0]["/ none"] == 1

@@ -16,6 +16,7 @@ from jobs.bench.precision import precision_pairs
 from jobs.bench.range import PRESETS
 from jobs.bench.surround import draw_insides, surround_pairs
 from jobs.errors import UsageError
+from jobs.rendering.degrade import compress_jpeg, to_uint8
 from jobs.rendering.synthetic import corner_points, load_photograph, to_gray, warp_points
 
 RENDER = RenderOptions(pairs=3, seed=5, photographs=("astronaut", "coffee", "camera"))
@@ -121,6 +122,15 @@ def test_kernels_move_nothing_and_lose_no_light():
         assert kernel.sum() == pytest.approx(1)
         assert abs(kernel.sum(0) @ at) + abs(kernel.sum(1) @ at) < 1e-9
         assert 0.5 < np.sqrt(kernel.sum(0) @ at**2 + kernel.sum(1) @ at**2) < MOST_RADIUS_PX
+
+
+def test_blurred_pairs_may_pass_through_jpeg():
+    render = dataclasses.replace(RENDER, pairs=1)
+    plain, packed = (list(blur_pairs(render, 128, 5.0, 0.0, quality)) for quality in (None, 40))
+    for before, after in zip(plain, packed, strict=True):
+        for side in ("src", "dst"):
+            expected = compress_jpeg(getattr(before, side) / np.float32(255), quality=40)
+            np.testing.assert_array_equal(getattr(after, side), to_uint8(expected))
 
 
 def test_a_blurred_pair_has_one_blurred_image_and_a_higher_bound():

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import convolve
+from scipy.ndimage import convolve, gaussian_filter, map_coordinates
 
 from homoalign import AlignConfig, Status, align
 from homoalign.differences.blur import RADIUS, blur_level, compare_sharpness, even_kernel
@@ -13,7 +13,7 @@ from homoalign.differences.photometry import Light
 from homoalign.differences.refinement import spline_level
 from homoalign.levels.pyramid import Level
 from homoalign.optimisation.residual import Alignment, build_problem
-from jobs.rendering.degrade import add_noise, adjust_exposure, to_uint8
+from jobs.rendering.degrade import add_noise, adjust_exposure, compress_jpeg, to_uint8
 from jobs.rendering.synthetic import load_scene, random_homography, render_pair
 
 SIZE = (200, 240)
@@ -193,4 +193,62 @@ def test_a_kernel_that_explains_nothing_changes_nothing(view, monkeypatch):
     monkeypatch.setattr("homoalign.descent.unlike_sharpness.even_kernel", lambda *_: identity)
     found = align(src, dst)
     monkeypatch.setattr("homoalign.cascade.attempt.solve_unlike_sharpness", lambda _, solved: solved)
+    assert torch.equal(align(src, dst).dst_homo_src, found.dst_homo_src)
+
+
+def of_jpeg(image, quality):
+    packed = compress_jpeg(image[0, 0].numpy() / np.float32(255), quality=quality)
+    return torch.from_numpy(to_uint8(packed))[None, None]
+
+
+@pytest.mark.parametrize("side", ["src", "dst"])
+@pytest.mark.parametrize(
+    ("kind", "quality", "most_px"), [("Gaussian", 95, 0.12), ("defocus", 75, 0.15), ("motion", 40, 0.3)]
+)
+def test_compression_does_not_hide_a_blur(view, monkeypatch, side, kind, quality, most_px):
+    src, dst, truth = view(KERNELS[kind], side=side)
+    src, dst = of_jpeg(src, quality), of_jpeg(dst, quality)
+    found = align(src, dst, gt=truth)
+    assert found.status == [Status.OK], found.status_detail
+    assert found.gt_corner_error_px.item() < most_px
+    assert found.gt_corner_error_px.item() < 5 * found.corner_std_px.item()
+    monkeypatch.setattr("homoalign.cascade.attempt.solve_unlike_sharpness", lambda _, solved: solved)
+    without = align(src, dst, gt=truth)
+    assert found.gt_corner_error_px.item() < 0.6 * without.gt_corner_error_px.item()
+
+
+def test_a_blur_that_grows_over_the_frame_is_matched_on_the_whole(view, monkeypatch, numpy_rng):
+    src, dst, truth = view(photograph="coffee", sigma_8bit=0.0)
+    sharp, share = dst[0, 0].numpy() / 255, np.linspace(0, 1, SIZE[1])
+    seen = (1 - share) * gaussian_filter(sharp, 1) + share * gaussian_filter(sharp, 4)
+    dst = torch.from_numpy(to_uint8(add_noise(seen, sigma_8bit=2.0, rng=numpy_rng)))[None, None]
+    found = align(src, dst, gt=truth)
+    monkeypatch.setattr("homoalign.cascade.attempt.solve_unlike_sharpness", lambda _, solved: solved)
+    without = align(src, dst, gt=truth)
+    assert found.gt_corner_error_px.item() < 0.7 * without.gt_corner_error_px.item()
+
+
+def test_relief_that_is_out_of_focus_is_left_as_it_is(view, monkeypatch, numpy_rng):
+    """What is left once the other image is blurred alike has the image in it: no kernel tells such a pair."""
+    src, dst, _ = view(photograph="coffee")
+    aside = [gaussian_filter(numpy_rng.standard_normal(SIZE), 6) for _ in range(2)]
+    at = [base + 1.2 * shift / shift.std() for base, shift in zip(np.mgrid[: SIZE[0], : SIZE[1]], aside, strict=True)]
+    seen = gaussian_filter(map_coordinates(dst[0, 0].numpy() / 255, at, order=1, mode="nearest"), 2)
+    dst = torch.from_numpy(to_uint8(add_noise(seen, sigma_8bit=2.0, rng=numpy_rng)))[None, None]
+    config = AlignConfig(use_search=False, use_features=False)
+    asked = []
+    monkeypatch.setattr(
+        "homoalign.descent.unlike_sharpness.even_kernel", lambda *given: asked.append(1) or even_kernel(*given)
+    )
+    found = align(src, dst, config=config)
+    assert asked
+    monkeypatch.setattr("homoalign.cascade.attempt.solve_unlike_sharpness", lambda _, solved: solved)
+    assert torch.equal(align(src, dst, config=config).dst_homo_src, found.dst_homo_src)
+
+
+def test_a_blur_that_is_none_changes_nothing(view, monkeypatch):
+    src, dst, _ = view()
+    found = align(src, dst)
+    says_dst = torch.ones(1, dtype=torch.int64)
+    monkeypatch.setattr("homoalign.descent.full_size.compare_sharpness", lambda *_: says_dst)
     assert torch.equal(align(src, dst).dst_homo_src, found.dst_homo_src)

@@ -30,10 +30,11 @@ def off(truth, x, y):
 
 @pytest.mark.parametrize(("shared", "model", "most_px"), [(24, "translation", 0.3), (36, "homography", 2.0)])
 @pytest.mark.parametrize("photograph", ["astronaut", "camera", "grass"])
-def test_a_strip_is_enough(tiles, shared, model, most_px, photograph):
+@pytest.mark.parametrize("prior_px", [(5, -4), (-7, 6)])
+def test_a_strip_is_enough(tiles, shared, model, most_px, photograph, prior_px):
     src, dst, truth = tiles(shared, photograph=photograph)
     config = AlignConfig(model=model, use_search=False, use_features=False)
-    found = align(src, dst, init=off(truth, 5, -4), gt=truth, config=config)
+    found = align(src, dst, init=off(truth, *prior_px), gt=truth, config=config)
     assert found.gt_corner_error_px.item() < most_px
     assert found.overlap.item() < 1.1 * shared / SIDE
     assert found.status == [Status.OK], found.status_detail

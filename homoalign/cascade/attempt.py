@@ -151,8 +151,8 @@ def _attempt_matched(
         solved = solve_structure(track)
     else:
         solved = solve_gauss_newton(track)
+        solved = solve_unlike_sharpness(track.with_noise(solved.noise), solved)
         track = track.with_noise(solved.noise)
-        solved = solve_unlike_sharpness(track, solved)
         if batch.config.signal == "auto":
             solved = solve_unexplained(track, solved)
     if batch.config.solver != "adam" and batch.config.signal == "auto":

@@ -30,7 +30,10 @@ CLEARLY = 0.7
 frame passes for a blur."""
 
 MOST_LEFT = 1.2
-"""How many times the noise that the images show a residual may be."""
+"""How many times its noise a residual may be, that of compression with it."""
+
+MOSTLY = 1 / 3
+"""Share of the loss that may be left where the residual is more than that, as where a blur changes over the frame."""
 
 
 def solve_unlike_sharpness(track: Track, solved: Solved) -> Solved:
@@ -65,19 +68,26 @@ def _solve_blurred(track: Track, solved: Solved, index: Tensor, *, is_src: bool)
     again = finish(alike_part, Descent(part.start, none, none.bool(), [[] for _ in index]))
     found, src_size, dst_size = again.alignment, image_size(src.image), image_size(dst.image)
     moved = homography.corner_errors(found.dst_homo_src, part.start.dst_homo_src, *src_size).mean(-1)
-    noise, noise_before = (
+    noise = residual_noise(again.noise[:, 0], again.noise[:, 1], found.gain)
+    shown, noise_before = (
         residual_noise(some.src[0].noise, some.dst[0].noise, state.gain)
         for some, state in ((alike_part, found), (part, part.start))
     )
     width = track.config.loss_width * noise_before
-    better = _cost(alike_part, found, width) < CLEARLY * _cost(part, part.start, width)
+    left = _cost(alike_part, found, width) / _cost(part, part.start, width)
+    better = left < CLEARLY
     # Of another light the loss tells nothing; most of the residual, with that light fitted, may.
-    better |= again.fitted_scale / noise < CLEARLY * solved.fitted_scale[index] / noise_before
-    # Relief and compression blur as well, but not by a kernel; what they leave is not told from noise that is heard.
-    better &= (again.fitted_scale < MOST_LEFT * noise) & (moved < FURTHEST * min(dst_size))
+    better |= again.fitted_scale / shown < CLEARLY * solved.fitted_scale[index] / noise_before
+    # Relief blurs as well, but not by a kernel: what is left has the image in it, and is not heard as noise.
+    better &= (again.fitted_scale < MOST_LEFT * noise) | (left < MOSTLY)
+    better &= moved < FURTHEST * min(dst_size)
     chosen = torch.nonzero(better)[:, 0]
     index, again = index[chosen], again.select(chosen)
-    return replace(solved.put(index, again), fitted_scale=solved.fitted_scale.index_copy(0, index, again.fitted_scale))
+    return replace(
+        solved.put(index, again),
+        fitted_scale=solved.fitted_scale.index_copy(0, index, again.fitted_scale),
+        noise=solved.noise.index_copy(0, index, again.noise.maximum(solved.noise[index])),  # a blur wipes it away
+    )
 
 
 def _cost(track: Track, state: Alignment, width: Tensor) -> Tensor:

@@ -12,9 +12,10 @@ from jobs.bench.bound import mean_corner_error_bound, pixel_variance
 from jobs.bench.measure import show
 from jobs.bench.methods import run_methods
 from jobs.bench.options import BenchOptions, RenderOptions, bench_options, motion_options, render_options
-from jobs.bench.pairs import CHANGE, BenchPair, draw_pairs
+from jobs.bench.pairs import CHANGE, BenchPair, Drawn, draw_pairs
 from jobs.bench.score import as_json, precision_figures, ratio_to_case, rows_by_case
-from jobs.rendering.degrade import convolve_with, defocus_kernel, motion_kernel
+from jobs.rendering.degrade import compress_jpeg, convolve_with, defocus_kernel, motion_kernel
+from jobs.rendering.synthetic import Image
 
 SHARP = "none"
 LEAST_RADIUS_PX, MOST_RADIUS_PX = 1.0, 5.0
@@ -23,9 +24,14 @@ LEAST_TRAIL_PX, MOST_TRAIL_PX = 4.0, 14.0
 
 @click.command("blur", epilog="Example: homoalign bench blur --pairs 50 --sigma 5")
 @motion_options(least_px=64, sigma=2.0)
+@click.option(
+    "--jpeg", "quality", type=click.IntRange(1, 95), help="Both images pass through JPEG of this quality, after noise."
+)
 @render_options(pairs=100)
 @bench_options
-def blur_command(*, size: int, offset: float, sigma: float, render: RenderOptions, options: BenchOptions) -> None:
+def blur_command(
+    *, size: int, offset: float, sigma: float, quality: int | None, render: RenderOptions, options: BenchOptions
+) -> None:
     """Compare corner errors where one image is blurrier, each pair with the same motion and noise in every case.
 
     \b
@@ -35,35 +41,43 @@ def blur_command(*, size: int, offset: float, sigma: float, render: RenderOption
     dst, motion   dst was moving: every point a line of 4 to 14 px, at any angle
     src, motion   the same, of src
     """
-    outcomes = run_methods(blur_pairs(render, size, offset, sigma), options)
+    outcomes = run_methods(blur_pairs(render, size, offset, sigma, quality), options)
     ratio = ratio_to_case(outcomes, SHARP)
     show(
-        f"bench blur: {render.pairs} pairs of {size} x {size}, corners moved by up to {offset:g} px, sigma {sigma:g}",
+        f"bench blur: {render.pairs} pairs of {size} x {size}, corners moved by up to {offset:g} px, sigma {sigma:g}"
+        + ("" if quality is None else f", JPEG quality {quality}"),
         rows_by_case(outcomes, "blur", lambda found: {**precision_figures(found), f"/ {SHARP}": ratio(found)}),
         caption="Medians over pairs; a pair that failed counts as infinite. bound: what the blurred image's gradients "
-        "and noise allow an aligner that knows the sharp one and the kernel. "
+        "and noise allow an aligner that knows the sharp one and the kernel; it knows nothing of JPEG's losses. "
         f"/ {SHARP}: over the error of the same method and pair where neither is blurred.",
         json_path=options.json_path,
         more={"seed": render.seed, "outcomes": as_json(outcomes)},
     )
 
 
-def blur_pairs(render: RenderOptions, size: int, offset_px: float, sigma_8bit: float) -> Iterator[BenchPair]:
-    """Render each pair once, and blur either image in every way, before its noise."""
+def blur_pairs(
+    render: RenderOptions, size: int, offset_px: float, sigma_8bit: float, quality: int | None = None
+) -> Iterator[BenchPair]:
+    """Render each pair once, and blur either image in every way, before its noise; `quality` is of JPEG, if any."""
+
+    def taken(drawn: Drawn, **blurred: Image) -> list[Image]:
+        noisy = drawn.noisy(sigma_8bit, **blurred)
+        return noisy if quality is None else [compress_jpeg(image, quality=quality) for image in noisy]
+
     for drawn in draw_pairs(render, size=size, offset_px=offset_px):
         views = drawn.views
         kernels = draw_kernels(drawn.rng(CHANGE))
         sharp = mean_corner_error_bound(
             views.dst, views.dst_homo_src, (size, size), variance=pixel_variance(sigma_8bit)
         )
-        yield drawn.as_pair(SHARP, drawn.noisy(sigma_8bit), sharp)
+        yield drawn.as_pair(SHARP, taken(drawn), sharp)
         for name, kernel in kernels.items():
             src, dst = (convolve_with(image, kernel) for image in (views.src, views.dst))
             # To an aligner that knows the other image its noise is nothing.
             variance = pixel_variance(sigma_8bit, gain=0.0)
             bound = mean_corner_error_bound(dst, views.dst_homo_src, (size, size), variance=variance)
-            yield drawn.as_pair(f"dst, {name}", drawn.noisy(sigma_8bit, dst=dst), bound)
-            yield drawn.as_pair(f"src, {name}", drawn.noisy(sigma_8bit, src=src), bound)
+            yield drawn.as_pair(f"dst, {name}", taken(drawn, dst=dst), bound)
+            yield drawn.as_pair(f"src, {name}", taken(drawn, src=src), bound)
 
 
 def draw_kernels(rng: np.random.Generator) -> dict[str, npt.NDArray[np.float64]]:
