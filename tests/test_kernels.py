@@ -16,7 +16,7 @@ from homoalign.kernels.pixels import means_of_windows
 from homoalign.levels import metrics, pyramid
 from homoalign.levels.intensity import to_gray
 from homoalign.levels.noise import denoise, noise_level, smooth
-from homoalign.levels.pyramid import Level
+from homoalign.levels.pyramid import Level, soften
 from homoalign.levels.sampling import sample_unit, unit_from_pixels
 from homoalign.levels.spline import spline_coefficients
 from homoalign.levels.structure import describe
@@ -144,6 +144,12 @@ def test_bytes_become_the_intensities_that_torch_makes_of_them_to_the_bit(by_tor
 def test_images_are_smoothed_as_torch_smooths_them(rng, by_torch, size, hole):
     image = torch.rand(2, 1, *size, generator=rng)
     torch.testing.assert_close(smooth(image, hole), by_torch(lambda: smooth(image, hole)), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(40, 57), (3, 4), (2, 2)])
+def test_images_are_softened_as_torch_softens_them(rng, by_torch, size):
+    image = torch.rand(2, 1, *size, generator=rng)
+    torch.testing.assert_close(soften(image), by_torch(lambda: soften(image)), atol=1e-6, rtol=0)
 
 
 def test_contrast_is_the_standard_deviation_whatever_the_mean(rng, by_torch):

@@ -18,6 +18,7 @@ from homoalign.differences.faint import find_faint, solve_faint
 from homoalign.differences.joint import solve_jointly
 from homoalign.differences.leftover import hear
 from homoalign.differences.photometry import Light, apply_light, fit_light, has_contrast, sample, to_plain
+from homoalign.differences.prefilter import Prefiltered, hardly_cut_off, prefilter
 from homoalign.differences.refinement import (
     Cleaned,
     clean_source,
@@ -30,8 +31,8 @@ from homoalign.differences.saturation import Saturation, find_saturation
 from homoalign.levels.noise import UNEXPLAINED, residual_noise
 from homoalign.optimisation.precision import measure_precision
 from homoalign.optimisation.residual import Alignment, DirectProblem, build_problem
-from homoalign.optimisation.schedule import MOTION_PARAMETERS, REFINED_SLACK, plan_runs, solve_run
-from homoalign.optimisation.solver import CONVERGED, OVERLAP_LOST, REASONS
+from homoalign.optimisation.schedule import MOTION_PARAMETERS, REFINED_SLACK, Run, plan_runs, solve_run
+from homoalign.optimisation.solver import CONVERGED, OVERLAP_LOST, REASONS, SCALE_SAMPLES, Solution, robust_scale
 from homoalign.optimisation.template import Template
 from homoalign.optimisation.track import Descent, Solved, Track, append_trace
 from homoalign.status import StopReason
@@ -59,6 +60,7 @@ def finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solved
     template = lit = refine_template(raw.template, cleaned)
     is_clear = has_contrast(src)
     every, saturation = raw.template.usable, find_saturation(raw.template, src, dst)
+    soft: Prefiltered | None = None
     if is_beside:
         raw, lit, light, state, taken = clear_away(raw, template, template, light, state, is_clear, track)
     for run in plan_runs(0, track.coarsest + 1, raw.template.u.shape[-1], config, is_near=track.is_near):
@@ -86,12 +88,15 @@ def finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solved
             problem = replace(raw, template=lit)
             if fit:
                 state = undo_attenuation(problem, track.src[0], state)
-        solution = solve_run(problem, state, run, config)
+            if not raw.template.is_whole:
+                among = ~light.is_rich & hardly_cut_off(every, usable) & _is_explained(problem, state, track)
+                soft = prefilter(problem, among, track.src[0], dst, cleaned)
+        solution = _solve(problem, soft, state, run, config)
         state = solution.state
         taken += solution.num_iterations
     raw = replace(raw, template=template)
     is_white = (track.noise <= before.noise).all(-1)  # a codec's losses are not, and look like light
-    end = _End(lit, light, state, solution.stop, taken, torch.zeros_like(is_clear))
+    end = _End(lit, light, state, solution.stop, taken, torch.zeros_like(is_clear), soft)
     end = _last_steps(end, raw, cleaned.noise_share, is_clear, is_white, track)
     return _conclude(end, raw, descent, track)
 
@@ -107,6 +112,7 @@ class _End:
         stop: (B,) int64, index into `REASONS`.
         num_iterations: (B,) int32, of this level.
         is_faint: (B,) bool, see `faint.find_faint`.
+        soft: the pairs whose last run was on smoothed images; None where there are none.
     """
 
     lit: Template
@@ -115,6 +121,7 @@ class _End:
     stop: Tensor
     num_iterations: Tensor
     is_faint: Tensor
+    soft: Prefiltered | None
 
 
 def _last_steps(end: _End, raw: DirectProblem, share: Tensor, is_clear: Tensor, is_white: Tensor, track: Track) -> _End:
@@ -142,7 +149,7 @@ def _last_steps(end: _End, raw: DirectProblem, share: Tensor, is_clear: Tensor, 
         stop, taken = stop.index_fill(0, faint, CONVERGED), taken.index_add(0, faint, some.num_iterations)
         is_certain = is_certain.index_fill(0, faint, False)
     lit, state, more = _polish(torch.nonzero(is_certain)[:, 0], raw, lit, light, state, track.config)
-    return _End(lit, light, state, stop, taken + more, is_faint)
+    return replace(end, lit=lit, light=light, state=state, stop=stop, num_iterations=taken + more, is_faint=is_faint)
 
 
 def _conclude(end: _End, raw: DirectProblem, descent: Descent, track: Track) -> Solved:
@@ -156,7 +163,7 @@ def _conclude(end: _End, raw: DirectProblem, descent: Descent, track: Track) -> 
     """
     of_level = Descent(end.state, descent.num_iterations + end.num_iterations, descent.needs_light, descent.levels)
     stop = [REASONS[reason] for reason in end.stop.tolist()]
-    solved = _measure(track, of_level, replace(raw, template=end.lit), stop)
+    solved = _measure(track, of_level, replace(raw, template=end.lit), stop, end.soft)
     state, plain_scale = to_plain(end.light.is_rich, end.lit.value, raw, solved.alignment)
     append_trace(solved.levels, track, 0, state, end.num_iterations)
     scale = torch.where(end.light.is_rich, plain_scale, solved.fitted_scale)
@@ -222,12 +229,24 @@ def _polish(
     return lit.put(rich, lit_part), state.put(rich, found), taken.index_copy(0, rich, steps)
 
 
-def _measure(track: Track, descent: Descent, problem: DirectProblem, stop: list[StopReason]) -> Solved:
-    """Say how precise the solution of the full size is, and give up the freedom that is not earned."""
+def _measure(
+    track: Track,
+    descent: Descent,
+    problem: DirectProblem,
+    stop: list[StopReason],
+    soft: Prefiltered | None,
+) -> Solved:
+    """Say how precise the solution of the full size is, and give up the freedom that is not earned.
+
+    Args:
+        track: the pairs.
+        descent: where they are.
+        problem: of the full-size images.
+        stop: why each pair stopped.
+        soft: the pairs that were solved on smoothed images in the end; None where there are none.
+    """
     config, state, src, dst = track.config, descent.state, track.src[0], track.dst[0]
-    fitted_scale, covariance = measure_precision(
-        problem.restrict(1, MOTION_PARAMETERS[config.model]), state, config.loss_width
-    )
+    fitted_scale, covariance = _precision(problem, soft, state, config)
     # What the model does not move is known.
     covariance[:, MOTION_PARAMETERS[config.model] : 8] = 0
     covariance[:, :, MOTION_PARAMETERS[config.model] : 8] = 0
@@ -255,3 +274,54 @@ def _measure(track: Track, descent: Descent, problem: DirectProblem, stop: list[
         noise=noise,
         blurrier=torch.zeros(len(state.gain), dtype=torch.int64, device=state.gain.device),
     )
+
+
+def _solve(
+    problem: DirectProblem, soft: Prefiltered | None, state: Alignment, run: Run, config: AlignConfig
+) -> Solution[Alignment]:
+    """Do a run, where it is the last one on smoothed images for the pairs that gain by that."""
+    if soft is None:
+        return solve_run(problem, state, run, config)
+    solution = solve_run(soft.problem, state.select(soft.index), run, config)
+    if len(soft.rest) == 0:
+        return solution
+    other = solve_run(problem.select(soft.rest), state.select(soft.rest), run, config)
+    back = torch.cat([soft.index, soft.rest]).argsort()
+    return Solution(
+        state.put(soft.index, solution.state).put(soft.rest, other.state),
+        torch.cat([solution.stop, other.stop])[back],
+        torch.cat([solution.num_iterations, other.num_iterations])[back],
+    )
+
+
+def _precision(
+    problem: DirectProblem, soft: Prefiltered | None, state: Alignment, config: AlignConfig
+) -> tuple[Tensor, Tensor]:
+    """Return (B,) the residual's scale, of the images as they are, and (B, P, P) the parameters' covariance."""
+
+    def measure(some: DirectProblem, there: Alignment) -> tuple[Tensor, Tensor]:
+        return measure_precision(some.restrict(1, MOTION_PARAMETERS[config.model]), there, config.loss_width)
+
+    if soft is None:
+        return measure(problem, state)
+    there = state.select(soft.index)
+    _, covariance = measure(soft.problem, there)
+    scale = _scale(problem.select(soft.index), there)
+    if len(soft.rest) == 0:
+        return scale, covariance
+    rest_scale, of_rest = measure(problem.select(soft.rest), state.select(soft.rest))
+    back = torch.cat([soft.index, soft.rest]).argsort()
+    return torch.cat([scale, rest_scale])[back], torch.cat([covariance, of_rest])[back]
+
+
+def _is_explained(problem: DirectProblem, state: Alignment, track: Track) -> Tensor:
+    """Return (B,) bool, whether the residual is no more than noise."""
+    noise = residual_noise(track.src[0].noise, track.dst[0].noise, state.gain)
+    return _scale(problem, state) < UNEXPLAINED * noise
+
+
+def _scale(problem: DirectProblem, state: Alignment) -> Tensor:
+    """Return (B,) the residual's scale, of as many points as it takes."""
+    stride = max(1, problem.template.u.shape[-1] // (2 * SCALE_SAMPLES)) | 1
+    some = problem.restrict(stride, problem.freedom.motion_parameters)
+    return robust_scale(*some.evaluate(state), some.scale_floor)

@@ -60,6 +60,12 @@ class Cleaned:
     index: Tensor
     image: Tensor
 
+    def select(self, index: Tensor) -> Cleaned:
+        """Return the pairs that `index` (int64) names."""
+        among = self.index[:, None] == index  # (b, k)
+        row, column = torch.nonzero(among, as_tuple=True)
+        return Cleaned(self.noise_share[index], column, take(self.image, row))
+
 
 def clean_source(template: Template, src: Level) -> Cleaned:
     """Denoise the source images of which `refine_template` or `refine_template_at` want it so.

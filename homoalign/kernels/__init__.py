@@ -21,6 +21,7 @@ from homoalign.kernels.pixels import (
     gray_of_bytes,
     halve,
     smooth,
+    soften,
     spread,
     unit_of_bytes,
 )
@@ -88,6 +89,7 @@ __all__ = [
     "slopes_at",
     "smooth",
     "sobel",
+    "soften",
     "spread",
     "squared_difference",
     "steepest_points",

@@ -93,6 +93,13 @@ def smooth(image: Tensor, hole: int) -> Tensor:
     return result
 
 
+def soften(image: Tensor) -> Tensor:
+    """Do what `pyramid.soften` does, on (B, H, W) float32."""
+    result = torch.empty_like(image, memory_format=torch.contiguous_format)
+    _soften(*arrays(image, result))
+    return result
+
+
 @compiled
 def _halve(image: Floats, smaller: Floats) -> None:
     height, width = image.shape[1], image.shape[2]
@@ -224,6 +231,27 @@ def _weigh_five(a: Floats, b: Floats, c: Floats, d: Floats, e: Floats, result: F
     sixteenth, four, six = np.float32(1 / 16), np.float32(4), np.float32(6)
     for k in range(result.size):
         result[k] = sixteenth * (a[k] + e[k] + four * (b[k] + d[k]) + six * c[k])
+
+
+@compiled
+def _soften(image: Floats, result: Floats) -> None:
+    height, width = image.shape[1], image.shape[2]
+    quarter, two = np.float32(1 / 4), np.float32(2)
+    row = np.empty(width, np.float32)
+    for b in range(len(image)):
+        for i in range(height):
+            here, softened = image[b, i], result[b, i]
+            if 0 < i < height - 1:
+                above, below = image[b, i - 1], image[b, i + 1]
+                for k in range(width):
+                    row[k] = quarter * (above[k] + below[k] + two * here[k])
+            else:
+                row[:] = here
+            softened[0], softened[width - 1] = row[0], row[width - 1]
+            inner, left, right = softened[1 : width - 1], row[: width - 2], row[2:]
+            middle = row[1 : width - 1]
+            for k in range(inner.size):
+                inner[k] = quarter * (left[k] + right[k] + two * middle[k])
 
 
 @compiled

@@ -108,6 +108,19 @@ def halve(image: Tensor) -> Tensor:
     return image
 
 
+def soften(image: Tensor) -> Tensor:
+    """Blur (B, 1, H, W) with [1, 2, 1] / 4; beyond the border slopes go on, so that one there stays as it is."""
+    if kernels.serves(image):
+        return kernels.soften(image[:, 0])[:, None]
+    for dim in (-2, -1):
+        side = image.shape[dim]
+        inner = (image.narrow(dim, 0, side - 2) + image.narrow(dim, 2, side - 2)).add_(
+            image.narrow(dim, 1, side - 2), alpha=2
+        )
+        image = torch.cat([image.narrow(dim, 0, 1), inner.mul_(1 / 4), image.narrow(dim, side - 1, 1)], dim=dim)
+    return image
+
+
 def num_levels(sizes: list[tuple[int, int]], *, min_side_px: int, max_levels: int) -> int:
     """Return how many levels fit until the shortest side of any image would fall below `min_side_px`."""
     side = min(min(size) for size in sizes)

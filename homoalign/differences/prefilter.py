@@ -1,0 +1,75 @@
+"""The last run where points are a part of the pixels: on images smoothed a little, each tells of its neighbours, too.
+
+The steepest pixel of a cell holds a share of what its cell says of the motion, and all of its own noise. Smoothed by
+[1, 2, 1] / 4 it holds a part of what its neighbours say too, and a third of the noise; what is locked to the pixels of
+both images, as the blocks of a codec and the errors of interpolation are, weighs less. Wider filters lose what is fine.
+
+B pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from homoalign.differences.refinement import ALL_OF_IT, Cleaned, spline_level
+from homoalign.levels.noise import smooth
+from homoalign.levels.pyramid import Level, soften
+from homoalign.optimisation.residual import DirectProblem
+from homoalign.optimisation.template import at_points
+
+MOST_CUT_OFF = 0.01
+"""Share of the points that dst may show cut off: their neighbours would be told wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prefiltered:
+    """Pairs that end on smoothed images.
+
+    Attributes:
+        index: (b,) int64, which.
+        rest: (B - b,) int64, the others.
+        problem: theirs.
+    """
+
+    index: Tensor
+    rest: Tensor
+    problem: DirectProblem
+
+
+def hardly_cut_off(every: Tensor, usable: Tensor) -> Tensor:
+    """Return (B,) bool, whether dst shows hardly any point cut off.
+
+    Args:
+        every: (B, N) bool, points of src that count.
+        usable: (B, N) bool, without those that dst shows cut off.
+    """
+    few: Tensor = (every & ~usable).count_nonzero(dim=-1) <= MOST_CUT_OFF * every.count_nonzero(dim=-1)
+    return few
+
+
+def prefilter(problem: DirectProblem, among: Tensor, src: Level, dst: Level, cleaned: Cleaned) -> Prefiltered | None:
+    """Return the pairs that end on smoothed images, None where none does.
+
+    Args:
+        problem: of the full-size images.
+        among: (B,) bool, which may: pairs whose dst looks as src does, but for a gain, a bias and noise.
+        src: source images.
+        dst: destination images.
+        cleaned: what `clean_source` made of src.
+    """
+    index = torch.nonzero(among)[:, 0]
+    if len(index) == 0:
+        return None
+    part, src, dst, cleaned = problem.select(index), src.select(index), dst.select(index), cleaned.select(index)
+    template, soft = part.template, soften(src.image)
+    everyone = torch.arange(len(index), device=index.device)
+    clean = soft if len(cleaned.index) == 0 else soft.index_copy(0, cleaned.index, soften(cleaned.image))
+    lit = replace(template.with_slopes_of(clean, everyone), value=at_points(soft, template.chosen)[:, 0])
+    if src.mask is not None:
+        lit = replace(lit, usable=lit.usable & at_points(smooth(src.mask, 1) > ALL_OF_IT, template.chosen)[:, 0])
+    mask = None if dst.mask is None else (soften(dst.mask) > ALL_OF_IT).to(dst.mask)
+    soft_dst = spline_level(Level(soften(dst.image), mask))
+    return Prefiltered(index, torch.nonzero(~among)[:, 0], replace(part, template=lit, dst=soft_dst))
