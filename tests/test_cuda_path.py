@@ -6,6 +6,8 @@ import torch
 from pretend_cuda import DEVICE, PretendCuda
 
 from homoalign import AlignConfig, Status, align, gpu, warp
+from homoalign.descent import full_size
+from homoalign.differences.prefilter import prefilter
 from homoalign.homography import corner_errors
 from jobs.rendering.degrade import add_blur, adjust_exposure
 from jobs.rendering.synthetic import load_scene, random_homography, render_pair, similarity_homography
@@ -103,6 +105,18 @@ def test_tiles(views):
     init = off @ truth
     init[:, :2, 2] += torch.tensor([2.0, -1.0])
     assert_same_answers(src[..., :56].contiguous(), dst[..., 40:].contiguous(), num=2, init=init, gt=off @ truth)
+
+
+def test_images_of_more_pixels_than_points(views, monkeypatch):
+    asked = []
+    monkeypatch.setattr(full_size, "prefilter", lambda *given: asked.append(given[1].tolist()) or prefilter(*given))
+    src, dst, truth = views("camera", "coins", size=(120, 160))
+    src[1] = noisy(src[1], np.random.default_rng(0))
+    mask = torch.ones(2, 120, 160)
+    mask[:, 20:50, 90:120] = 0
+    config = AlignConfig(final_points=6000)
+    assert_same_answers(src, dst, num=2, src_mask=mask, dst_mask=mask, gt=truth, config=config)
+    assert asked == [[True, True]] * 2
 
 
 def test_unlike_sizes(views):

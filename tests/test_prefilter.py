@@ -134,3 +134,14 @@ def test_plain_and_other_pairs_of_a_batch_end_as_they_do_alone(view):
         alone = align(src[k : k + 1], dst[k : k + 1], config=CONFIG)
         assert torch.equal(together.dst_homo_src[k], alone.dst_homo_src[0])
         assert torch.equal(together.corner_covariance[k], alone.corner_covariance[0])
+
+
+@pytest.mark.parametrize("side", ["src", "dst"])
+def test_a_mask_that_leaves_no_square_whole_leaves_the_pair_as_it_is(view, unfiltered, side):
+    src, dst, truth = view(sigma_8bit=0.0)
+    mask = np.ones(SIZE, dtype=np.uint8)
+    mask[:: 4 if side == "src" else 7, :: 4 if side == "src" else 7] = 0
+    given = {f"{side}_mask": mask, "gt": truth, "config": CONFIG}
+    found, before = (solve(src, dst, **given) for solve in (align, unfiltered))
+    assert found.gt_corner_error_px.item() < 0.05
+    assert torch.equal(found.dst_homo_src, before.dst_homo_src)

@@ -16,12 +16,15 @@ from torch import Tensor
 
 from homoalign.differences.refinement import ALL_OF_IT, Cleaned, spline_level
 from homoalign.levels.noise import smooth
-from homoalign.levels.pyramid import Level, soften
+from homoalign.levels.pyramid import Level, soften, take
 from homoalign.optimisation.residual import DirectProblem
 from homoalign.optimisation.template import at_points
 
 MOST_CUT_OFF = 0.01
 """Share of the points that dst may show cut off: their neighbours would be told wrong."""
+
+LEAST_LEFT = 0.5
+"""Share of what masks leave that must not be beside them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,13 @@ def prefilter(problem: DirectProblem, among: Tensor, src: Level, dst: Level, cle
         dst: destination images.
         cleaned: what `clean_source` made of src.
     """
+    usable, mask = problem.template.usable, None
+    if src.mask is not None:
+        usable = usable & at_points(smooth(src.mask, 1) > ALL_OF_IT, problem.template.chosen)[:, 0]
+        among = among & _are_left(usable, problem.template.usable)
+    if dst.mask is not None and problem.dst.mask is not None:
+        mask = (soften(dst.mask) > ALL_OF_IT).to(dst.mask)
+        among = among & _are_left(smooth(mask, 1) > ALL_OF_IT, problem.dst.mask)  # what the spline leaves of it
     index = torch.nonzero(among)[:, 0]
     if len(index) == 0:
         return None
@@ -67,9 +77,14 @@ def prefilter(problem: DirectProblem, among: Tensor, src: Level, dst: Level, cle
     template, soft = part.template, soften(src.image)
     everyone = torch.arange(len(index), device=index.device)
     clean = soft if len(cleaned.index) == 0 else soft.index_copy(0, cleaned.index, soften(cleaned.image))
-    lit = replace(template.with_slopes_of(clean, everyone), value=at_points(soft, template.chosen)[:, 0])
-    if src.mask is not None:
-        lit = replace(lit, usable=lit.usable & at_points(smooth(src.mask, 1) > ALL_OF_IT, template.chosen)[:, 0])
-    mask = None if dst.mask is None else (soften(dst.mask) > ALL_OF_IT).to(dst.mask)
-    soft_dst = spline_level(Level(soften(dst.image), mask))
+    value = at_points(soft, template.chosen)[:, 0]
+    lit = replace(template.with_slopes_of(clean, everyone), value=value, usable=take(usable, index))
+    soft_dst = spline_level(Level(soften(dst.image), None if mask is None else take(mask, index)))
     return Prefiltered(index, torch.nonzero(~among)[:, 0], replace(part, template=lit, dst=soft_dst))
+
+
+def _are_left(count: Tensor, before: Tensor) -> Tensor:
+    """Return (B,) bool, whether most of what counted (B, ...) still does."""
+    left, all_of_it = (some.flatten(1).count_nonzero(dim=-1) for some in (count, before))
+    are_left: Tensor = left >= LEAST_LEFT * all_of_it
+    return are_left
