@@ -145,3 +145,10 @@ def test_a_mask_that_leaves_no_square_whole_leaves_the_pair_as_it_is(view, unfil
     found, before = (solve(src, dst, **given) for solve in (align, unfiltered))
     assert found.gt_corner_error_px.item() < 0.05
     assert torch.equal(found.dst_homo_src, before.dst_homo_src)
+
+
+def test_points_that_are_far_apart_gain_nothing(view, unfiltered):
+    src, dst, _ = view()
+    config = dataclasses.replace(CONFIG, final_points=500)
+    found, before = (solve(src, dst, config=config).dst_homo_src for solve in (align, unfiltered))
+    assert torch.equal(found, before)

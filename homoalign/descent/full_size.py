@@ -18,7 +18,7 @@ from homoalign.differences.faint import find_faint, solve_faint
 from homoalign.differences.joint import solve_jointly
 from homoalign.differences.leftover import hear
 from homoalign.differences.photometry import Light, apply_light, fit_light, has_contrast, sample, to_plain
-from homoalign.differences.prefilter import Prefiltered, hardly_cut_off, prefilter
+from homoalign.differences.prefilter import Prefiltered, gains, hardly_cut_off, prefilter
 from homoalign.differences.refinement import (
     Cleaned,
     clean_source,
@@ -88,7 +88,7 @@ def finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solved
             problem = replace(raw, template=lit)
             if fit:
                 state = undo_attenuation(problem, track.src[0], state)
-            if not raw.template.is_whole:
+            if gains(raw):
                 among = ~light.is_rich & hardly_cut_off(every, usable) & _is_explained(problem, state, track)
                 soft = prefilter(problem, among, track.src[0], dst, cleaned)
         solution = _solve(problem, soft, state, run, config)
@@ -286,11 +286,10 @@ def _solve(
     if len(soft.rest) == 0:
         return solution
     other = solve_run(problem.select(soft.rest), state.select(soft.rest), run, config)
-    back = torch.cat([soft.index, soft.rest]).argsort()
     return Solution(
         state.put(soft.index, solution.state).put(soft.rest, other.state),
-        torch.cat([solution.stop, other.stop])[back],
-        torch.cat([solution.num_iterations, other.num_iterations])[back],
+        soft.with_rest(solution.stop, other.stop),
+        soft.with_rest(solution.num_iterations, other.num_iterations),
     )
 
 
@@ -310,8 +309,7 @@ def _precision(
     if len(soft.rest) == 0:
         return scale, covariance
     rest_scale, of_rest = measure(problem.select(soft.rest), state.select(soft.rest))
-    back = torch.cat([soft.index, soft.rest]).argsort()
-    return torch.cat([scale, rest_scale])[back], torch.cat([covariance, of_rest])[back]
+    return soft.with_rest(scale, rest_scale), soft.with_rest(covariance, of_rest)
 
 
 def _is_explained(problem: DirectProblem, state: Alignment, track: Track) -> Tensor:

@@ -9,6 +9,7 @@ B pairs.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,6 +23,9 @@ from homoalign.optimisation.template import at_points
 
 MOST_CUT_OFF = 0.01
 """Share of the points that dst may show cut off: their neighbours would be told wrong."""
+
+MOST_PIXELS = 150
+"""Of src for every point: where points are further apart it hardly gains, and all pixels would have to be smoothed."""
 
 LEAST_LEFT = 0.5
 """Share of what masks leave that must not be beside them."""
@@ -40,6 +44,15 @@ class Prefiltered:
     index: Tensor
     rest: Tensor
     problem: DirectProblem
+
+    def with_rest(self, found: Tensor, of_rest: Tensor) -> Tensor:
+        """Return (B, ...) in the order of all pairs: what was found for these, (b, ...), and for the others."""
+        return torch.cat([found, of_rest])[torch.cat([self.index, self.rest]).argsort()]
+
+
+def gains(problem: DirectProblem) -> bool:
+    """Say whether the points are a part of src's pixels, but not too small a one."""
+    return not problem.template.is_whole and math.prod(problem.src_size) <= MOST_PIXELS * problem.template.u.shape[-1]
 
 
 def hardly_cut_off(every: Tensor, usable: Tensor) -> Tensor:
