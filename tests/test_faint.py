@@ -10,6 +10,8 @@ from homoalign import AlignConfig, Status, align
 from homoalign.descent import full_size
 from homoalign.differences import faint
 from jobs.bench.options import RenderOptions
+from jobs.bench.pairs import draw_pair
+from jobs.bench.photographs import PHOTOGRAPHS
 from jobs.bench.photometric import photometric_pairs
 from jobs.bench.precision import precision_pairs
 
@@ -169,3 +171,69 @@ def test_a_mask_keeps_what_it_leaves_out_out(solved):
     assert len(solved) > 1
     assert plain < 1.2
     assert spoiled < 1.2
+
+
+LARGE = (320, 400)
+"""Of more pixels than points."""
+
+
+def large_pairs(name, count, *, sigma_8bit, contrast=0.6):
+    render = RenderOptions(pairs=count, seed=5, photographs=(name,))
+    pairs = []
+    for number in range(count):
+        views = draw_pair(render, number, size=LARGE, offset_px=12.0)
+        src, dst = views.noisy(sigma_8bit, src=_faded(views.views.src, contrast), dst=_faded(views.views.dst, contrast))
+        pairs.append(views.as_pair("", (src, dst), np.nan))
+    return pairs
+
+
+def _faded(image, contrast):
+    return 0.5 + contrast * (image - 0.5)
+
+
+def test_pairs_of_more_pixels_than_points_are_solved_on_all_of_them(solved):
+    pairs = [*large_pairs("brick", 4, sigma_8bit=40.0), *large_pairs("gravel", 4, sigma_8bit=40.0)]
+    now = aligned(pairs)
+    assert len(solved) > 0
+    assert torch.cat([found.is_better for found in solved]).all()
+    assert (now.gain - 1).abs().max() < 0.15  # .4 as the steepest pixels tell it, which are steep by their noise
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(faint, "MOST_PIXELS", 0)
+        before = aligned(pairs)
+    assert (now.gt_corner_error_px / before.gt_corner_error_px).log().mean().exp() < 0.8
+    assert (now.corner_std_px < before.corner_std_px).all()
+    assert (now.gt_corner_error_px < 2.5 * now.corner_std_px).all()
+
+
+def test_what_dst_cannot_show_as_dark_is_left_out_of_all_pixels(solved):
+    pairs = large_pairs("hubble_deep_field", 2, sigma_8bit=40.0)
+    result = aligned(pairs)
+    assert torch.cat([found.is_better for found in solved]).all()
+    assert (result.gain - 1).abs().max() < 0.2
+
+
+def test_light_that_is_not_asked_for_stays_out_on_all_pixels(solved):
+    result = aligned(large_pairs("brick", 1, sigma_8bit=40.0), dataclasses.replace(STAY, photometric="none"))
+    assert len(solved) > 0
+    assert result.gain == 1
+    assert result.bias == 0
+
+
+def test_a_large_pair_ends_the_same_beside_others(solved):
+    pairs = [*large_pairs("brick", 1, sigma_8bit=40.0), *large_pairs("page", 1, sigma_8bit=4.0, contrast=1.0)]
+    together = aligned(pairs)
+    assert len(solved) > 0
+    for i, pair in enumerate(pairs):
+        alone = aligned([pair])
+        assert torch.equal(alone.dst_homo_src[0], together.dst_homo_src[i])
+        assert torch.equal(alone.corner_covariance[0], together.corner_covariance[i])
+
+
+def test_turns_that_would_go_to_and_fro_settle(solved):
+    render = RenderOptions(pairs=19, seed=5, photographs=tuple(PHOTOGRAPHS))
+    drawn = draw_pair(render, tuple(PHOTOGRAPHS).index("page"), size=(480, 480), offset_px=18.75)
+    rng = np.random.default_rng([5, drawn.number])
+    images = [_faded(view, 0.6) + rng.normal(0, 40 / 255, view.shape) for view in (drawn.views.src, drawn.views.dst)]
+    aligned([drawn.as_pair("", images, np.nan)])
+    assert [found.is_better.item() for found in solved] == [True]
+    assert solved[0].num_iterations.item() <= 6  # 12 and no end otherwise

@@ -22,6 +22,8 @@ from homoalign.differences.prefilter import Prefiltered, gains, hardly_cut_off, 
 from homoalign.differences.refinement import (
     Cleaned,
     clean_source,
+    noise_share,
+    on_all_pixels,
     refine_template,
     refine_template_at,
     spline_level,
@@ -95,10 +97,21 @@ def finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solved
         state = solution.state
         taken += solution.num_iterations
     raw = replace(raw, template=template)
+    end = _End(lit, light, state, solution.stop, taken, torch.zeros_like(is_clear), soft, None)
     is_white = (track.noise <= before.noise).all(-1)  # a codec's losses are not, and look like light
-    end = _End(lit, light, state, solution.stop, taken, torch.zeros_like(is_clear), soft)
-    end = _last_steps(end, raw, cleaned.noise_share, is_clear, is_white, track)
+    among = is_white & _are_known(raw, usable) & (end.stop != OVERLAP_LOST)
+    end = _last_steps(end, raw, cleaned.noise_share, is_clear, among, track)
     return _conclude(end, raw, descent, track)
+
+
+def _are_known(raw: DirectProblem, usable: Tensor) -> Tensor:
+    """Return (B,) bool, whether nothing lies in the way of the pixels between the points, as far as these tell.
+
+    Args:
+        raw: the problem of what is left of the points.
+        usable: (B, N) bool, with those that something is in the way of.
+    """
+    return hardly_cut_off(usable, raw.template.usable) | raw.template.is_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +126,7 @@ class _End:
         num_iterations: (B,) int32, of this level.
         is_faint: (B,) bool, see `faint.find_faint`.
         soft: the pairs whose last run was on smoothed images; None where there are none.
+        whole: the pairs whose last steps were on all pixels, and their problem; None where `lit` is all of them.
     """
 
     lit: Template
@@ -122,9 +136,10 @@ class _End:
     num_iterations: Tensor
     is_faint: Tensor
     soft: Prefiltered | None
+    whole: tuple[Tensor, DirectProblem] | None
 
 
-def _last_steps(end: _End, raw: DirectProblem, share: Tensor, is_clear: Tensor, is_white: Tensor, track: Track) -> _End:
+def _last_steps(end: _End, raw: DirectProblem, share: Tensor, is_clear: Tensor, among: Tensor, track: Track) -> _End:
     """Solve motion and light together where the light is rich for certain, and faint pairs with the image behind both.
 
     Args:
@@ -132,24 +147,46 @@ def _last_steps(end: _End, raw: DirectProblem, share: Tensor, is_clear: Tensor, 
         raw: its problem, with src's own intensities.
         share: (B,) of noise in the energy of src's slopes.
         is_clear: (B,) bool, whether src's contrast is above its noise.
-        is_white: (B,) bool, whether that noise is white.
+        among: (B,) bool, the pairs that may be faint.
         track: the pairs.
     """
-    among = is_white & (end.stop != OVERLAP_LOST)
     faint = find_faint(among, replace(raw, template=end.lit), end.state, share, track)
     lit, light, state, stop, taken = end.lit, end.light, end.state, end.stop, end.num_iterations
-    is_certain, is_faint = light.is_certain, end.is_faint.index_fill(0, faint, True)
+    is_certain, is_faint, whole = light.is_certain, end.is_faint.index_fill(0, faint, True), None
     if len(faint) > 0:
-        part, light_part = track.select(faint), light.select(faint)
-        some = solve_faint(raw.select(faint), light_part, state.select(faint), share[faint], is_clear[faint], part)
+        part, light_part, problem = track.select(faint), light.select(faint), raw.select(faint)
+        start, of_it = state.select(faint), share[faint]
+        if not raw.template.is_whole:
+            problem, start = on_all_pixels(problem, part.src[0], start)
+            problem, _ = _leave_out_cut_off(
+                problem,
+                problem.template.usable,
+                find_saturation(problem.template, part.src[0], part.dst[0]),
+                start,
+            )
+            of_it = noise_share(problem.template, part.src[0].noise)
+        some = solve_faint(problem, light_part, start, of_it, is_clear[faint], part)
         better = torch.nonzero(some.is_better)[:, 0]
         faint, light_part, some = faint[better], light_part.select(better), some.select(better)
-        lit, state = lit.put(faint, some.lit), state.put(faint, some.state)
+        lit_part = some.lit
+        if not raw.template.is_whole:
+            whole = faint, replace(problem.select(better), template=lit_part)
+            lit_part = lit_part.at(lit.select(faint))
+        lit, state = lit.put(faint, lit_part), state.put(faint, some.state)
         light = light.put(faint, replace(light_part, is_rich=some.is_rich))
         stop, taken = stop.index_fill(0, faint, CONVERGED), taken.index_add(0, faint, some.num_iterations)
         is_certain = is_certain.index_fill(0, faint, False)
     lit, state, more = _polish(torch.nonzero(is_certain)[:, 0], raw, lit, light, state, track.config)
-    return replace(end, lit=lit, light=light, state=state, stop=stop, num_iterations=taken + more, is_faint=is_faint)
+    return replace(
+        end,
+        lit=lit,
+        light=light,
+        state=state,
+        stop=stop,
+        num_iterations=taken + more,
+        is_faint=is_faint,
+        whole=whole,
+    )
 
 
 def _conclude(end: _End, raw: DirectProblem, descent: Descent, track: Track) -> Solved:
@@ -163,7 +200,7 @@ def _conclude(end: _End, raw: DirectProblem, descent: Descent, track: Track) -> 
     """
     of_level = Descent(end.state, descent.num_iterations + end.num_iterations, descent.needs_light, descent.levels)
     stop = [REASONS[reason] for reason in end.stop.tolist()]
-    solved = _measure(track, of_level, replace(raw, template=end.lit), stop, end.soft)
+    solved = _measure(track, of_level, replace(raw, template=end.lit), stop, end)
     state, plain_scale = to_plain(end.light.is_rich, end.lit.value, raw, solved.alignment)
     append_trace(solved.levels, track, 0, state, end.num_iterations)
     scale = torch.where(end.light.is_rich, plain_scale, solved.fitted_scale)
@@ -234,7 +271,7 @@ def _measure(
     descent: Descent,
     problem: DirectProblem,
     stop: list[StopReason],
-    soft: Prefiltered | None,
+    end: _End,
 ) -> Solved:
     """Say how precise the solution of the full size is, and give up the freedom that is not earned.
 
@@ -243,10 +280,10 @@ def _measure(
         descent: where they are.
         problem: of the full-size images.
         stop: why each pair stopped.
-        soft: the pairs that were solved on smoothed images in the end; None where there are none.
+        end: which of them were solved on other problems in the end.
     """
     config, state, src, dst = track.config, descent.state, track.src[0], track.dst[0]
-    fitted_scale, covariance = _precision(problem, soft, state, config)
+    fitted_scale, covariance = _precision(problem, end, state, config)
     # What the model does not move is known.
     covariance[:, MOTION_PARAMETERS[config.model] : 8] = 0
     covariance[:, :, MOTION_PARAMETERS[config.model] : 8] = 0
@@ -293,23 +330,26 @@ def _solve(
     )
 
 
-def _precision(
-    problem: DirectProblem, soft: Prefiltered | None, state: Alignment, config: AlignConfig
-) -> tuple[Tensor, Tensor]:
+def _precision(problem: DirectProblem, end: _End, state: Alignment, config: AlignConfig) -> tuple[Tensor, Tensor]:
     """Return (B,) the residual's scale, of the images as they are, and (B, P, P) the parameters' covariance."""
 
     def measure(some: DirectProblem, there: Alignment) -> tuple[Tensor, Tensor]:
         return measure_precision(some.restrict(1, MOTION_PARAMETERS[config.model]), there, config.loss_width)
 
+    soft = end.soft
     if soft is None:
-        return measure(problem, state)
-    there = state.select(soft.index)
-    _, covariance = measure(soft.problem, there)
-    scale = _scale(problem.select(soft.index), there)
-    if len(soft.rest) == 0:
-        return scale, covariance
-    rest_scale, of_rest = measure(problem.select(soft.rest), state.select(soft.rest))
-    return soft.with_rest(scale, rest_scale), soft.with_rest(covariance, of_rest)
+        scale, covariance = measure(problem, state)
+    else:
+        there = state.select(soft.index)
+        _, covariance = measure(soft.problem, there)
+        scale = _scale(problem.select(soft.index), there)
+        if len(soft.rest) > 0:
+            rest_scale, of_rest = measure(problem.select(soft.rest), state.select(soft.rest))
+            scale, covariance = soft.with_rest(scale, rest_scale), soft.with_rest(covariance, of_rest)
+    if end.whole is not None:
+        index, whole = end.whole
+        covariance = covariance.index_copy(0, index, measure(whole, state.select(index))[1])
+    return scale, covariance
 
 
 def _is_explained(problem: DirectProblem, state: Alignment, track: Track) -> Tensor:

@@ -16,6 +16,7 @@ B pairs, N points, K basis functions of light, P = 8 + K parameters.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,7 +32,7 @@ from homoalign.levels.noise import QUANTISATION, UNEXPLAINED, residual_noise
 from homoalign.optimisation.precision import corner_covariance, corner_std
 from homoalign.optimisation.residual import Alignment, DirectProblem
 from homoalign.optimisation.schedule import CLEAN_LOSS_WIDTH, MOTION_PARAMETERS
-from homoalign.optimisation.solver import cauchy, loss_widths, robust_scale
+from homoalign.optimisation.solver import Memory, cauchy, loss_widths, robust_scale
 from homoalign.optimisation.template import Template
 from homoalign.optimisation.track import Track
 
@@ -62,6 +63,9 @@ NOT_BY_CHANCE = 60.0
 """Of the score test, chi-squared with 22 degrees of freedom: chance exceeds it once in 50,000."""
 
 DAMPING = 1e-5
+
+MOST_PIXELS = 1_500_000
+"""Of src: all of them are looked at in every turn."""
 
 STRIDE = 5
 """Of the points that the test is taken from; odd, so as not to fall in step with the rows of an image."""
@@ -117,7 +121,7 @@ def find_faint(among: Tensor, problem: DirectProblem, state: Alignment, share: T
         track: the pairs.
     """
     index = torch.nonzero(among & (share > DROWNED) & (state.gain > LEAST_STEEPNESS))[:, 0]
-    if not problem.template.is_whole or len(index) == 0:
+    if math.prod(problem.src_size) > MOST_PIXELS or len(index) == 0:
         return index[:0]
     part, there = problem.restrict(1, MOTION_PARAMETERS[track.config.model]).select(index), state.select(index)
     residual, seen = part.evaluate(there)
@@ -240,16 +244,19 @@ def _settle(first: _Turn, max_rounds: int) -> Faint:
     turn, found, pairs = first, first.state, first.pairs
     last = torch.full_like(found.weights[:, 0], torch.nan)
     taken = torch.zeros_like(index, dtype=torch.int32)
+    memory: Memory | None = None
     longest = LONGEST_STEP * min(image_size(pairs.image))
     least_seen = LEAST_SEEN * first.view.seen.sum(-1)
     for _ in range(max_rounds):
         part, view = turn.pairs, turn.view
-        step, size = _step(*part.normal_equations(turn.template, view), part.is_free())
-        distance, length = size / view.variance(), part.raw.length_px(step)
-        step = step * (longest / length).clamp_max(1)[:, None]
-        state = LitAlignment(
-            part.raw.frame.move(turn.state.dst_homo_src, step[:, :8]), turn.state.weights + step[:, 8:]
-        )
+        curvature, scores = part.normal_equations(turn.template, view)
+        step, size = _step(curvature, scores, part.is_free())
+        plain, of_light, of_motion = step[:, :8], step[:, 8:], curvature[:, :8, :8]
+        motion = memory.extrapolate(plain, of_motion) if memory else plain
+        distance, length = size / view.variance(), part.raw.length_px(motion)
+        motion, of_light = (some * (longest / length).clamp_max(1)[:, None] for some in (motion, of_light))
+        memory = Memory(plain, motion, torch.ones_like(length, dtype=torch.bool), of_motion, length)
+        state = LitAlignment(part.raw.frame.move(turn.state.dst_homo_src, motion), turn.state.weights + of_light)
         found, last = found.put(index, state), last.index_copy(0, index, distance)
         taken[index] += 1
         goes_on = torch.nonzero((distance > SETTLED) & (view.seen.sum(-1) >= least_seen[index]))[:, 0]
@@ -257,6 +264,7 @@ def _settle(first: _Turn, max_rounds: int) -> Faint:
             break
         if len(goes_on) < len(index):
             index, part, state = index[goes_on], part.select(goes_on), state.select(goes_on)
+            memory = memory.select(goes_on)
         turn = _turn(part, state, part.look(state))
     there = pairs.look(found)
     is_better = (last <= NEARLY) & (there.seen.sum(-1) >= least_seen) & ~(_rise(pairs, first.view, there) > SLACK)

@@ -10,7 +10,7 @@ B pairs, H W rows and columns, N points.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -74,7 +74,7 @@ def clean_source(template: Template, src: Level) -> Cleaned:
         template: of the full-size images, from src itself.
         src: source images.
     """
-    share = _noise_share(template, src.noise)
+    share = noise_share(template, src.noise)
     # Of all pixels the last run takes what dst helps to tell.
     index = torch.nonzero(share > (WORTH_DENOISING_EARLY if template.is_whole else WORTH_DENOISING))[:, 0]
     image = take(src.image, index)
@@ -157,6 +157,23 @@ def _neighbours(image: Tensor) -> Tensor:
     return (smooth(image, 1) - centre * image) / (1 - centre)
 
 
+def on_all_pixels(problem: DirectProblem, src: Level, state: Alignment) -> tuple[DirectProblem, Alignment]:
+    """Return a problem on all pixels of src for pairs that drown in noise, and the state with their gain.
+
+    The steepest pixels of noisy images are steep by their noise, and tell too small a gain.
+
+    Args:
+        problem: of a part of the pixels.
+        src: source images of the pairs.
+        state: an alignment that is good to a fraction of a pixel.
+    """
+    whole = problem.on_all_pixels(src)
+    if not problem.freedom.light:
+        return whole, state
+    told = replace(whole.template, brightness=_neighbours(src.image).flatten(1))
+    return whole, undo_attenuation(replace(whole, template=told), src, state)
+
+
 def undo_attenuation(problem: DirectProblem, src: Level, state: Alignment) -> Alignment:
     """Return the state with the gain and bias that noise in src does not lessen, for the pairs that drown in it.
 
@@ -167,7 +184,7 @@ def undo_attenuation(problem: DirectProblem, src: Level, state: Alignment) -> Al
         src: source images of the pairs.
         state: an alignment that is good to a fraction of a pixel.
     """
-    index = torch.nonzero(_noise_share(problem.template, src.noise) > DROWNED)[:, 0]
+    index = torch.nonzero(noise_share(problem.template, src.noise) > DROWNED)[:, 0]
     if len(index) == 0:
         return state
     part, start = problem.select(index), state.select(index)
@@ -189,7 +206,7 @@ def undo_attenuation(problem: DirectProblem, src: Level, state: Alignment) -> Al
     return state.put(index, Alignment(start.dst_homo_src, gain, bias))
 
 
-def _noise_share(template: Template, sigma: Tensor) -> Tensor:
+def noise_share(template: Template, sigma: Tensor) -> Tensor:
     """Return (B,) float64, the share of noise of (B,) `sigma` in the energy of the template's slopes."""
     stride = max(1, template.slope.shape[-1] // ENERGY_POINTS) | 1
     if kernels.serves(template.slope):

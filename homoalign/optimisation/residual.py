@@ -8,6 +8,7 @@ B pairs, H W rows and columns, N points, P = 8 + 2 parameters.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -204,6 +205,10 @@ class DirectProblem:
         """Return the problem on every `stride`-th point, free in the first `motion_parameters` of the basis."""
         template = self.template if stride == 1 else self.template.every(stride)
         return replace(self, freedom=self.freedom.restrict(motion_parameters), template=template)
+
+    def on_all_pixels(self, src: Level) -> DirectProblem:
+        """Return the problem on all pixels of src that its mask leaves, with their own slopes."""
+        return replace(self, template=build_template(src, math.prod(self.src_size)))
 
     @property
     def frame(self) -> Frame:

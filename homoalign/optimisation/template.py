@@ -71,6 +71,11 @@ class Template:
             brightness=self.brightness.index_copy(0, index, part.brightness),
         )
 
+    def at(self, part: Template) -> Template:
+        """Return `part`, whose points are some of these, which are all pixels, with what these look like."""
+        value, brightness = (at_points(some[:, None], part.chosen)[:, 0] for some in (self.value, self.brightness))
+        return replace(part, value=value, slope=at_points(self.slope, part.chosen), brightness=brightness)
+
     def every(self, stride: int) -> Template:
         """Return every `stride`-th point."""
         value = _every(self.value, stride)
