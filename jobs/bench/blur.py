@@ -60,8 +60,8 @@ def blur_pairs(
 ) -> Iterator[BenchPair]:
     """Render each pair once, and blur either image in every way, before its noise; `quality` is of JPEG, if any."""
 
-    def taken(drawn: Drawn, **blurred: Image) -> list[Image]:
-        noisy = drawn.noisy(sigma_8bit, **blurred)
+    def taken(drawn: Drawn, src: Image | None = None, dst: Image | None = None) -> list[Image]:
+        noisy = drawn.noisy(sigma_8bit, src=src, dst=dst)
         return noisy if quality is None else [compress_jpeg(image, quality=quality) for image in noisy]
 
     for drawn in draw_pairs(render, size=size, offset_px=offset_px):

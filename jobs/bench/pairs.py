@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from jobs.bench.options import RenderOptions
 from jobs.bench.photographs import gray_scene, resized_gray, resized_scene
-from jobs.rendering.degrade import add_noise, to_uint8
+from jobs.rendering.degrade import add_noise, add_photon_noise, add_speckle, to_uint8
 from jobs.rendering.synthetic import (
     Image,
     Matrix,
@@ -64,6 +64,10 @@ class BenchPair:
     landmarks: tuple[Matrix, Matrix] | None = None
 
 
+NOISES = {"white": add_noise, "photons": add_photon_noise, "speckle": add_speckle}
+"""Kinds of noise: the same everywhere, growing with the square root of the intensity, growing with it."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drawn:
     """A rendered pair before anything happens to it."""
@@ -77,11 +81,13 @@ class Drawn:
         """Return a fresh generator of one of the pair's streams: two calls give the same numbers."""
         return stream_of(self.seed, self.number, stream)
 
-    def noisy(self, sigma_8bit: float, *, src: Image | None = None, dst: Image | None = None) -> list[Image]:
-        """Return src and dst (the views where not given) with the pair's own noise, not yet rounded."""
+    def noisy(
+        self, sigma_8bit: float, *, src: Image | None = None, dst: Image | None = None, kind: str = "white"
+    ) -> list[Image]:
+        """Return src and dst (the views where not given) with the pair's own noise, one of `NOISES`, not rounded."""
         rng = self.rng(NOISE)
         views = (self.views.src if src is None else src, self.views.dst if dst is None else dst)
-        return [add_noise(view, sigma_8bit=sigma_8bit, rng=rng) for view in views]
+        return [NOISES[kind](view, sigma_8bit=sigma_8bit, rng=rng) for view in views]
 
     def as_pair(self, case: str, images: Sequence[Image], bound_px: float) -> BenchPair:
         """Return src and dst as they are now, rounded to 8 bits, with the truth."""

@@ -66,6 +66,22 @@ def add_noise(image: Image, *, sigma_8bit: float, rng: np.random.Generator) -> I
     return image + rng.normal(0, sigma_8bit / 255, image.shape).astype(np.float32)
 
 
+def add_photon_noise(image: Image, *, sigma_8bit: float, rng: np.random.Generator) -> Image:
+    """Count as few photons (Poisson) as make `sigma_8bit` of noise at white, in 8-bit units; 0: none."""
+    if sigma_8bit == 0:
+        return image
+    photons = (255 / sigma_8bit) ** 2
+    return np.asarray(rng.poisson(image.clip(0) * photons) / photons, dtype=np.float32)
+
+
+def add_speckle(image: Image, *, sigma_8bit: float, rng: np.random.Generator) -> Image:
+    """Multiply by speckle (gamma) of as few looks as make `sigma_8bit` of noise at white, in 8-bit units; 0: none."""
+    if sigma_8bit == 0:
+        return image
+    looks = (255 / sigma_8bit) ** 2
+    return np.asarray(image * rng.gamma(looks, 1 / looks, image.shape), dtype=np.float32)
+
+
 def compress_jpeg(image: Image, *, quality: int) -> Image:
     """Pass through a JPEG file of the given quality, 1 to 95."""
     from PIL import Image as PillowImage
