@@ -1,6 +1,6 @@
 """`align`: the library's one door. Batched over pairs, on whatever device they are on.
 
-    images -> intensities -> pyramids -> start -> solver, level by level -> metrics -> verdict
+    images -> intensities -> even noise -> pyramids -> start -> solver, level by level -> metrics -> verdict
 
 B pairs, C channels, H W rows and columns.
 """
@@ -24,7 +24,9 @@ from homoalign.config import AlignConfig
 from homoalign.homography import image_size
 from homoalign.levels.depth import stretch_narrow
 from homoalign.levels.intensity import to_gray
+from homoalign.levels.metrics import matched_light, measure_fit
 from homoalign.levels.pyramid import Level, build_pyramid, num_levels
+from homoalign.levels.stabilise import stabilise
 from homoalign.levels.surround import find_insides
 from homoalign.result import AlignResult
 from homoalign.starts.initialise import Start, find_start
@@ -214,10 +216,13 @@ def _align_levels(pairs: Pairs, src: Level, dst: Level, config: AlignConfig, tra
         min_side_px=config.min_level_side_px,
         max_levels=config.max_levels,
     )
+    bent_src, bent_dst, is_bent = src, dst, torch.zeros(len(alive), dtype=torch.bool)
+    if config.solver != "adam":  # the tutorial takes images as they are
+        bent_src, bent_dst, is_bent = stabilise(src, dst)
     batch = Batch(
         pairs=pairs,
-        src=build_pyramid(src, count),
-        dst=build_pyramid(dst, count),
+        src=build_pyramid(bent_src, count),
+        dst=build_pyramid(bent_dst, count),
         config=config,
         trace=trace,
     )
@@ -225,7 +230,23 @@ def _align_levels(pairs: Pairs, src: Level, dst: Level, config: AlignConfig, tra
     found = run_cascade(batch, start.dst_homo_src[alive].to(device), names)
     if config.forward_backward:
         found = replace(found, forward_backward_px=measure_backward(batch, found))
-    return result.put(alive, found)
+    return result.put(alive, _as_recorded(found, src, dst, is_bent, config))
+
+
+def _as_recorded(result: AlignResult, src: Level, dst: Level, is_bent: Tensor, config: AlignConfig) -> AlignResult:
+    """Tell the figures of intensities anew, of the images as they were recorded, for the pairs that were bent."""
+    index = torch.nonzero(is_bent)[:, 0]
+    if len(index) == 0:
+        return result
+    here = index.to(src.image.device)
+    src, dst, part = src.select(here), dst.select(here), result.select(index)
+    matrix = part.dst_homo_src.to(src.image.device)
+    gain, bias = torch.ones_like(matrix[:, 0, 0]), torch.zeros_like(matrix[:, 0, 0])
+    if config.photometric != "none":
+        gain, bias = matched_light(src, dst, matrix)
+    fit = measure_fit(src, dst, matrix, gain=gain, bias=bias, loss_width=torch.ones_like(gain))
+    gain, bias, l1, zncc = torch.stack([gain, bias, fit.photometric_l1, fit.zncc]).cpu()
+    return result.put(index, replace(part, gain=gain, bias=bias, photometric_l1=l1, zncc=zncc))
 
 
 def _too_small(pairs: Pairs, config: AlignConfig) -> str | None:
@@ -238,7 +259,9 @@ def _too_small(pairs: Pairs, config: AlignConfig) -> str | None:
 
 def _rule_out(src: Level, dst: Level, start: Start, config: AlignConfig) -> list[tuple[Status, str | None]]:
     """Return a status and its reason for every pair; OK and None for those that can be tried."""
-    sides = [("src", *_contrast(src)), ("dst", *_contrast(dst))]
+    # Read together: the host waits for the device once.
+    figures = torch.stack([*_contrast(src), *_contrast(dst)]).tolist()
+    sides = [("src", figures[0], figures[1]), ("dst", figures[2], figures[3])]
     return [_rule_out_pair(i, sides, start.fault[i], config) for i in range(len(src.image))]
 
 
@@ -258,14 +281,14 @@ def _rule_out_pair(
     return Status.OK, None
 
 
-def _contrast(level: Level) -> tuple[list[float], list[float]]:
-    """Return, for every pair, the share of usable pixels and their intensities' standard deviation."""
+def _contrast(level: Level) -> tuple[Tensor, Tensor]:
+    """Return (B,) float64 share of usable pixels, and (B,) float64 standard deviation of their intensities."""
     image = level.image.flatten(1)
     if level.mask is None:
-        return [1.0] * len(image), level.contrast.tolist()
+        return torch.ones_like(level.contrast), level.contrast
     mask = level.mask.flatten(1)
     count = mask.sum(-1, dtype=torch.float64)
     mean = (image * mask).sum(-1, dtype=torch.float64) / count.clamp_min(1)
     off = (image - mean[:, None].to(image)) * mask
     variance = off.square_().sum(-1, dtype=torch.float64) / count.clamp_min(1)
-    return (count / image.shape[-1]).tolist(), variance.sqrt().tolist()
+    return count / image.shape[-1], variance.sqrt()
