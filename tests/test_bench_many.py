@@ -47,6 +47,16 @@ def test_precision_compares_every_method_under_every_noise(tmp_path):
     assert found["seed"] == 0
 
 
+@pytest.mark.parametrize("noise", ["photons", "speckle"])
+def test_noise_that_grows_with_brightness_has_no_bound_of_white_noise(tmp_path, noise):
+    found = bench(tmp_path, "precision", "--noise", noise, "--pairs", "2", "--size", "128", "--sigmas", "0,20",
+                  "--no-peers", *PHOTOGRAPHS)  # fmt: skip
+    none, some = found["rows"]
+    assert not {"bound px", "/ bound"} & set(none)
+    assert some["<1 px %"] == 100
+    assert some["median px"] > 2 * none["median px"]
+
+
 def test_range_counts_failures_and_starts_and_follows_from_its_seed(tmp_path):
     arguments = ["range", "--pairs", "3", "--no-peers", *PHOTOGRAPHS]
     found = bench(tmp_path, *arguments)

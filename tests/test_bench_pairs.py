@@ -9,7 +9,7 @@ import pytest
 from jobs.bench.blur import MOST_RADIUS_PX, blur_pairs, draw_kernels
 from jobs.bench.occlusion import occlusion_pairs
 from jobs.bench.options import RenderOptions
-from jobs.bench.pairs import Range, draw_range_pairs, stream_of
+from jobs.bench.pairs import NOISES, Range, draw_range_pairs, stream_of
 from jobs.bench.photographs import find_photographs, load_gray, resized_gray
 from jobs.bench.photometric import Light, draw_lights, lit, photometric_pairs
 from jobs.bench.precision import precision_pairs
@@ -81,6 +81,17 @@ def test_a_pair_follows_from_seed_and_number_alone():
         np.testing.assert_array_equal(a.dst, b.dst)
         np.testing.assert_array_equal(a.dst_homo_src, b.dst_homo_src)
         assert (a.dst != c.dst).any()
+
+
+@pytest.mark.parametrize(("kind", "at_half"), [("white", 1.0), ("photons", 0.5**0.5), ("speckle", 0.5)])
+def test_noise_is_as_strong_at_white_as_it_says_and_grows_as_its_kind_does(kind, at_half, numpy_rng):
+    def spread(level):
+        return 255 * NOISES[kind](np.full((200, 200), level, np.float32), sigma_8bit=30.0, rng=numpy_rng).std()
+
+    assert spread(1.0) == pytest.approx(30, rel=0.03)
+    assert spread(0.5) == pytest.approx(30 * at_half, rel=0.03)
+    same = np.full((4, 4), 0.5, np.float32)
+    np.testing.assert_array_equal(NOISES[kind](same, sigma_8bit=0.0, rng=numpy_rng), same)
 
 
 def test_the_cases_of_a_pair_share_motion_and_noise():

@@ -44,13 +44,14 @@ def rows_by_case(
 
 
 def precision_figures(outcomes: list[Outcome]) -> Row:
-    """Return share below 1 px, median error, bound, and how many times the bound the error is."""
+    """Return share below 1 px, median error, bound, and how many times the bound the error is; no bound that is NaN."""
     bounds = [outcome.bound_px for outcome in outcomes]
+    ratios = [outcome.error_px / bound for outcome, bound in zip(outcomes, bounds, strict=True)]
+    of_bound = {} if math.isnan(bounds[0]) else {"bound px": median(bounds), "/ bound": median(ratios)}
     return {
         "<1 px %": below(outcomes, 1.0),
         "median px": median([outcome.error_px for outcome in outcomes]),
-        "bound px": median(bounds),
-        "/ bound": median([outcome.error_px / bound for outcome, bound in zip(outcomes, bounds, strict=True)]),
+        **of_bound,
         "ok %": ok_share(outcomes),
         "CPU ms": cpu_ms(outcomes),
     }
