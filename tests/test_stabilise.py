@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import convolve
 
 from homoalign import AlignConfig, align, aligner
 from homoalign.levels.pyramid import Level
@@ -93,17 +94,42 @@ def test_images_with_unlike_noise_stay_as_they_are(numpy_rng):
 
 def test_of_a_quiet_image_and_a_noisy_one_the_noisy_one_tells(numpy_rng):
     of_photons, _ = noisy_twice(ramp(), "photons", numpy_rng)
-    assert stabilise(level_of(ramp()), of_photons)[2].all()
+    quiet = level_of(to_uint8(add_noise(ramp(), sigma_8bit=2, rng=numpy_rng)) / 255)
+    assert stabilise(quiet, of_photons)[2].all()
+
+
+def test_dst_may_be_the_noisier_one_at_all_intensities(numpy_rng):
+    of_src, _ = noisy_twice(ramp(), "photons", numpy_rng)
+    of_dst = level_of(add_photon_noise(ramp(), sigma_8bit=60, rng=numpy_rng).clip(0, 1))  # fewer photons, amplified
+    assert stabilise(of_src, of_dst)[2].all()
 
 
 def test_what_a_mask_leaves_out_says_nothing(numpy_rng):
-    even = [add_noise(ramp(), sigma_8bit=20, rng=numpy_rng) for _ in range(2)]
-    for image in even:
-        image[:, :200] = add_speckle(ramp()[:, :200], sigma_8bit=60, rng=numpy_rng)
-    mask = torch.ones(1, 1, *even[0].shape)
-    levels = [level_of(to_uint8(image) / 255) for image in even]
-    mask[..., :200] = 0
-    assert not stabilise(*(Level(level.image, mask) for level in levels))[2].any()
+    levels, mask = noisy_twice(ramp(400), "photons", numpy_rng), torch.ones(1, 1, 400, 300)
+    mask[..., :200, :] = 0
+    for level in levels:
+        level.image[..., :200, :] = torch.rand(200, 300)
+    assert not stabilise(*levels)[2].any()
+    assert stabilise(*(Level(level.image, mask) for level in levels))[2].all()
+
+
+def test_a_texture_that_is_stronger_where_it_is_bright_is_no_noise(numpy_rng):
+    texture = convolve(numpy_rng.normal(0, 1, (200, 300)), np.outer([1, 2, 1], [1, 2, 1]) / 16)
+    levels = [level_of((ramp() * (1 + 0.8 * texture)).clip(0, 1)) for _ in range(2)]
+    assert not stabilise(*levels)[2].any()
+
+
+def test_noise_that_no_sensor_has_stays_as_it_is(numpy_rng):
+    """Strong in between, and weak where it is dark or bright."""
+    strength = np.where(np.abs(ramp() - 0.5) < 0.15, 0.12, 0.02)
+    levels = [level_of((ramp() + strength * numpy_rng.normal(0, 1, ramp().shape)).clip(0, 1)) for _ in range(2)]
+    assert not stabilise(*levels)[2].any()
+
+
+def test_even_noise_that_is_cut_off_at_black_does_not_grow(numpy_rng):
+    dark = ramp(low=-0.15, high=0.5)
+    levels = [level_of(to_uint8(add_noise(dark, sigma_8bit=30, rng=numpy_rng)) / 255) for _ in range(2)]
+    assert not stabilise(*levels)[2].any()
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (5, 300), (16, 16), (300, 17)])
