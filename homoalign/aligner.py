@@ -7,6 +7,7 @@ B pairs, C channels, H W rows and columns.
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
@@ -24,10 +25,11 @@ from homoalign.config import AlignConfig
 from homoalign.homography import image_size
 from homoalign.levels.depth import stretch_narrow
 from homoalign.levels.intensity import to_gray
-from homoalign.levels.metrics import matched_light, measure_fit
+from homoalign.levels.metrics import measure_fit
 from homoalign.levels.pyramid import Level, build_pyramid, num_levels
 from homoalign.levels.stabilise import stabilise
 from homoalign.levels.surround import find_insides
+from homoalign.optimisation.residual import build_problem
 from homoalign.result import AlignResult
 from homoalign.starts.initialise import Start, find_start
 from homoalign.status import Status
@@ -243,10 +245,27 @@ def _as_recorded(result: AlignResult, src: Level, dst: Level, is_bent: Tensor, c
     matrix = part.dst_homo_src.to(src.image.device)
     gain, bias = torch.ones_like(matrix[:, 0, 0]), torch.zeros_like(matrix[:, 0, 0])
     if config.photometric != "none":
-        gain, bias = matched_light(src, dst, matrix)
+        gain, bias = _matched_light(src, dst, matrix, config)
     fit = measure_fit(src, dst, matrix, gain=gain, bias=bias, loss_width=torch.ones_like(gain))
     gain, bias, l1, zncc = torch.stack([gain, bias, fit.photometric_l1, fit.zncc]).cpu()
     return result.put(index, replace(part, gain=gain, bias=bias, photometric_l1=l1, zncc=zncc))
+
+
+def _matched_light(src: Level, dst: Level, matrix: Tensor, config: AlignConfig) -> tuple[Tensor, Tensor]:
+    """Return gain and bias, (B,) float64, at (B, 3, 3) answers; NaN where there is none.
+
+    They are told on the finest level on which all pixels can be points: its noise is little, and chooses none of them.
+    """
+    sizes = image_size(src.image), image_size(dst.image)
+    count = num_levels(list(sizes), min_side_px=config.min_level_side_px, max_levels=config.max_levels)
+    pixels = math.prod(sizes[0])
+    level = next((i for i in range(1, count) if pixels >> 2 * i <= config.points_per_level), count - 1)
+    some_src, some_dst = (build_pyramid(image, level + 1)[level] for image in (src, dst))
+    points = math.prod(image_size(some_src.image))
+    problem = build_problem(some_src, some_dst, level=level, max_points=points, fit_photometric=True)
+    gain, bias = problem.matched_moments(matrix)
+    known = matrix.isfinite().flatten(1).all(-1)
+    return torch.where(known, gain, torch.nan), torch.where(known, bias, torch.nan)
 
 
 def _too_small(pairs: Pairs, config: AlignConfig) -> str | None:

@@ -5,11 +5,13 @@ import pytest
 import torch
 from pretend_cuda import DEVICE, PretendCuda
 
-from homoalign import AlignConfig, Status, align, gpu, warp
+from homoalign import AlignConfig, Status, align, aligner, gpu, warp
 from homoalign.descent import full_size
+from homoalign.differences.faint import solve_faint
 from homoalign.differences.prefilter import prefilter
 from homoalign.homography import corner_errors
-from jobs.rendering.degrade import add_blur, adjust_exposure
+from homoalign.levels.stabilise import stabilise
+from jobs.rendering.degrade import add_blur, add_photon_noise, adjust_exposure
 from jobs.rendering.synthetic import load_scene, random_homography, render_pair, similarity_homography
 
 SIZE = (72, 96)
@@ -117,6 +119,34 @@ def test_images_of_more_pixels_than_points(views, monkeypatch):
     config = AlignConfig(final_points=6000)
     assert_same_answers(src, dst, num=2, src_mask=mask, dst_mask=mask, gt=truth, config=config)
     assert asked == [[True, True]] * 2
+
+
+def test_noise_that_grows_with_brightness(views, numpy_rng, monkeypatch):
+    found = []
+    monkeypatch.setattr(aligner, "stabilise", lambda *given: found.append(stabilise(*given)) or found[-1])
+    src, dst, truth = views("camera", "coins", size=(160, 200))
+    src[1], dst[1] = (
+        torch.from_numpy(add_photon_noise(image[1].numpy(), sigma_8bit=40.0, rng=numpy_rng)) for image in (src, dst)
+    )
+    here = assert_same_answers(src.clamp(0, 1), dst.clamp(0, 1), num=2, gt=truth)
+    assert [is_bent.tolist() for *_, is_bent in found] == [[False, True]] * 2
+    assert here.gain[1] == pytest.approx(1, rel=0.1)
+
+
+def test_faint_pairs_of_more_pixels_than_points(views, numpy_rng, monkeypatch):
+    solved = []
+
+    def solve(*given):
+        found = solve_faint(*given)
+        solved.append(found.is_better.tolist())
+        return found
+
+    monkeypatch.setattr(full_size, "solve_faint", solve)
+    src, dst, truth = views("brick", size=(160, 200))
+    src, dst = (noisy(0.2 + 0.6 * image, numpy_rng) for image in (src, dst))
+    config = AlignConfig(final_points=9000, use_search=False, use_features=False)
+    assert_same_answers(src, dst, gt=truth, config=config)
+    assert solved == [[True]] * 2
 
 
 def test_unlike_sizes(views):

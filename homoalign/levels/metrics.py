@@ -133,21 +133,6 @@ def photometric_l1(src: Level, dst: Level, dst_homo_src: Tensor) -> Tensor:
     return total(difference) / covered.sum((-2, -1))
 
 
-def matched_light(src: Level, dst: Level, dst_homo_src: Tensor) -> tuple[Tensor, Tensor]:
-    """Return gain and bias, (B,) float64, that give the warped src dst's mean and spread; NaN without overlap."""
-    warped, covered = warp_level(src, dst, dst_homo_src)
-    count = covered.sum((-2, -1)).double()
-
-    def moments(values: Tensor) -> tuple[Tensor, Tensor]:
-        mean = total(torch.where(covered, values, 0.0)) / count
-        centred = torch.where(covered, values - mean[:, None, None].to(values), 0.0)
-        return mean, (total(centred.square_()) / count).sqrt()
-
-    (of_src, src_spread), (of_dst, dst_spread) = moments(warped), moments(dst.image[:, 0])
-    gain = dst_spread / src_spread.clamp_min(1e-6)
-    return gain, of_dst - gain * of_src
-
-
 def share_of_src_seen(src: Level, dst: Level, dst_homo_src: Tensor, overlap: Tensor) -> Tensor:
     """Return (B,) share of src's pixels that land on dst, less what masks take from it.
 

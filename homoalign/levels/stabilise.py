@@ -59,13 +59,13 @@ ROUNDS = 5
 FLOOR = 0.03
 """Least noise on the curve, as a share of the largest: near black no logarithm goes on forever."""
 
-NODES = 1024
-"""Of the table that intensities are looked up in."""
+NODES = 2**16
+"""Of the table that intensities are looked up in: far finer than noise that is worth it."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Classes:
-    """What one image shows of its noise.
+    """What one image shows of its noise, on the CPU.
 
     Attributes:
         brightness: (K,) float64, mean intensity of the classes.
@@ -190,8 +190,8 @@ def _fit(brightness: Tensor, variance: Tensor) -> tuple[Tensor, float]:
     for count in (1, 2, 3):
         for chosen in map(list, combinations(range(3), count)):
             part = rows[:, chosen]
-            found = torch.linalg.lstsq(part.cpu(), torch.ones(len(part), 1, dtype=part.dtype)).solution[:, 0]
-            off = (part.cpu() @ found - 1).abs()
+            found = torch.linalg.lstsq(part, torch.ones(len(part), 1, dtype=part.dtype)).solution[:, 0]
+            off = (part @ found - 1).abs()
             if bool((found >= 0).all()) and (best is None or off.square().sum() < best[0]):
                 curve = torch.zeros(3, dtype=part.dtype)
                 curve[chosen] = found
@@ -203,13 +203,9 @@ def _fit(brightness: Tensor, variance: Tensor) -> tuple[Tensor, float]:
 
 def _bend(image: Tensor, curve: Tensor) -> Tensor:
     """Return an image in [0, 1] whose noise is the same everywhere, in [0, 1] again."""
-    nodes = torch.linspace(0, 1, NODES + 1, dtype=torch.float64) ** 2  # dense near black, where the curve is steep
-    middle = (nodes[1:] + nodes[:-1]) / 2
-    variance = _variance(curve, middle)
+    nodes = torch.linspace(0, 1, NODES + 1, dtype=torch.float64)
+    variance = _variance(curve, (nodes[1:] + nodes[:-1]) / 2)
     slope = variance.clamp_min(FLOOR**2 * float(variance.max())).rsqrt()
-    table = torch.cat([nodes[:1], (slope * nodes.diff()).cumsum(0)])
+    table = torch.cat([nodes[:1], slope.cumsum(0)])
     table = (table / table[-1]).to(image)
-    at = image.clamp(0, 1).sqrt() * NODES
-    below = at.floor().clamp_max(NODES - 1)
-    low = below.long()
-    return torch.lerp(table[low], table[low + 1], at - below)
+    return table[(image.clamp(0, 1) * NODES).round_().int()]
