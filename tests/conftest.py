@@ -1,15 +1,27 @@
 """What every test module may use."""
 
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from job_pairs import encoded, photo, write_manifest, write_pairs
+from job_pairs import ENVIRONMENT, encoded, photo, write_manifest, write_pairs
 
 from homoalign import kernels
 from jobs.rendering.synthetic import load_scene, random_homography, render_pair
+
+MADE_ONCE = {"finished", "undisturbed", "speed", "job_figures", "tutorial_rows"}
+"""Fixtures that take ten seconds and more, and are the same for all who ask."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let tests that share such a fixture share a process."""
+    for item in items:
+        for name in MADE_ONCE.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(name))
 
 
 @pytest.fixture(autouse=True)
@@ -18,16 +30,21 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+def _seed(request: pytest.FixtureRequest) -> int:
+    """The test's own name, without the group that xdist puts behind it."""
+    return zlib.crc32(request.node.nodeid.partition("@")[0].encode())
+
+
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> torch.Generator:
     """A generator seeded by the test's own name: stable alone, in any order, under xdist."""
-    return torch.Generator().manual_seed(zlib.crc32(request.node.nodeid.encode()))
+    return torch.Generator().manual_seed(_seed(request))
 
 
 @pytest.fixture
 def numpy_rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """Likewise, for numpy."""
-    return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
+    return np.random.default_rng(_seed(request))
 
 
 @pytest.fixture
@@ -52,6 +69,19 @@ def by_torch(monkeypatch):
             return function()
 
     return call
+
+
+@pytest.fixture(scope="session")
+def joined() -> Iterator[tuple[str, ...]]:
+    """Options of a run that joins a Ray of two tasks, which stands as long as this process: it takes half the time."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("OMP_NUM_THREADS", "PYTHONPATH"):
+            patch.setenv(name, ENVIRONMENT[name])
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    yield ("--progress", "none", "--address", cluster.address)
+    cluster.shutdown()
 
 
 @pytest.fixture

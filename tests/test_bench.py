@@ -9,7 +9,7 @@ from jobs.bench import bench_command
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory):
+def tutorial_rows(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
     arguments = ["tutorial", "--manifest", str(folder / "absent.parquet"), "--runs", "1", "--json", str(folder / "f")]
     result = CliRunner().invoke(bench_command, arguments, catch_exceptions=False)
@@ -17,15 +17,15 @@ def rows(tmp_path_factory):
     return {row["method"]: row for row in json.loads((folder / "f").read_text())["rows"]}
 
 
-def test_every_method_aligns_the_stand_in(rows):
-    errors = {name: row["mce_px"] for name, row in rows.items()}
+def test_every_method_aligns_the_stand_in(tutorial_rows):
+    errors = {name: row["mce_px"] for name, row in tutorial_rows.items()}
     assert len(errors) == 5
     # The stand-in is noise-free; SIFT's keypoints are good to a few tenths of a pixel.
     assert all(error < 0.5 for error in errors.values()), errors
 
 
-def test_this_solver_is_far_cheaper_than_the_tutorials_loop_and_as_precise(rows):
-    loop, ours = rows["kornia's tutorial, its own loop"], rows["homoalign"]
+def test_this_solver_is_far_cheaper_than_the_tutorials_loop_and_as_precise(tutorial_rows):
+    loop, ours = tutorial_rows["kornia's tutorial, its own loop"], tutorial_rows["homoalign"]
     assert ours["mce_px"] <= loop["mce_px"]
     # 100 is the target on the tutorial's pair, which is four times as large; timing in a test leaves room.
     assert loop["cpu_s"] > 15 * ours["cpu_s"]

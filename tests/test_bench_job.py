@@ -21,7 +21,7 @@ RATIOS = ["/ decode", "steady / decode", "/ pool", "steady / pool", "/ one", "st
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def job_figures(tmp_path_factory):
     target = tmp_path_factory.mktemp("job") / "figures.json"
     arguments = ["--pairs", "6", "--size", "96x64", "--shard-rows", "1", "--num-workers", "1", "--rendered", "2"]
     arguments += ["--rounds", "1", "--photographs", "astronaut,coffee", "--seed", "1", "--json", str(target)]
@@ -30,17 +30,17 @@ def found(tmp_path_factory):
     return json.loads(target.read_text())
 
 
-def test_every_variant_does_the_same_work(found):
-    rows = {row["variant"]: row for row in found["rows"]}
+def test_every_variant_does_the_same_work(job_figures):
+    rows = {row["variant"]: row for row in job_figures["rows"]}
     assert list(rows) == [JOB, POOL, LIBRARY, DECODE]
     assert rows[JOB]["median px"] == rows[POOL]["median px"] == rows[LIBRARY]["median px"] < 0.5
     assert rows[DECODE]["median px"] == ""
-    assert found["num_shards"] == 6
-    assert found["rendered"] == 2
+    assert job_figures["num_shards"] == 6
+    assert job_figures["rendered"] == 2
 
 
-def test_rates_ratios_and_memory_are_those_of_the_runs(found):
-    rows, runs = ({row["variant"]: row for row in found[name]} for name in ("rows", "runs"))
+def test_rates_ratios_and_memory_are_those_of_the_runs(job_figures):
+    rows, runs = ({row["variant"]: row for row in job_figures[name]} for name in ("rows", "runs"))
     for name, row in rows.items():
         run = runs[name]
         assert row["pairs/s"] == run["pairs_per_s"] == pytest.approx(6 / run["wall_s"])

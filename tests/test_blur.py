@@ -250,5 +250,5 @@ def test_a_blur_that_is_none_changes_nothing(view, monkeypatch):
     src, dst, _ = view()
     found = align(src, dst)
     says_dst = torch.ones(1, dtype=torch.int64)
-    monkeypatch.setattr("homoalign.descent.full_size.compare_sharpness", lambda *_: says_dst)
+    monkeypatch.setattr("homoalign.descent.conclusion.compare_sharpness", lambda *_: says_dst)
     assert torch.equal(align(src, dst).dst_homo_src, found.dst_homo_src)

@@ -6,7 +6,7 @@ import torch
 from pretend_cuda import DEVICE, PretendCuda
 
 from homoalign import AlignConfig, Status, align, aligner, gpu, warp
-from homoalign.descent import full_size
+from homoalign.descent import full_size, last_steps
 from homoalign.differences.faint import solve_faint
 from homoalign.differences.prefilter import prefilter
 from homoalign.homography import corner_errors
@@ -141,7 +141,7 @@ def test_faint_pairs_of_more_pixels_than_points(views, numpy_rng, monkeypatch):
         solved.append(found.is_better.tolist())
         return found
 
-    monkeypatch.setattr(full_size, "solve_faint", solve)
+    monkeypatch.setattr(last_steps, "solve_faint", solve)
     src, dst, truth = views("brick", size=(160, 200))
     src, dst = (noisy(0.2 + 0.6 * image, numpy_rng) for image in (src, dst))
     config = AlignConfig(final_points=9000, use_search=False, use_features=False)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from homoalign import AlignConfig, Status, align
-from homoalign.descent import full_size
+from homoalign.descent import full_size, last_steps
 from homoalign.differences import faint
 from homoalign.levels.pyramid import Level
 from homoalign.optimisation.residual import build_problem
@@ -44,7 +44,7 @@ def solved(monkeypatch):
         found.append(faint.solve_faint(*arguments))
         return found[-1]
 
-    monkeypatch.setattr(full_size, "solve_faint", solve)
+    monkeypatch.setattr(last_steps, "solve_faint", solve)
     return found
 
 
@@ -217,7 +217,7 @@ def test_what_dst_cannot_show_as_dark_is_left_out_of_all_pixels(monkeypatch):
         shares.append(raw.template.usable.double().mean().item())
         return faint.solve_faint(raw, *arguments)
 
-    monkeypatch.setattr(full_size, "solve_faint", solve)
+    monkeypatch.setattr(last_steps, "solve_faint", solve)
     aligned([pair])
     aligned([darker])
     assert len(shares) == 2

@@ -33,7 +33,7 @@ def statuses(out: Path) -> list[str]:
     return [row["status"] for row in result_rows(out)]
 
 
-def test_rows_that_kill_or_freeze_or_hang_their_worker_cost_nothing_but_themselves(tmp_path):
+def test_rows_that_kill_or_freeze_or_hang_their_worker_cost_nothing_but_themselves(tmp_path, joined):
     rows = write_pairs(tmp_path, 8)
     write_manifest(tmp_path / "good.parquet", rows)
     for number, what in ((1, "segv"), (2, "once"), (4, "frozen"), (6, "hang"), (7, "memory")):
@@ -43,7 +43,7 @@ def test_rows_that_kill_or_freeze_or_hang_their_worker_cost_nothing_but_themselv
     done = homoalign("run", tmp_path / "bad.parquet", tmp_path / "bad", *options)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    good = homoalign("run", tmp_path / "good.parquet", tmp_path / "good", "--shard-rows", 8, *QUIET)
+    good = homoalign("run", tmp_path / "good.parquet", tmp_path / "good", "--shard-rows", 8, *joined)
     assert good.returncode == 0, good.stderr
 
     found, undisturbed = result_rows(tmp_path / "bad"), result_rows(tmp_path / "good")
@@ -145,10 +145,10 @@ with run.handled_by(interruption), interruption:
     assert "interrupted; 1 s later something still hangs, left as after a kill" in stderr
 
 
-def test_a_run_that_cannot_begin_leaves_what_was_there(tmp_path):
+def test_a_run_that_cannot_begin_leaves_what_was_there(tmp_path, joined):
     manifest = write_manifest(tmp_path / "pairs.parquet", write_pairs(tmp_path, 2))
     out = tmp_path / "out"
-    assert homoalign("run", manifest, out, *QUIET).returncode == 0
+    assert homoalign("run", manifest, out, *joined).returncode == 0
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     for wrong in (("--num-cpus", 999, "--address", "local"), ("--address", "127.0.0.1:1")):
         done = homoalign("run", manifest, out, "--overwrite", "--progress", "none", *wrong)
@@ -159,7 +159,7 @@ def test_a_run_that_cannot_begin_leaves_what_was_there(tmp_path):
         assert list((tmp_path / "fresh").iterdir()) == []
 
 
-def test_retried_rows_count_as_failed_until_they_are_done_and_the_rest_says_why(tmp_path):
+def test_retried_rows_count_as_failed_until_they_are_done_and_the_rest_says_why(tmp_path, joined):
     rows = write_pairs(tmp_path, 4)
     late = {name: (tmp_path / name).read_bytes() for name in ("src1.png", "src2.png", "src3.png")}
     for name in late:
@@ -167,7 +167,7 @@ def test_retried_rows_count_as_failed_until_they_are_done_and_the_rest_says_why(
     rows[0]["src"] = ""
     manifest = write_manifest(tmp_path / "pairs.parquet", rows)
     out = tmp_path / "out"
-    command = ("run", manifest, out, "--shard-rows", 2, *QUIET)
+    command = ("run", manifest, out, "--shard-rows", 2, *joined)
     assert homoalign(*command).returncode == 0
     assert statuses(out) == ["invalid_row", *["unreadable"] * 3]
 

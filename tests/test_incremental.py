@@ -203,14 +203,14 @@ def test_a_manifest_that_began_small_gets_shards_that_fit_what_comes(tmp_path, p
     assert build_plan(grown, asked, previous=first, incremental=True).num_shards == 1 + 10**4
 
 
-def test_the_readmes_line_for_cron_is_a_command_and_does_the_same_every_night(tmp_path, pairs):
+def test_the_readmes_line_for_cron_is_a_command_and_does_the_same_every_night(tmp_path, pairs, joined):
     (line,) = re.findall(r"^0 1 \* \* \* homoalign (run .*)$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
     verb, manifest, out, *options = line.split()
     assert main.get_command(click.Context(main), verb).make_context(verb, [manifest, out, *options])
     assert "--incremental" in options
     for night in range(2):
         write_manifest(tmp_path / "m" / f"{night}.parquet", pairs[night : night + 1])
-        done = homoalign(verb, tmp_path / "m", tmp_path / "out", *options, "--address", "local")
+        done = homoalign(verb, tmp_path / "m", tmp_path / "out", *options, *joined)
         assert done.returncode == 0, done.stderr
         summary = json.loads((tmp_path / "out" / "summary.json").read_text())
         assert (summary["rows_aligned"], summary["rows_done"], summary["reason"]) == (1, night + 1, "done")

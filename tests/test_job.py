@@ -183,18 +183,18 @@ def test_status_and_evaluate_read_the_run_from_its_files(finished):
     assert set(figures["by"]["groups"]) == {"even", "odd"}
 
 
-def test_the_same_command_again_does_nothing(finished):
+def test_the_same_command_again_does_nothing(finished, joined):
     folder, out = finished
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    again = homoalign("run", folder / "pairs.parquet", out, "--shard-rows", 8, "--carry", "kind", *QUIET)
+    again = homoalign("run", folder / "pairs.parquet", out, "--shard-rows", 8, "--carry", "kind", *joined)
     assert again.returncode == 0, again.stderr
     assert {path: path.stat().st_mtime_ns for path in (out / "data").iterdir()}.items() <= before.items()
 
 
-def test_another_config_is_refused_with_both_values(finished):
+def test_another_config_is_refused_with_both_values(finished, joined):
     folder, out = finished
     done = homoalign(
-        *("run", folder / "pairs.parquet", out, "--shard-rows", 8, "--carry", "kind", *QUIET),
+        *("run", folder / "pairs.parquet", out, "--shard-rows", 8, "--carry", "kind", *joined),
         *("--set", "max_levels=5"),
     )
     assert done.returncode == 5
@@ -202,12 +202,12 @@ def test_another_config_is_refused_with_both_values(finished):
     assert done.stderr.count("\n") == 1
 
 
-def test_retry_failed_changes_only_rows_that_a_retry_could_change(tmp_path):
+def test_retry_failed_changes_only_rows_that_a_retry_could_change(tmp_path, joined):
     rows = write_pairs(tmp_path, 3)
     late = (tmp_path / "src1.png").read_bytes()
     (tmp_path / "src1.png").unlink()
     manifest = write_manifest(tmp_path / "pairs.parquet", rows)
-    command = ("run", manifest, tmp_path / "out", *QUIET)
+    command = ("run", manifest, tmp_path / "out", *joined)
     assert homoalign(*command).returncode == 0
     before = result_rows(tmp_path / "out")
     assert [row["status"] for row in before] == ["ok", "unreadable", "ok"]
@@ -222,13 +222,13 @@ def test_retry_failed_changes_only_rows_that_a_retry_could_change(tmp_path):
     assert summary["rows_aligned"] == 1
 
 
-def test_incremental_aligns_only_the_new_file_and_the_rest_is_refused_when_it_changes(tmp_path):
+def test_incremental_aligns_only_the_new_file_and_the_rest_is_refused_when_it_changes(tmp_path, joined):
     rows = write_pairs(tmp_path, 4)
     (tmp_path / "m").mkdir()
     for row in rows:
         row.update({name: str(tmp_path / row[name]) for name in ("src", "dst")})
     write_manifest(tmp_path / "m" / "monday.parquet", rows[:2])
-    command = ("run", tmp_path / "m", tmp_path / "out", *QUIET)
+    command = ("run", tmp_path / "m", tmp_path / "out", *joined)
     assert homoalign(*command, "--incremental").returncode == 0
     before = (tmp_path / "out" / "data" / "part-000000.parquet").read_bytes()
 
@@ -269,18 +269,18 @@ def held(tmp_path: Path) -> Iterator[HeldServer]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, joined) -> list[dict[str, Any]]:
     """The rows of `write_job` in a run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = homoalign("run", write_job(folder), folder / "out", "--shard-rows", 2, *QUIET)
+    done = homoalign("run", write_job(folder), folder / "out", "--shard-rows", 2, *joined)
     assert done.returncode == 0, done.stderr
     return result_rows(folder / "out")
 
 
-def test_after_sigkill_the_same_command_ends_with_the_rows_of_an_undisturbed_run(undisturbed, tmp_path, held):
+def test_after_sigkill_the_same_command_ends_with_the_rows_of_an_undisturbed_run(undisturbed, tmp_path, held, joined):
     manifest = write_job(tmp_path, f"{held.url}src5.png")
-    command = ("run", manifest, tmp_path / "out", "--shard-rows", 2, "--allow", held.url, *PATIENT, *QUIET)
-    process = start_homoalign(*command)
+    command = ("run", manifest, tmp_path / "out", "--shard-rows", 2, "--allow", held.url, *PATIENT)
+    process = start_homoalign(*command, *QUIET)
     wait_for_parts(tmp_path / "out", 2)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -291,7 +291,7 @@ def test_after_sigkill_the_same_command_ends_with_the_rows_of_an_undisturbed_run
     first = (tmp_path / "out" / "data" / "part-000000.parquet").stat().st_mtime_ns
 
     held.let_go.set()
-    again = homoalign(*command)
+    again = homoalign(*command, *joined)
     assert again.returncode == 0, again.stderr
     assert result_rows(tmp_path / "out") == undisturbed
     assert (tmp_path / "out" / "data" / "part-000000.parquet").stat().st_mtime_ns == first
@@ -306,12 +306,12 @@ def test_after_sigkill_the_same_command_ends_with_the_rows_of_an_undisturbed_run
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["rows_aligned"] in (0, 2)
 
 
-def test_sigterm_ends_with_130_and_a_running_lock_ends_others_with_6(undisturbed, tmp_path, held):
+def test_sigterm_ends_with_130_and_a_running_lock_ends_others_with_6(undisturbed, tmp_path, held, joined):
     manifest = write_job(tmp_path, f"{held.url}src5.png")
-    command = ("run", manifest, tmp_path / "out", "--shard-rows", 2, "--allow", held.url, *PATIENT, *QUIET)
-    process = start_homoalign(*command)
+    command = ("run", manifest, tmp_path / "out", "--shard-rows", 2, "--allow", held.url, *PATIENT)
+    process = start_homoalign(*command, *QUIET)
     wait_for_parts(tmp_path / "out", 2)
-    second = homoalign(*command)
+    second = homoalign(*command, *joined)
     assert second.returncode == 6
     assert f"pid {process.pid}" in second.stderr
     status = json.loads(homoalign("status", tmp_path / "out", "--json").stdout)
@@ -326,16 +326,16 @@ def test_sigterm_ends_with_130_and_a_running_lock_ends_others_with_6(undisturbed
     assert not (tmp_path / "out" / "_SUCCESS").exists()
 
     held.let_go.set()
-    again = homoalign(*command)
+    again = homoalign(*command, *joined)
     assert again.returncode == 0, again.stderr
     assert result_rows(tmp_path / "out") == undisturbed
 
 
-def test_too_many_errors_end_the_run_with_the_commonest(tmp_path):
+def test_too_many_errors_end_the_run_with_the_commonest(tmp_path, joined):
     rows = write_pairs(tmp_path, 1)
     rows = [{**rows[0], "pair_id": f"{i}", "src": f"missing{i}.png" if i else "src0.png"} for i in range(4)]
     manifest = write_manifest(tmp_path / "pairs.parquet", rows)
-    done = homoalign("run", manifest, tmp_path / "out", "--max-error-rate", 0.5, *QUIET)
+    done = homoalign("run", manifest, tmp_path / "out", "--max-error-rate", 0.5, *joined)
     assert done.returncode == 4
     assert "75.0% of 4 rows failed" in done.stderr
     assert "3 x src" in done.stderr
@@ -353,14 +353,14 @@ def damage_column(path: Path, name: str) -> None:
     path.write_bytes(content)
 
 
-def test_a_shard_that_cannot_be_finished_is_listed_and_the_others_are_there(tmp_path):
+def test_a_shard_that_cannot_be_finished_is_listed_and_the_others_are_there(tmp_path, joined):
     rows = write_pairs(tmp_path, 4)
     (tmp_path / "m").mkdir()
     for row in rows:
         row.update({name: str(tmp_path / row[name]) for name in ("src", "dst")})
     write_manifest(tmp_path / "m" / "a.parquet", rows[:2])
     damage_column(write_manifest(tmp_path / "m" / "b.parquet", rows[2:]), "src")
-    done = homoalign("run", tmp_path / "m", tmp_path / "out", "--shard-rows", 2, *QUIET)
+    done = homoalign("run", tmp_path / "m", tmp_path / "out", "--shard-rows", 2, *joined)
     assert done.returncode == 7
     assert "1 of 2 shards could not be finished: shard 1: ManifestInvalid" in done.stderr
     assert "b.parquet" in done.stderr
@@ -371,12 +371,12 @@ def test_a_shard_that_cannot_be_finished_is_listed_and_the_others_are_there(tmp_
     assert [failed["shard"] for failed in summary["shards_failed"]] == [1]
 
 
-def test_a_manifest_without_rows_is_done_at_once_and_its_data_is_readable(tmp_path):
+def test_a_manifest_without_rows_is_done_at_once_and_its_data_is_readable(tmp_path, joined):
     rows = write_pairs(tmp_path, 1)
     manifest = tmp_path / "pairs.parquet"
     write_manifest(manifest, rows)
     pq.write_table(pq.read_table(manifest).slice(0, 0), manifest)
-    done = homoalign("run", manifest, tmp_path / "out", *QUIET)
+    done = homoalign("run", manifest, tmp_path / "out", *joined)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "_SUCCESS").exists()
     assert len(pandas.read_parquet(tmp_path / "out" / "data")) == 0

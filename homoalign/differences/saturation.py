@@ -8,7 +8,7 @@ B pairs, N points.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from homoalign import kernels
 from homoalign.levels.noise import smooth
 from homoalign.levels.pyramid import Level
-from homoalign.optimisation.residual import Alignment
+from homoalign.optimisation.residual import Alignment, DirectProblem
 from homoalign.optimisation.template import Template, at_points
 
 AT_END = 0.5 / 255
@@ -80,3 +80,20 @@ def find_saturation(template: Template, src: Level, dst: Level) -> Saturation | 
     reach, src_reach = ((REACH * level.noise).to(told) for level in (dst, src))
     white, black = torch.where(at_white, 1 - reach, torch.inf), torch.where(at_black, reach, -torch.inf)
     return Saturation(told, torch.stack([white, 1 - src_reach, black, src_reach], dim=-1))
+
+
+def leave_out_cut_off(
+    raw: DirectProblem, every: Tensor, saturation: Saturation | None, state: Alignment
+) -> tuple[DirectProblem, Tensor]:
+    """Return the problem, and (B, N) bool `every`, without the points that dst shows cut off.
+
+    Args:
+        raw: of the full size.
+        every: points that count.
+        saturation: where the pairs are cut off; None: nowhere.
+        state: a gain and a bias that are about right.
+    """
+    if saturation is None:
+        return raw, every
+    shown = saturation.shows(raw.template.usable, state)
+    return replace(raw, template=replace(raw.template, usable=raw.template.usable & shown)), every & shown
