@@ -77,7 +77,7 @@ def joined() -> Iterator[tuple[str, ...]]:
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("OMP_NUM_THREADS", "PYTHONPATH"):
+        for name in ("OMP_NUM_THREADS", "PYTHONPATH"):  # a worker's environment is that of its Ray
             patch.setenv(name, ENVIRONMENT[name])
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     yield ("--progress", "none", "--address", cluster.address)
