@@ -27,6 +27,7 @@ from homoalign.levels.depth import stretch_narrow
 from homoalign.levels.intensity import to_gray
 from homoalign.levels.metrics import measure_fit
 from homoalign.levels.pyramid import Level, build_pyramid, num_levels
+from homoalign.levels.quantised import smooth_quantised
 from homoalign.levels.stabilise import stabilise
 from homoalign.levels.surround import find_insides
 from homoalign.optimisation.residual import build_problem
@@ -218,13 +219,15 @@ def _align_levels(pairs: Pairs, src: Level, dst: Level, config: AlignConfig, tra
         min_side_px=config.min_level_side_px,
         max_levels=config.max_levels,
     )
-    bent_src, bent_dst, is_bent = src, dst, torch.zeros(len(alive), dtype=torch.bool)
+    new_src, new_dst, is_new = src, dst, torch.zeros(len(alive), dtype=torch.bool)
     if config.solver != "adam":  # the tutorial takes images as they are
-        bent_src, bent_dst, is_bent = stabilise(src, dst)
+        new_src, new_dst, is_smoothed = smooth_quantised(src, dst)
+        new_src, new_dst, is_bent = stabilise(new_src, new_dst)
+        is_new = is_smoothed | is_bent
     batch = Batch(
         pairs=pairs,
-        src=build_pyramid(bent_src, count),
-        dst=build_pyramid(bent_dst, count),
+        src=build_pyramid(new_src, count),
+        dst=build_pyramid(new_dst, count),
         config=config,
         trace=trace,
     )
@@ -232,12 +235,12 @@ def _align_levels(pairs: Pairs, src: Level, dst: Level, config: AlignConfig, tra
     found = run_cascade(batch, start.dst_homo_src[alive].to(device), names)
     if config.forward_backward:
         found = replace(found, forward_backward_px=measure_backward(batch, found))
-    return result.put(alive, _as_recorded(found, src, dst, is_bent, config))
+    return result.put(alive, _as_recorded(found, src, dst, is_new, config))
 
 
-def _as_recorded(result: AlignResult, src: Level, dst: Level, is_bent: Tensor, config: AlignConfig) -> AlignResult:
-    """Tell the figures of intensities anew, of the images as they were recorded, for the pairs that were bent."""
-    index = torch.nonzero(is_bent)[:, 0]
+def _as_recorded(result: AlignResult, src: Level, dst: Level, is_new: Tensor, config: AlignConfig) -> AlignResult:
+    """Tell figures of intensities anew, of the images as they were recorded, for pairs that were bent or smoothed."""
+    index = torch.nonzero(is_new)[:, 0]
     if len(index) == 0:
         return result
     here = index.to(src.image.device)

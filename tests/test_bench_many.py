@@ -96,6 +96,13 @@ def test_blur_compares_with_none(tmp_path):
     assert found["rows"][0]["/ none"] == 1
 
 
+def test_quantised_compares_with_all_levels(tmp_path):
+    found = bench(tmp_path, "quantised", "--pairs", "1", "--size", "96", "--offset", "4", "--no-peers", *PHOTOGRAPHS)
+    cases = ["256 levels", "32 levels", "16 levels", "8 levels", "4 levels", "2 levels", "dithered", "8 steps"]
+    assert [row["images"] for row in found["rows"]] == cases
+    assert found["rows"][0]["/ 256 levels"] == 1
+
+
 def test_surround_compares_with_none(tmp_path):
     found = bench(tmp_path, "surround", "--pairs", "1", "--size", "96", "--offset", "4", "--no-peers", *PHOTOGRAPHS)
     assert [row["surround"] for row in found["rows"]] == ["none", "aperture", "letterbox", "nodata"]

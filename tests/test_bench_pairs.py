@@ -13,6 +13,7 @@ from jobs.bench.pairs import NOISES, Range, draw_range_pairs, stream_of
 from jobs.bench.photographs import find_photographs, load_gray, resized_gray
 from jobs.bench.photometric import Light, draw_lights, lit, photometric_pairs
 from jobs.bench.precision import precision_pairs
+from jobs.bench.quantised import quantised_pairs
 from jobs.bench.range import PRESETS
 from jobs.bench.surround import draw_insides, surround_pairs
 from jobs.errors import UsageError
@@ -154,6 +155,18 @@ def test_a_blurred_pair_has_one_blurred_image_and_a_higher_bound():
         contrast = [np.diff(getattr(each, blurred).astype(float)).std() for each in (pair, sharp)]
         assert contrast[0] < 0.95 * contrast[1]
         assert pair.bound_px > sharp.bound_px / 2**0.5
+
+
+def test_quantised_pairs_have_so_many_levels():
+    pairs = {pair.case: pair for pair in quantised_pairs(dataclasses.replace(RENDER, pairs=1), 128, 5.0, 2.0)}
+    assert len(np.unique(pairs["256 levels"].src)) > 100
+    for levels in (32, 16, 8, 4, 2):
+        assert 2 <= len(np.unique(pairs[f"{levels} levels"].dst)) <= levels
+    assert sorted(np.unique(pairs["dithered"].src)) == [0, 255]
+    assert len(np.unique(pairs["8 steps"].dst)) <= 9
+    whole = pairs["256 levels"].src.astype(float)
+    means = [whole[:64, :64].mean(), pairs["dithered"].src[:64, :64].mean()]  # gray on the whole is kept
+    assert means[0] == pytest.approx(means[1], abs=3)
 
 
 def test_surrounds_are_black_and_those_of_a_camera_the_same_in_both_images():

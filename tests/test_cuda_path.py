@@ -133,6 +133,12 @@ def test_noise_that_grows_with_brightness(views, numpy_rng, monkeypatch):
     assert here.gain[1] == pytest.approx(1, rel=0.1)
 
 
+def test_images_of_few_levels(views):
+    src, dst, truth = views("camera", "coins", size=(120, 160))
+    src[1], dst[1] = (src[1] > 0.5).to(src), (dst[1] > 0.5).to(dst)
+    assert_same_answers(src, dst, num=2, gt=truth)
+
+
 def test_faint_pairs_of_more_pixels_than_points(views, numpy_rng, monkeypatch):
     solved = []
 

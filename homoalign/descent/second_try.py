@@ -43,8 +43,8 @@ def try_intensities(track: Track, solved: Solved) -> Solved:
     """
     before = solved.alignment
     noise = residual_noise(track.src[0].noise, track.dst[0].noise, before.gain)
-    index = torch.nonzero(~(solved.fitted_scale <= UNEXPLAINED * noise))[:, 0]
-    index = index[before.dst_homo_src[index].isfinite().flatten(1).all(-1)]
+    known = before.dst_homo_src.isfinite().flatten(1).all(-1)
+    index = torch.nonzero(~(solved.fitted_scale <= UNEXPLAINED * noise) & known)[:, 0]
     if len(index) == 0:
         return solved
     part = replace(track.select(index), start=before.select(index), coarsest=0, is_near=True)

@@ -82,6 +82,18 @@ def add_speckle(image: Image, *, sigma_8bit: float, rng: np.random.Generator) ->
     return np.asarray(image * rng.gamma(looks, 1 / looks, image.shape), dtype=np.float32)
 
 
+def posterise(image: Image, *, levels: int) -> Image:
+    """Round to so many gray levels, black and white among them."""
+    return (np.round(image.clip(0, 1) * (levels - 1)) / (levels - 1)).astype(np.float32)
+
+
+def dither(image: Image) -> Image:
+    """Round to black and white, and spread what that loses over the neighbours (Floyd and Steinberg, 1976)."""
+    from PIL import Image as Pil
+
+    return np.asarray(Pil.fromarray(to_uint8(image)).convert("1"), dtype=np.float32)
+
+
 def compress_jpeg(image: Image, *, quality: int) -> Image:
     """Pass through a JPEG file of the given quality, 1 to 95."""
     from PIL import Image as PillowImage
