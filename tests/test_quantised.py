@@ -124,6 +124,13 @@ def test_stars_on_one_black_are_of_many_levels(numpy_rng):
     assert not smooth_quantised(level, level)[2].any()
 
 
+def test_what_shows_in_none_of_the_rows_that_are_asked_stays_as_it_is(numpy_rng):
+    image = np.zeros((640, 100))
+    image[10::20] = numpy_rng.random((32, 100))
+    level = level_of(image)
+    assert not smooth_quantised(level, level)[2].any()
+
+
 def test_a_mask_is_not_mixed_in_and_says_nothing_of_the_levels(numpy_rng):
     image = thresholded(load_gray("coffee")[:200, :300])
     mask = torch.ones(1, 1, 200, 300)
@@ -156,10 +163,12 @@ def test_answers_do_not_depend_on_what_else_is_in_the_batch():
         assert torch.equal(alone.confidence[0], both.confidence[i])
 
 
-def test_a_pattern_that_smoothing_wipes_out_is_no_texture():
-    board = torch.from_numpy((np.indices((64, 96)).sum(0) % 2).astype(np.float32))[None, None]
-    result = align(board, board)
-    assert result.status[0] != "ok"
+@pytest.mark.parametrize("cell_px", [1, 2, 3, 4])
+def test_a_pattern_that_smoothing_would_wipe_out_has_its_rivals_still(cell_px):
+    board = ((np.indices((256, 256)) // cell_px).sum(0) % 2).astype(np.float32)
+    assert smooth_quantised(*[level_of(board)] * 2)[2].tolist() == [cell_px > 2]
+    src, dst = (torch.from_numpy(cut)[None, None] for cut in (board[:-cell_px], board[cell_px:]))
+    assert align(src, dst, config=STAY).status[0] != "ok"
 
 
 def test_the_tutorial_takes_images_as_they_are(monkeypatch):

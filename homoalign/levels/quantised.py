@@ -37,6 +37,10 @@ BINS = 4093
 """Prime, so that the levels of 8 bits fall into different ones."""
 
 
+LEAST_LEFT = 1 / 12
+"""Share of the contrast, of either image: what has a texture so fine that smoothing leaves less stays as it is."""
+
+
 def smooth_quantised(src: Level, dst: Level) -> tuple[Level, Level, Tensor]:
     """Smooth both images of the pairs of which either has few gray levels.
 
@@ -50,12 +54,19 @@ def smooth_quantised(src: Level, dst: Level) -> tuple[Level, Level, Tensor]:
         is_smoothed: (B,) bool on the CPU, where that is so.
     """
     passes = torch.maximum(_passes(src), _passes(dst)).cpu()
-    for least in (1, 2):
-        index = torch.nonzero(passes >= least)[:, 0]
-        if len(index) > 0:
-            here = index.to(src.image.device)
-            src, dst = _smoothed(src, here), _smoothed(dst, here)
-    return src, dst, passes > 0
+    index = torch.nonzero(passes)[:, 0]
+    if len(index) == 0:
+        return src, dst, passes > 0
+    here, twice = index.to(src.image.device), (passes[index] > 1).to(src.image.device)
+    before = [level.select(here) for level in (src, dst)]
+    after = [_smoothed(level, twice) for level in before]
+    left = [smoothed.contrast / level.contrast for smoothed, level in zip(after, before, strict=True)]
+    is_left = torch.minimum(*left) >= LEAST_LEFT
+    src, dst = (
+        Level(level.image.index_copy(0, here[is_left], smoothed.image[is_left]), level.mask)
+        for level, smoothed in zip((src, dst), after, strict=True)
+    )
+    return src, dst, torch.zeros_like(passes, dtype=torch.bool).index_copy(0, index, is_left.cpu())
 
 
 def _passes(level: Level) -> Tensor:
@@ -67,19 +78,23 @@ def _passes(level: Level) -> Tensor:
         difference = difference * (known[..., 1:] & known[..., :-1])
     code = rows[..., 1:].long() % BINS
     carried = difference.new_zeros(len(rows), BINS).scatter_add_(1, code.flatten(1), difference.square().flatten(1))
-    largest = carried.topk(FEW, dim=-1).values.cumsum(-1)
-    least = SHARE * carried.sum(-1)
+    largest, every = carried.topk(FEW, dim=-1).values.cumsum(-1), carried.sum(-1)
     unlike = difference.count_nonzero(dim=(-2, -1)) / difference[0].numel()
-    is_few = (largest[:, -1] >= least) & (unlike <= MOST_UNLIKE)
-    is_very_few = largest[:, VERY_FEW - 1] >= least
-    return torch.where(is_very_few, 2, is_few.long())
+    is_few = (largest[:, -1] >= SHARE * every) & (unlike <= MOST_UNLIKE)
+    is_very_few = largest[:, VERY_FEW - 1] >= SHARE * every
+    # Where nothing differs, nothing is known.
+    return torch.where(every > 0, torch.where(is_very_few, 2, is_few.long()), 0)
 
 
-def _smoothed(level: Level, index: Tensor) -> Level:
-    """Return the images with those that `index` (int64) names smoothed; what is masked stays out of it."""
-    image, mask = level.image[index], level.mask
+def _smoothed(level: Level, twice: Tensor) -> Level:
+    """Return images smoothed once, or twice where that is asked for (bool); what is masked stays out of it."""
+    once = _smooth(level)
+    return Level(torch.where(twice[:, None, None, None], _smooth(once).image, once.image), level.mask)
+
+
+def _smooth(level: Level) -> Level:
+    image, mask = level.image, level.mask
     if mask is None:
-        return Level(level.image.index_copy(0, index, smooth(image, 1)), None)
-    known = mask[index]
-    mean = smooth(image * known, 1) / smooth(known, 1).clamp_min(1e-6)
-    return Level(level.image.index_copy(0, index, torch.where(known > 0, mean, image)), mask)
+        return Level(smooth(image, 1), None)
+    mean = smooth(image * mask, 1) / smooth(mask, 1).clamp_min(1e-6)
+    return Level(torch.where(mask > 0, mean, image), mask)
