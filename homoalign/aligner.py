@@ -1,6 +1,7 @@
 """`align`: the library's one door. Batched over pairs, on whatever device they are on.
 
-    images -> intensities -> even noise -> pyramids -> start -> solver, level by level -> metrics -> verdict
+    images -> intensities (few of them smoothed, noise made even) -> pyramids -> start -> solver, level by level
+      -> metrics -> verdict
 
 B pairs, C channels, H W rows and columns.
 """

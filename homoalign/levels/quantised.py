@@ -88,8 +88,10 @@ def _passes(level: Level) -> Tensor:
 
 def _smoothed(level: Level, twice: Tensor) -> Level:
     """Return images smoothed once, or twice where that is asked for (bool); what is masked stays out of it."""
-    once = _smooth(level)
-    return Level(torch.where(twice[:, None, None, None], _smooth(once).image, once.image), level.mask)
+    once, index = _smooth(level), torch.nonzero(twice)[:, 0]
+    if len(index) == 0:
+        return once
+    return Level(once.image.index_copy(0, index, _smooth(once.select(index)).image), level.mask)
 
 
 def _smooth(level: Level) -> Level:

@@ -8,12 +8,11 @@ import click
 import numpy as np
 import numpy.typing as npt
 
+from jobs.bench.against import show_against
 from jobs.bench.bound import mean_corner_error_bound, pixel_variance
-from jobs.bench.measure import show
 from jobs.bench.methods import run_methods
 from jobs.bench.options import BenchOptions, RenderOptions, bench_options, motion_options, render_options
 from jobs.bench.pairs import CHANGE, BenchPair, Drawn, draw_pairs
-from jobs.bench.score import as_json, precision_figures, ratio_to_case, rows_by_case
 from jobs.rendering.degrade import compress_jpeg, convolve_with, defocus_kernel, motion_kernel
 from jobs.rendering.synthetic import Image
 
@@ -42,16 +41,19 @@ def blur_command(
     src, motion   the same, of src
     """
     outcomes = run_methods(blur_pairs(render, size, offset, sigma, quality), options)
-    ratio = ratio_to_case(outcomes, SHARP)
-    show(
-        f"bench blur: {render.pairs} pairs of {size} x {size}, corners moved by up to {offset:g} px, sigma {sigma:g}"
-        + ("" if quality is None else f", JPEG quality {quality}"),
-        rows_by_case(outcomes, "blur", lambda found: {**precision_figures(found), f"/ {SHARP}": ratio(found)}),
-        caption="Medians over pairs; a pair that failed counts as infinite. bound: what the blurred image's gradients "
-        "and noise allow an aligner that knows the sharp one and the kernel; it knows nothing of JPEG's losses. "
-        f"/ {SHARP}: over the error of the same method and pair where neither is blurred.",
-        json_path=options.json_path,
-        more={"seed": render.seed, "outcomes": as_json(outcomes)},
+    show_against(
+        SHARP,
+        outcomes,
+        title=f"bench blur: {render.pairs} pairs of {size} x {size}, corners moved by up to {offset:g} px, "
+        f"sigma {sigma:g}" + ("" if quality is None else f", JPEG quality {quality}"),
+        column="blur",
+        caption=(
+            "bound: what the blurred image's gradients and noise allow an aligner that knows the sharp one and the "
+            "kernel; it knows nothing of JPEG's losses.",
+            "where neither is blurred",
+        ),
+        render=render,
+        options=options,
     )
 
 

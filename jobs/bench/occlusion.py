@@ -6,13 +6,12 @@ from collections.abc import Iterator
 
 import click
 
+from jobs.bench.against import show_against
 from jobs.bench.bound import mean_corner_error_bound, pixel_variance
-from jobs.bench.measure import show
 from jobs.bench.methods import run_methods
 from jobs.bench.options import BenchOptions, RenderOptions, bench_options, motion_options, parse_numbers, render_options
 from jobs.bench.pairs import CHANGE, BenchPair, draw_pairs
 from jobs.bench.photographs import load_gray
-from jobs.bench.score import as_json, precision_figures, ratio_to_case, rows_by_case
 from jobs.errors import UsageError
 from jobs.rendering.degrade import occlude
 from jobs.rendering.synthetic import PHOTOGRAPHS
@@ -34,18 +33,15 @@ def occlusion_command(
     if max(percents) >= 100:
         raise UsageError(f"--shares {shares}: percent below 100")
     outcomes = run_methods(occlusion_pairs(render, size, offset, sigma, percents), options)
-    ratio = ratio_to_case(outcomes, case_of(percents[0]))
-    show(
-        f"bench occlusion: {render.pairs} pairs of {size} x {size}, corners moved by up to {offset:g} px, "
+    show_against(
+        case_of(percents[0]),
+        outcomes,
+        title=f"bench occlusion: {render.pairs} pairs of {size} x {size}, corners moved by up to {offset:g} px, "
         f"sigma {sigma:g}",
-        rows_by_case(
-            outcomes, "covered", lambda found: {**precision_figures(found), f"/ {case_of(percents[0])}": ratio(found)}
-        ),
-        caption="Medians over pairs; a pair that failed counts as infinite. bound: what the pixels in sight allow an "
-        f"aligner that knows which these are. / {case_of(percents[0])}: over the error of the same method and pair "
-        "under that cover.",
-        json_path=options.json_path,
-        more={"seed": render.seed, "outcomes": as_json(outcomes)},
+        column="covered",
+        caption=("bound: what the pixels in sight allow an aligner that knows which these are.", "under that cover"),
+        render=render,
+        options=options,
     )
 
 

@@ -10,12 +10,11 @@ import click
 import numpy as np
 import numpy.typing as npt
 
+from jobs.bench.against import show_against
 from jobs.bench.bound import mean_corner_error_bound, pixel_variance
-from jobs.bench.measure import show
 from jobs.bench.methods import run_methods
 from jobs.bench.options import BenchOptions, RenderOptions, bench_options, motion_options, render_options
 from jobs.bench.pairs import CHANGE, BenchPair, Drawn, draw_pairs
-from jobs.bench.score import as_json, precision_figures, ratio_to_case, rows_by_case
 from jobs.rendering.degrade import add_vignette, adjust_exposure, compress_jpeg
 from jobs.rendering.synthetic import Image
 
@@ -59,16 +58,19 @@ def photometric_command(
     everything     all of it
     """
     outcomes = run_methods(photometric_pairs(render, size, offset, sigma), options)
-    ratio = ratio_to_case(outcomes, "unchanged")
-    show(
-        f"bench photometric: {render.pairs} pairs of {size} x {size}, corners moved by up to {offset:g} px, "
+    show_against(
+        "unchanged",
+        outcomes,
+        title=f"bench photometric: {render.pairs} pairs of {size} x {size}, corners moved by up to {offset:g} px, "
         f"sigma {sigma:g}",
-        rows_by_case(outcomes, "change", lambda found: {**precision_figures(found), "/ unchanged": ratio(found)}),
-        caption="Medians over pairs; a pair that failed counts as infinite. bound: what the case's own gradients, "
-        "noise and saturation allow an aligner that knows the light; it knows nothing of JPEG's losses. "
-        "/ unchanged: over the error of the same method and pair where nothing changed.",
-        json_path=options.json_path,
-        more={"seed": render.seed, "outcomes": as_json(outcomes)},
+        column="change",
+        caption=(
+            "bound: what the case's own gradients, noise and saturation allow an aligner that knows the light; it "
+            "knows nothing of JPEG's losses.",
+            "where nothing changed",
+        ),
+        render=render,
+        options=options,
     )
 
 

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 
 import click
 
-from jobs.bench.measure import show
+from jobs.bench.against import show_against
 from jobs.bench.methods import run_methods
 from jobs.bench.options import BenchOptions, RenderOptions, bench_options, motion_options, render_options
 from jobs.bench.pairs import BenchPair, draw_pairs
-from jobs.bench.score import as_json, precision_figures, ratio_to_case, rows_by_case
 from jobs.rendering.degrade import adjust_exposure, dither, posterise
 
 WHOLE = "256 levels"
@@ -34,15 +33,15 @@ def quantised_command(*, size: int, offset: float, sigma: float, render: RenderO
     8 steps       of a contrast that leaves eight steps of 255; this one has no noise
     """
     outcomes = run_methods(quantised_pairs(render, size, offset, sigma), options)
-    ratio = ratio_to_case(outcomes, WHOLE)
-    show(
-        f"bench quantised: {render.pairs} pairs of {size} x {size}, corners moved by up to {offset:g} px, "
+    show_against(
+        WHOLE,
+        outcomes,
+        title=f"bench quantised: {render.pairs} pairs of {size} x {size}, corners moved by up to {offset:g} px, "
         f"sigma {sigma:g}",
-        rows_by_case(outcomes, "images", lambda found: {**precision_figures(found), f"/ {WHOLE}": ratio(found)}),
-        caption="Medians over pairs; a pair that failed counts as infinite. No bound is given: rounding is no noise "
-        f"of its own. / {WHOLE}: over the error of the same method and pair with all levels.",
-        json_path=options.json_path,
-        more={"seed": render.seed, "outcomes": as_json(outcomes)},
+        column="images",
+        caption=("No bound is given: rounding is no noise of its own.", "with all levels"),
+        render=render,
+        options=options,
     )
 
 

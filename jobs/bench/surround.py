@@ -8,12 +8,11 @@ import click
 import numpy as np
 import numpy.typing as npt
 
+from jobs.bench.against import show_against
 from jobs.bench.bound import mean_corner_error_bound, pixel_variance
-from jobs.bench.measure import show
 from jobs.bench.methods import run_methods
 from jobs.bench.options import BenchOptions, RenderOptions, bench_options, motion_options, render_options
 from jobs.bench.pairs import CHANGE, BenchPair, draw_pairs
-from jobs.bench.score import as_json, precision_figures, ratio_to_case, rows_by_case
 from jobs.rendering.synthetic import Size
 
 BARE = "none"
@@ -31,16 +30,18 @@ def surround_command(*, size: int, offset: float, sigma: float, render: RenderOp
     of a tile that was turned, by another angle in each. A pair has the same motion and noise in every surround.
     """
     outcomes = run_methods(surround_pairs(render, size, offset, sigma), options)
-    ratio = ratio_to_case(outcomes, BARE)
-    show(
-        f"bench surround: {render.pairs} pairs of {size} x {size}, corners moved by up to {offset:g} px, "
+    show_against(
+        BARE,
+        outcomes,
+        title=f"bench surround: {render.pairs} pairs of {size} x {size}, corners moved by up to {offset:g} px, "
         f"sigma {sigma:g}",
-        rows_by_case(outcomes, "surround", lambda found: {**precision_figures(found), f"/ {BARE}": ratio(found)}),
-        caption="Medians over pairs; a pair that failed counts as infinite. bound: what the pixels inside dst's "
-        f"surround allow an aligner that knows which these are. / {BARE}: over the error of the same method and pair "
-        "without a surround.",
-        json_path=options.json_path,
-        more={"seed": render.seed, "outcomes": as_json(outcomes)},
+        column="surround",
+        caption=(
+            "bound: what the pixels inside dst's surround allow an aligner that knows which these are.",
+            "without a surround",
+        ),
+        render=render,
+        options=options,
     )
 
 
