@@ -14,6 +14,8 @@ from homoalign.trust.evidence import EVIDENCE
 from jobs.bench.occlusion import occlusion_pairs
 from jobs.bench.options import RenderOptions
 from jobs.bench.photometric import photometric_pairs
+from jobs.rendering.degrade import see_by_other_sensor
+from jobs.rendering.synthetic import load_scene, random_homography, render_pair
 
 RETINA = RenderOptions(pairs=5, seed=0, photographs=("retina",))
 
@@ -67,6 +69,28 @@ def test_what_is_explained_already_is_left_alone(monkeypatch):
 def test_what_stays_louder_than_the_limit_keeps_structures_answer(shaded, monkeypatch):
     monkeypatch.setattr(second_try, "MOST_LIT", 0.5)
     assert error_px(shaded)[0] > 4
+
+
+@pytest.mark.parametrize("shift_px", [0.3, 5.0])
+def test_what_explains_all_is_not_taken_where_structure_says_otherwise(monkeypatch, shift_px):
+    """Texture that only one sensor sees passes for noise: any answer explains a pair then."""
+    rng = np.random.default_rng(0)
+    truth = random_homography(rng, (240, 320), 2.0)
+    pair = render_pair(load_scene("camera", gray=True), truth, (240, 320), rng=rng)
+    bare, shift = second_try.finish, torch.eye(3, dtype=torch.float64)
+    shift[0, 2] = shift_px
+
+    def finish(track, descent, *, is_beside):
+        again = bare(track, descent, is_beside=is_beside)
+        moved = dataclasses.replace(again.alignment, dst_homo_src=shift @ torch.from_numpy(truth)[None])
+        return dataclasses.replace(again, alignment=moved, fitted_scale=torch.zeros_like(again.fitted_scale))
+
+    monkeypatch.setattr(second_try, "finish", finish)
+    monkeypatch.setattr(second_try, "_light_may_explain", lambda track: torch.ones(len(track.start.gain)).bool())
+    config = AlignConfig(use_search=False, use_features=False)
+    seen = see_by_other_sensor(pair.dst, bends=3, rng=np.random.default_rng(0))
+    error = align(pair.src.astype(np.float32), seen, gt=truth, config=config).gt_corner_error_px.item()
+    assert error == pytest.approx(0.3, abs=1e-3) if shift_px < 1 else error < 0.2
 
 
 def test_a_pair_is_tried_as_it_is_alone(shaded):

@@ -3,14 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
-from homoalign import Status, align
+from homoalign import AlignConfig, Status, align, homography
 from homoalign.levels.pyramid import Level, build_pyramid
 from homoalign.trust import witnesses
 from homoalign.trust.confidence import confidence
 from homoalign.trust.evidence import EVIDENCE, Evidence
 from homoalign.trust.parts import measure_parts
-from homoalign.trust.witnesses import ask_witnesses, error_480, is_plain, is_plain_strip
+from homoalign.trust.witnesses import ask_witnesses, error_480, is_plain, is_plain_strip, look_closer
+from jobs.bench.photographs import load_gray
 from jobs.rendering.degrade import add_noise, see_by_other_sensor
 from jobs.rendering.synthetic import load_scene, random_homography, render_pair
 
@@ -33,6 +35,30 @@ def view(numpy_rng):
         return src, dst, pair.dst_homo_src
 
     return render
+
+
+@pytest.fixture
+def fine_alike(numpy_rng):
+    """Render a pair that shares fine detail alone, as bands of unlike sensors do: (src, dst, dst_homo_src)."""
+
+    def render(share=0.5):
+        size = (2 * SIZE[0], 2 * SIZE[1])
+        truth = random_homography(numpy_rng, size, 6.0)
+        pair = render_pair(load_scene("grass", gray=True), truth, size, rng=numpy_rng)
+        detail = [share * (image - gaussian_filter(image, 1.5)) for image in (pair.src, pair.dst)]
+        ground = [gaussian_filter(load_gray(name)[: size[0], : size[1]], 2) for name in ("coffee", "astronaut")]
+        src, dst = ground[0] + detail[0], ground[1] - detail[1]
+        return src.astype(np.float32), dst.astype(np.float32), pair.dst_homo_src
+
+    return render
+
+
+def closer(*pairs, levels=2):
+    """Return what structure says of pairs on the coarser of two levels, and what it does on the finer one too."""
+    src, dst = (pyramid(*(pair[k] for pair in pairs), levels=levels) for k in (0, 1))
+    matrix = homography.rescale(torch.from_numpy(np.stack([pair[2] for pair in pairs])), levels - 1)
+    parts = measure_parts(src[-1], dst[-1], matrix)
+    return parts, look_closer(src[:-1], dst[:-1], torch.arange(len(pairs)), matrix, parts)
 
 
 def pyramid(*images, levels=2, mask=None):
@@ -71,6 +97,69 @@ def test_where_residuals_are_more_than_noise_structure_is_asked_alone(view):
     assert error_480(together).item() == error_480(alone).item()
     _, together = asked(src, dst, truth, torch.full_like(NOISE, torch.nan))
     assert error_480(together).item() == error_480(alone).item()
+
+
+def test_what_only_fine_detail_shows_is_seen_on_a_finer_level(fine_alike):
+    coarse, fine = closer(fine_alike())
+    assert error_480(coarse).item() > 5
+    assert error_480(fine).item() < 1
+    assert fine.here.item() > coarse.here.item() + 0.4
+
+
+def test_a_second_finer_level_is_looked_at_where_one_leaves_a_doubt(fine_alike, monkeypatch):
+    pair = fine_alike(4.0)
+    monkeypatch.setattr(witnesses, "LEAST_HERE", -1.0)
+    coarse, finer = closer(pair, levels=3)
+    assert error_480(coarse).item() > 20
+    assert error_480(finer).item() < 1
+    monkeypatch.setattr(witnesses, "CLEAR_480", 0.1)
+    _, finest = closer(pair, levels=3)
+    assert error_480(finest).item() < 0.7 * error_480(finer).item()
+
+
+@pytest.mark.parametrize("shift_px", [4, 8])
+def test_a_finer_level_does_not_make_a_wrong_answer_right(fine_alike, monkeypatch, shift_px):
+    src, dst, truth = fine_alike(1.0)
+    monkeypatch.setattr(witnesses, "LEAST_HERE", -1.0)
+    _, fine = closer((src, dst, shifted(shift_px, 0) @ truth))
+    assert error_480(fine).item() > 0.7 * shift_px * 2
+    assert fine.here.item() < 0.2
+
+
+def test_what_a_finer_level_leaves_open_stays_as_it_was(fine_alike, monkeypatch):
+    src, dst, truth = fine_alike()
+    monkeypatch.setattr(witnesses, "CLOSE_480", 0.1)
+    coarse, fine = closer((src, dst, truth))
+    assert torch.equal(error_480(fine), error_480(coarse))
+
+
+def test_finer_levels_of_clear_and_of_hopeless_pairs_are_not_looked_at(fine_alike, monkeypatch):
+    pairs = [fine_alike(4.0), (*fine_alike()[:2], shifted(8, 0)), fine_alike()]
+    looked = []
+    bare = witnesses.measure_parts
+    monkeypatch.setattr(
+        witnesses, "measure_parts", lambda src, *more: (looked.append(len(src.image)), bare(src, *more))[1]
+    )
+    coarse, fine = closer(*pairs)
+    assert looked == [1]
+    assert torch.equal(error_480(fine)[:2], error_480(coarse)[:2])
+    _, alone = closer(pairs[2])
+    torch.testing.assert_close(error_480(fine)[2:], error_480(alone), rtol=1e-6, atol=1e-6)
+
+
+def test_a_pair_that_shares_fine_detail_alone_is_ok_and_its_precision_told(fine_alike, monkeypatch):
+    src, dst, truth = fine_alike()
+    config = AlignConfig(signal="structure", use_search=False, use_features=False)
+
+    def run():
+        return align(src, dst, init=shifted(0.5, -0.5) @ truth, gt=truth, config=config)
+
+    result = run()
+    assert result.gt_corner_error_px.item() < 0.3
+    assert result.corner_std_px.item() < 0.5
+    assert result.status == [Status.OK]
+    monkeypatch.setattr(witnesses, "FINER", 0)
+    assert run().status == [Status.LOW_CONFIDENCE]
 
 
 def test_a_clear_pair_costs_nothing(view, monkeypatch):

@@ -39,7 +39,7 @@ from homoalign.trust.evidence import UNDETERMINED_480, Evidence
 from homoalign.trust.goodness import needs_structure
 from homoalign.trust.parts import measure_parts
 from homoalign.trust.widening import widen_by_parts, widen_of_codec, widen_of_flat
-from homoalign.trust.witnesses import ask_witnesses, is_plain, is_plain_strip
+from homoalign.trust.witnesses import ask_witnesses, is_plain, is_plain_strip, look_closer
 
 SCORE_SIDE_PX = 256
 """The structure of two answers is compared on levels of about this side."""
@@ -211,6 +211,7 @@ def _ask_blocks(
     unexplained = evidence.unexplained.to(matrix.device)[here]
     src, dst = ([of_level.select(here) for of_level in pyramid[level:]] for pyramid in (track.src, track.dst))
     parts = measure_parts(src[0], dst[0], level_matrix[here])
+    parts = look_closer(track.src[:level], track.dst[:level], here, level_matrix[here], parts)
     widened = widen_by_parts(covariance[here], parts, unexplained, 480 / min(dst_size))
     parts = ask_witnesses(src, dst, level_matrix[here], parts, unexplained)
     moved = homography.move(matrix[here], parts.motion, *dst_size)

@@ -16,6 +16,7 @@ from torch import Tensor
 from homoalign import homography
 from homoalign.descent.earned import is_unsupported
 from homoalign.descent.full_size import finish
+from homoalign.descent.structure_solver import MOST_LOSS, Yardstick
 from homoalign.differences.clearing import NEARLY, look_beside
 from homoalign.differences.explained import explained_share, explains_more
 from homoalign.differences.leftover import hear
@@ -94,6 +95,9 @@ def _try(track: Track, index: Tensor, before: Alignment, solved: Solved, *, is_b
     is_right = (moved < FURTHEST * min(image_size(dst.image))) | explains_more(share, share_before)
     most = UNEXPLAINED if is_beside else MOST_LIT
     is_right &= again.fitted_scale < most * residual_noise(again.noise[:, 0], again.noise[:, 1], found.gain)
+    # What passes for noise may be texture that only one of the images has: then any answer explains it.
+    yardstick = Yardstick(track)
+    is_right &= yardstick.score(found.dst_homo_src) > yardstick.score(before.dst_homo_src) - MOST_LOSS
     chosen = torch.nonzero(is_right & ~is_unsupported(again.covariance, found.dst_homo_src, src, dst))[:, 0]
     index, again = index[chosen], again.select(chosen)
     return replace(

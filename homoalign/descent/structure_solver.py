@@ -9,6 +9,7 @@ import math
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from homoalign import homography
 from homoalign.homography import image_size
@@ -35,7 +36,8 @@ YARDSTICK_SIDE_PX = 256
 """Coarser levels are judged by how well the structure agrees on the level of about this side..."""
 
 MOST_LOSS = 0.04
-"""... and what it agrees less well by more is not taken: on few pixels of little detail the solver may go astray."""
+"""... and what it agrees less well by more is not taken: on few pixels of little detail, or in a light that explains
+too much, the solver may go astray."""
 
 FURTHEST = 0.03
 """Of the shorter side: structure may correct an answer on intensities by no more."""
@@ -75,9 +77,8 @@ def solve_structure(track: Track) -> Solved:
     levels: list[list[LevelTrace]] = [[] for _ in range(len(matrix))]
     still = standing_still(matrix)
     finest = _finest_level(track)
-    yardstick = max(finest, match_levels(track.src, track.dst, zoom=0, side_px=YARDSTICK_SIDE_PX).src_level)
-    judge = LevelRefiner(track.src[yardstick], track.dst[yardstick], pair, 1, config)
-    score = judge.score(homography.rescale(matrix, yardstick), YARDSTICK_SIDE_PX)
+    yardstick = Yardstick(track)
+    score = yardstick.score(matrix)
     for level in range(max(track.coarsest, finest), finest - 1, -1):
         refiner = LevelRefiner(track.src[level], track.dst[level], pair, config.points_per_level, config)
         found, taken = homography.rescale(matrix, level), torch.zeros_like(total)
@@ -85,8 +86,8 @@ def solve_structure(track: Track) -> Solved:
             before, (found, steps) = found, refiner.refine(found, MOTION_PARAMETERS[config.model])
             taken += steps
         found, total = homography.rescale(found, -level), total + taken
-        if level > yardstick:
-            found_score = judge.score(homography.rescale(found, yardstick), YARDSTICK_SIDE_PX)
+        if level > yardstick.level:
+            found_score = yardstick.score(found)
             is_astray = found_score < score - MOST_LOSS
             found = torch.where(is_astray[:, None, None], matrix, found)
             score = torch.where(is_astray, score, found_score)
@@ -105,6 +106,21 @@ def solve_structure(track: Track) -> Solved:
         alignment = Alignment(matrix, *intensities.matched_moments(matrix))
     unknown = torch.full_like(alignment.gain, math.nan)
     return Solved(alignment, stop, total, unknown, unknown, covariance, levels, track.noise, torch.zeros_like(pair))
+
+
+class Yardstick:
+    """How well the structure of pairs agrees, on one level for all answers."""
+
+    def __init__(self, track: Track) -> None:
+        near = match_levels(track.src, track.dst, zoom=0, side_px=YARDSTICK_SIDE_PX).src_level
+        self.level = max(_finest_level(track), near)
+        src, dst = track.src[self.level], track.dst[self.level]
+        pair = torch.arange(len(src.image), device=src.image.device)
+        self._judge = LevelRefiner(src, dst, pair, 1, track.config)
+
+    def score(self, dst_homo_src: Tensor) -> Tensor:
+        """Return (B,) float64, `LevelRefiner.score` of (B, 3, 3) answers, full-size pixels."""
+        return self._judge.score(homography.rescale(dst_homo_src, self.level), YARDSTICK_SIDE_PX)
 
 
 def _finest_level(track: Track) -> int:

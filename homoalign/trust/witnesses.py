@@ -7,7 +7,9 @@ theirs.
 Noise drowns gradients before it drowns intensities, and fine levels before coarse ones. So where residuals are no more
 than noise, and the blocks' structure still leaves a doubt, the blocks are sought by their intensities too, there and on
 the next coarser level; who knows best where the corners lie is believed. Where residuals are more than noise (depth,
-other light, another sensor) intensities go astray, and structure is asked alone.
+other light, another sensor) intensities go astray, and structure is asked alone. What two sensors share is little: in
+the few pixels of a coarse block chance correlates as well, on finer levels it does not. So there the blocks are sought
+on those too.
 
 Most pairs leave no doubt, and cost nothing here.
 
@@ -28,7 +30,7 @@ from homoalign.levels.metrics import warp_level
 from homoalign.levels.pyramid import Level
 from homoalign.levels.structure import Structure
 from homoalign.trust.evidence import Evidence
-from homoalign.trust.parts import Parts, seek_blocks
+from homoalign.trust.parts import Parts, measure_parts, seek_blocks
 
 PLAIN_UNEXPLAINED = 1.1
 PLAIN_CORRELATION = 0.9
@@ -50,6 +52,16 @@ CLEAR_HERE = 0.7
 
 EXPLAINED = 1.5
 """Residuals below so many times the noise are taken for noise."""
+
+FINER = 2
+"""How many finer levels are asked at most, each if the one before leaves a doubt..."""
+
+LEAST_HERE = 0.1
+"""... and so many of its blocks lie best where they are: of pairs that show nothing in common fewer do."""
+
+CLOSE_480 = 5.0
+"""Finer levels are believed where they leave the corners less open than an answer may be off and right, pixels at 480:
+they may dispel a doubt, and where they do not it stands."""
 
 LEAST_SIDE_PX = 24
 """Levels of shorter sides have too few pixels for blocks."""
@@ -90,6 +102,32 @@ def _most_overlap(evidence: Evidence) -> Tensor:
     return torch.fmax(evidence.overlap, evidence.src_overlap)
 
 
+def look_closer(src: Sequence[Level], dst: Sequence[Level], index: Tensor, dst_homo_src: Tensor, parts: Parts) -> Parts:
+    """Ask structure on finer levels about the pairs that need it.
+
+    Args:
+        src: source images of a batch, of all levels finer than the one that `parts` were measured on, finest first.
+        dst: destination images of the same levels.
+        index: (B,) int64, which of the batch the pairs are.
+        dst_homo_src: (B, 3, 3) finite, pixels of the level of `parts`.
+        parts: what the blocks' structure says there.
+
+    Returns:
+        The parts of the level that leaves the corners least open, for each pair.
+    """
+    closest = parts
+    for finer in range(1, min(FINER, len(src)) + 1):
+        is_open = ~_is_clear(closest) & (closest.here > LEAST_HERE)
+        chosen = torch.nonzero(is_open)[:, 0]
+        if len(chosen) == 0:
+            break
+        finer_src, finer_dst = (pyramid[-finer].select(index[chosen]) for pyramid in (src, dst))
+        told = measure_parts(finer_src, finer_dst, homography.rescale(dst_homo_src[chosen], -finer))
+        closest = closest.put(chosen, _surest([closest.select(chosen), told]))
+    is_close = torch.nonzero(error_480(closest) < CLOSE_480)[:, 0]
+    return parts.put(is_close, closest.select(is_close))
+
+
 def ask_witnesses(
     src: Sequence[Level], dst: Sequence[Level], dst_homo_src: Tensor, parts: Parts, unexplained: Tensor
 ) -> Parts:
@@ -105,8 +143,9 @@ def ask_witnesses(
     Returns:
         The parts of whoever leaves the corners least open, for each pair; those that were given where nobody was asked.
     """
-    is_clear = (error_480(parts) < CLEAR_480) & (parts.here > CLEAR_HERE)
-    index = torch.nonzero(~is_clear & (unexplained < EXPLAINED) & dst_homo_src.isfinite().flatten(1).all(-1))[:, 0]
+    index = torch.nonzero(~_is_clear(parts) & (unexplained < EXPLAINED) & dst_homo_src.isfinite().flatten(1).all(-1))[
+        :, 0
+    ]
     if len(index) == 0:
         return parts
     told = [parts.select(index)]
@@ -114,6 +153,10 @@ def ask_witnesses(
         matrix = homography.rescale(dst_homo_src[index], coarser)
         told.append(measure_parts_by_intensity(src[coarser].select(index), dst[coarser].select(index), matrix))
     return parts.put(index, _surest(told))
+
+
+def _is_clear(parts: Parts) -> Tensor:
+    return (error_480(parts) < CLEAR_480) & (parts.here > CLEAR_HERE)
 
 
 def error_480(parts: Parts) -> Tensor:
