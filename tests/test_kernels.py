@@ -23,7 +23,7 @@ from homoalign.levels.structure import describe
 from homoalign.optimisation.residual import Alignment, build_problem
 from homoalign.optimisation.solver import robust_scale
 from homoalign.optimisation.template import build_template, jacobian_of, usable_pixels
-from homoalign.starts import search
+from homoalign.starts import shifts
 
 
 def points(height, width):
@@ -339,20 +339,40 @@ def test_structure_is_that_of_torch(rng, by_torch, size, masked):
     torch.testing.assert_close(ours.channels, expected.channels, atol=2e-5, rtol=1e-4)
 
 
+def complexes(rng, *size):
+    return torch.complex(torch.randn(size, generator=rng), torch.randn(size, generator=rng))
+
+
+@pytest.mark.parametrize("with_half_turns", [False, True])
+@pytest.mark.parametrize("size", [(6, 8), (5, 9), (4, 5), (1, 7)])
+def test_spectra_of_correlations_are_those_of_torch(rng, by_torch, size, with_half_turns):
+    channels = complexes(rng, 2, 3, 2, *size), complexes(rng, 2, 2, *size)
+    windows = complexes(rng, 2, 3, *size), complexes(rng, 2, *size)
+
+    def spectra():
+        return (
+            shifts.cross_spectra(*channels, with_half_turns=with_half_turns),
+            *shifts.window_spectra(*windows, with_half_turns=with_half_turns),
+        )
+
+    for ours, expected in zip(spectra(), by_torch(spectra), strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("half_turns", [1, 2])
 @pytest.mark.parametrize("min_overlap", [20.0, 1e9])
-def test_the_best_shifts_are_the_highest_peaks_of_their_neighbourhoods(rng, by_torch, min_overlap):
-    size = (1, 3, 30, 24)
+def test_the_best_shifts_are_the_highest_peaks_of_their_neighbourhoods(rng, by_torch, min_overlap, half_turns):
+    def hilly(rotations=3):  # the neighbours of a peak are higher than other peaks
+        hills = [torch.randn(1, rotations, 30, 24, generator=rng) for _ in range(2)]
+        return torch.complex(*(avg_pool2d(each, 5, stride=1, padding=2) for each in hills))
 
-    def hilly():  # the neighbours of a peak are higher than other peaks
-        return avg_pool2d(torch.randn(size, generator=rng), 5, stride=1, padding=2)
-
-    agreement = torch.complex(hilly(), hilly())
-    overlap, energies = 60 + 100 * hilly(), (1 + hilly(), 1 + hilly())
+    agreement, overlap, energies = hilly(), 60 * (1 + 1j) + 100 * hilly(), 1 + 1j + hilly(3 * half_turns)
 
     def best():
-        return search.best_of_maps(agreement, overlap, energies, min_overlap=min_overlap)
+        return shifts.best_of_maps(agreement, overlap, energies, min_overlap=min_overlap)
 
     (score, at), (expected, expected_at) = best(), by_torch(best)
+    assert score.shape == (1, 3 * half_turns, shifts.PEAKS_PER_ROTATION)
     torch.testing.assert_close(score, expected)
     found = score > -1
     assert torch.equal(at[found], expected_at[found])

@@ -11,12 +11,14 @@ from homoalign import AlignConfig
 from homoalign.homography import corner_errors
 from homoalign.levels.fourier import fast_length
 from homoalign.levels.pyramid import Level, build_pyramid, num_levels
+from homoalign.starts import search as search_module
 from homoalign.starts.search import (
     ROTATION_STEP_DEG,
     SCALE_STEP,
     _make_canvas,
     _rotations,
     _scales,
+    _search_scale,
     search_similarities,
 )
 from jobs.rendering.synthetic import load_scene, render_pair, similarity_homography
@@ -145,6 +147,37 @@ def test_what_is_masked_does_not_attract(similar_pair):
     assert errors_px(masked[0], truth)[0] < 0.03 * FRAME_PX
     assert errors_px(masked[0], np.eye(3)).min() > 0.1 * FRAME_PX
     assert errors_px(seen[0], np.eye(3)).min() < 0.03 * FRAME_PX
+
+
+@pytest.mark.parametrize("dst_size", [SIZE, (75, 61)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_half_a_round_and_its_half_turns_are_a_whole_round(similar_pair, numpy_rng, by_torch, dst_size, masked):
+    src, dst, _ = similar_pair(angle_deg=-70, scale=0.8, shift=(9, -4), dst_size=dst_size)
+    masks = [numpy_rng.random(image.shape) < 0.999 if masked else None for image in (src, dst)]
+    pyramids = [pyramid_of(image, mask=mask) for image, mask in zip((src, dst), masks, strict=True)]
+    angles = _rotations(180.0, torch.device("cpu"))
+
+    def found(*, goes_round):
+        return _search_scale(*pyramids, 0.8, angles, goes_round=goes_round)
+
+    matrices, score = found(goes_round=False)
+    for matrices_round, score_round in (found(goes_round=True), by_torch(lambda: found(goes_round=True))):
+        torch.testing.assert_close(score_round, score, atol=1e-5, rtol=0)
+        high = score > 0.05  # what scores less is level, and one shift is as good as another
+        assert high.count_nonzero() > 20
+        torch.testing.assert_close(matrices_round[high], matrices[high], rtol=0, atol=1e-9)
+
+
+def test_only_a_whole_round_is_searched_by_halves(similar_pair, monkeypatch):
+    src, dst, _ = similar_pair()
+    turned = []
+    bare = search_module.best_shifts
+    monkeypatch.setattr(
+        search_module, "best_shifts", lambda turn, *more, **kw: (turned.append(turn), bare(turn, *more, **kw))[1]
+    )
+    for largest in (180, 170):
+        search(src, dst, search_max_rotation_deg=largest, search_max_scale=1)
+    assert [(len(turn.usable[0]), turn.with_half_turns) for turn in turned] == [(18, True), (35, False)]
 
 
 def test_two_pairs_are_searched_as_each_alone(similar_pair):

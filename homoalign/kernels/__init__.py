@@ -36,7 +36,7 @@ from homoalign.kernels.robust import (
     trimmed_line,
 )
 from homoalign.kernels.saturation import not_cut_off
-from homoalign.kernels.shifts import LEAST_ENERGY, best_shifts
+from homoalign.kernels.shifts import LEAST_ENERGY, best_shifts, turned_cross_spectra, window_spectra
 from homoalign.kernels.slopes import Points, every, slopes_at, sobel, steepest_points, usable_pixels
 from homoalign.kernels.structure import describe
 from homoalign.kernels.structure import products as structure_products
@@ -95,11 +95,13 @@ __all__ = [
     "steepest_points",
     "structure_products",
     "trimmed_line",
+    "turned_cross_spectra",
     "unit_of_bytes",
     "usable_pixels",
     "warp_difference",
     "warp_level",
     "weighted_patterns",
+    "window_spectra",
 ]
 
 
