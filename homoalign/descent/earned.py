@@ -20,8 +20,8 @@ from homoalign.homography import image_size
 from homoalign.levels.pyramid import Level
 from homoalign.optimisation.precision import corner_covariance, corner_jacobian, corner_std
 from homoalign.optimisation.residual import Alignment, DirectProblem
-from homoalign.optimisation.schedule import MOTION_PARAMETERS
-from homoalign.optimisation.solver import cauchy, robust_scale, solve
+from homoalign.optimisation.schedule import MOTION_PARAMETERS, solver_for
+from homoalign.optimisation.solver import Slack, cauchy, robust_scale
 
 WEAK_480 = 3.0
 """Predicted error of the corners, pixels at a shorter side of 480, from which lower models are tried."""
@@ -92,13 +92,14 @@ def give_up_freedom(
             break
         restricted = part.restrict(1, kept)
         start = Alignment(_nearest(part, full.dst_homo_src, weight * seen, kept), full.gain, full.bias)
-        solution = solve(
+        solution = solver_for(part.template.u)(
             restricted,
             start,
             max_iterations=MAX_ITERATIONS,
             step_tol_px=step_tol_px,
             loss_width=loss_width,
             min_seen=0.5 * seen.sum(-1),
+            slack=Slack(),
         )
         other_residual, other_seen = restricted.evaluate(solution.state)
         both = seen * other_seen

@@ -76,7 +76,7 @@ def plan_runs(level: int, count: int, num_points: int, config: AlignConfig, *, i
 def solve_run(problem: DirectProblem, state: Alignment, run: Run, config: AlignConfig) -> Solution[Alignment]:
     """Do a run of a level, from `state`."""
     part = problem.restrict(run.stride, run.motion_parameters)
-    return _solver_for(part.template.u)(
+    return solver_for(part.template.u)(
         part,
         state,
         max_iterations=config.max_iterations,
@@ -89,7 +89,7 @@ def solve_run(problem: DirectProblem, state: Alignment, run: Run, config: AlignC
     )
 
 
-def _solver_for(points: Tensor) -> Callable[..., Solution[Alignment]]:
+def solver_for(points: Tensor) -> Callable[..., Solution[Alignment]]:
     """Return what solves where these points lie: one algorithm, for the processor, in Triton, and for any device."""
     if kernels.serves(points):
         return solve_direct
