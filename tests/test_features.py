@@ -6,6 +6,7 @@ import torch
 
 from homoalign.homography import corner_errors
 from homoalign.levels.pyramid import Level, build_pyramid, num_levels
+from homoalign.starts import features
 from homoalign.starts.features import match_features
 from jobs.rendering.synthetic import (
     corner_points,
@@ -96,3 +97,28 @@ def test_the_matrix_is_that_of_full_size_pixels(view, monkeypatch):
     cropped[:2] -= np.array([[30.0], [20.0]]) * truth[2]
     alike = match_features(pyramid_of(src), pyramid_of(dst[20:140, 30:170]))  # dst alone keeps its size
     assert error_px(alike, cropped) < 4
+
+
+@pytest.mark.parametrize("count", [2, 63, 64, 65, 700])
+@pytest.mark.parametrize("has_integers", [True, False])
+def test_features_match_where_the_next_best_is_much_further(rng, monkeypatch, count, has_integers):
+    src = torch.randint(0, 256, (600, 128), generator=rng)
+    dst = torch.randint(0, 256, (count, 128), generator=rng)
+    near = min(count, 300)
+    dst[:near] = (src[:near] + torch.randint(-120, 121, (near, 128), generator=rng)).clamp(0, 255)
+    dst[-1] = dst[0]  # two that are as near: neither matches
+    if not has_integers:
+        monkeypatch.delattr(torch, "_int_mm", raising=False)
+    from_src, to_dst = features._nearest_neighbours(*((each - 128).to(torch.int8) for each in (src, dst)))
+    squared = torch.cdist(src.double(), dst.double()).square()
+    (best, second), index = squared.topk(2, largest=False).values.T, squared.argmin(-1)
+    matched = torch.nonzero(best < features.RATIO**2 * second)[:, 0]
+    assert torch.equal(from_src, matched)
+    assert torch.equal(to_dst, index[matched])
+    assert 0 not in from_src
+    assert count == 2 or near // 3 < len(matched) < near
+
+
+def test_features_are_taken_as_the_bytes_that_they_are():
+    values = torch.arange(256, dtype=torch.float32).reshape(2, 128)
+    assert torch.equal(features._as_integers(values.numpy()).int() + 128, values.int())

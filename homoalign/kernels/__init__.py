@@ -14,6 +14,7 @@ from homoalign.kernels.fit import FitSums, count_inside, fit_sums, warp_differen
 from homoalign.kernels.joint import joint_scores, light_up
 from homoalign.kernels.leftover import block_products
 from homoalign.kernels.light import NOISE_TERMS, REWEIGHTINGS, RIDGE, light_cost, light_template, regress_light
+from homoalign.kernels.matching import best_two
 from homoalign.kernels.parts import Grid, block_energies, common_motion, cross_spectrum, cut, peaks
 from homoalign.kernels.patterns import local_patterns, pattern_sums, products_of_spectra, second_best, weighted_patterns
 from homoalign.kernels.pixels import (
@@ -53,6 +54,7 @@ __all__ = [
     "Points",
     "PrecisionSums",
     "best_shifts",
+    "best_two",
     "block_energies",
     "block_products",
     "common_motion",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from homoalign import homography
+from homoalign import homography, kernels
 from homoalign.homography import image_size
 from homoalign.levels.pyramid import Level
 
@@ -33,7 +33,7 @@ MAX_SAMPLES = 10_000
 LEAST_MATCHES = 12
 """Three times what a homography needs: fewer agree by chance."""
 
-ROWS_AT_A_TIME = 128
+ROWS_AT_A_TIME = 512
 """Of the table of distances between both images' features: what the cache holds."""
 
 
@@ -101,7 +101,7 @@ def _match_pair(src: Any, dst: Any) -> npt.NDArray[np.float64] | None:
     )
     if len(points_src) < LEAST_MATCHES or len(points_dst) < LEAST_MATCHES:
         return None
-    from_src, to_dst = _nearest_neighbours(torch.from_numpy(features_src), torch.from_numpy(features_dst))
+    from_src, to_dst = _nearest_neighbours(_as_integers(features_src), _as_integers(features_dst))
     xy_src = np.array([points_src[i].pt for i in from_src.tolist()])
     xy_dst = np.array([points_dst[i].pt for i in to_dst.tolist()])
     if len(xy_src) < LEAST_MATCHES:
@@ -112,16 +112,31 @@ def _match_pair(src: Any, dst: Any) -> npt.NDArray[np.float64] | None:
     return np.asarray(matrix, dtype=np.float64)
 
 
+def _as_integers(features: npt.NDArray[np.float32]) -> Tensor:
+    """Return SIFT's features, whole numbers from 0 to 255, as int8: less 128."""
+    return torch.from_numpy(features).sub(128).to(torch.int8)
+
+
 def _nearest_neighbours(src: Tensor, dst: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which features (N, 128) of src match which (M, 128) of dst, by the ratio test; (K,) indices each."""
-    dst_energy, dst_by_column = dst.square().sum(-1), dst.mT.contiguous()
-    best, index = [], []
-    for rows in torch.split(src, ROWS_AT_A_TIME):
-        beyond_src = torch.addmm(dst_energy, rows, dst_by_column, alpha=-2)  # squared, less the energy of src
-        first, nearest = beyond_src.min(-1)
-        second = beyond_src.scatter_(1, nearest[:, None], torch.inf).amin(-1)
-        src_energy = rows.square().sum(-1)
-        best.append(src_energy + first < RATIO**2 * (src_energy + second))
-        index.append(nearest)
-    matched = torch.nonzero(torch.cat(best))[:, 0]
-    return matched, torch.cat(index)[matched]
+    """Match features by the ratio test.
+
+    Args:
+        src: (N, 128) int8, SIFT's bytes less 128: whole numbers multiply eight times as fast as floats do.
+        dst: (M, 128) int8, likewise, at least two.
+
+    Returns:
+        Which of src match which of dst, (K,) int64 each.
+    """
+    src_energy, dst_energy = (features.int().square().sum(-1, dtype=torch.int32) for features in (src, dst))
+    found = [kernels.best_two(_products(rows, dst), -dst_energy) for rows in torch.split(src, ROWS_AT_A_TIME)]
+    best, second, index = (torch.cat(parts) for parts in zip(*found, strict=True))
+    # Squared distances: the energies of both, less twice their product.
+    matched = torch.nonzero(src_energy - best < RATIO**2 * (src_energy - second).double())[:, 0]
+    return matched, index[matched]
+
+
+def _products(src: Tensor, dst: Tensor) -> Tensor:
+    """Return (N, M) int32, the products of (N, 128) and (M, 128) int8."""
+    if hasattr(torch, "_int_mm"):
+        return torch._int_mm(src, dst.mT)
+    return (src.float() @ dst.float().mT).int()  # as exact: below 2^24
