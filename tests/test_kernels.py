@@ -10,9 +10,8 @@ import torch
 from torch.nn.functional import avg_pool2d
 
 from homoalign import kernels
-from homoalign.differences import cover, photometry
+from homoalign.differences import blur, cover, photometry
 from homoalign.differences.refinement import clean_source
-from homoalign.kernels.pixels import means_of_windows
 from homoalign.levels import metrics, pyramid
 from homoalign.levels.intensity import to_gray
 from homoalign.levels.noise import denoise, noise_level, smooth
@@ -268,10 +267,11 @@ def test_the_robust_scale_is_that_of_the_median(rng, by_torch, count):
 
 
 @pytest.mark.parametrize("size", [(40, 57), (5, 6)])
-def test_window_means_are_those_of_pooling(rng, size):
-    values, means = torch.rand(2, *size, generator=rng), torch.empty(2, *size)
-    means_of_windows(values.numpy(), 9, means.numpy())
-    torch.testing.assert_close(means, avg_pool2d(values[:, None], 9, stride=1, padding=4)[:, 0])
+def test_window_means_are_those_of_pooling(rng, by_torch, size):
+    values = torch.rand(2, 1, *size, generator=rng)
+    expected = avg_pool2d(values, 9, stride=1, padding=4)
+    torch.testing.assert_close(blur.box(values, 4), expected)
+    torch.testing.assert_close(by_torch(lambda: blur.box(values, 4)), expected)
 
 
 def test_templates_are_lit_as_torch_lights_them(make_pair, by_torch):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
+from homoalign import kernels
 from homoalign.differences.photometry import Light, apply_light
 from homoalign.homography import image_size
 from homoalign.levels.fourier import fast_length
@@ -146,8 +147,8 @@ def _even_kernel(sharp: Tensor, blurred: Tensor, usable: Tensor, noise: Tensor) 
     """Do what `even_kernel` does, of the middle of one pair."""
     radius = max(1, min(RADIUS, (min(image_size(sharp)) - 3) // 4))
     # What a kernel would take from beyond says nothing; a soft edge has no details of its own.
-    inner = (_box(usable, radius) > ALL_OF_IT).to(usable)
-    window = _box(inner, radius)
+    inner = (box(usable, radius) > ALL_OF_IT).to(usable)
+    window = box(inner, radius)
     at, given = (_high_passed(image, usable) * window for image in (sharp, blurred))
     size = [fast_length(side + 2 * radius + 1, step=2) for side in image_size(sharp)]
     of_sharp, of_blurred, of_window = (torch.fft.rfft2(image[:, 0].double(), s=size) for image in (at, given, window))
@@ -171,7 +172,7 @@ def blur_level(level: Level, kernel: Tensor) -> Level:
     """Blur images by even (B, K, K) kernels; what these would need from beyond the border or a mask is masked."""
     known = torch.ones_like(level.image) if level.mask is None else (level.mask > 0.5).to(level.image)
     pairs = range(len(kernel))
-    inside = torch.cat([_box(known[i : i + 1], _reach(kernel[i])) for i in pairs]) > ALL_OF_IT
+    inside = torch.cat([box(known[i : i + 1], _reach(kernel[i])) for i in pairs]) > ALL_OF_IT
     image = torch.cat([_convolved(level.image[i : i + 1], kernel[i].to(level.image)) for i in pairs])
     noise = level.noise * kernel.square().sum((-2, -1)).sqrt()
     return Level(image, inside.to(known), noise)
@@ -236,12 +237,14 @@ def _middle(image: Tensor) -> Tensor:
 
 def _high_passed(image: Tensor, usable: Tensor) -> Tensor:
     """Take the neighbourhoods' means from what is usable of (B, 1, H, W) images; the rest is 0."""
-    share = _box(usable, HIGH_PASS).clamp_min(1e-3)
-    return (image - _box(image * usable, HIGH_PASS) / share) * usable
+    share = box(usable, HIGH_PASS).clamp_min(1e-3)
+    return (image - box(image * usable, HIGH_PASS) / share) * usable
 
 
-def _box(image: Tensor, radius: int) -> Tensor:
+def box(image: Tensor, radius: int) -> Tensor:
     """Return (B, 1, H, W) means over squares; beyond the border is 0."""
+    if kernels.serves(image):
+        return kernels.box(image[:, 0], radius)[:, None]
     for kernel, margin in (((2 * radius + 1, 1), (radius, 0)), ((1, 2 * radius + 1), (0, radius))):
         image = avg_pool2d(image, kernel, stride=1, padding=margin)
     return image

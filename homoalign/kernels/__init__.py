@@ -18,6 +18,7 @@ from homoalign.kernels.matching import best_two
 from homoalign.kernels.parts import Grid, block_energies, common_motion, cross_spectrum, cut, peaks
 from homoalign.kernels.patterns import local_patterns, pattern_sums, products_of_spectra, second_best, weighted_patterns
 from homoalign.kernels.pixels import (
+    box,
     convolve,
     gray_of_bytes,
     halve,
@@ -57,6 +58,7 @@ __all__ = [
     "best_two",
     "block_energies",
     "block_products",
+    "box",
     "common_motion",
     "convolve",
     "count_inside",

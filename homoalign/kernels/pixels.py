@@ -93,6 +93,14 @@ def smooth(image: Tensor, hole: int) -> Tensor:
     return result
 
 
+def box(image: Tensor, radius: int) -> Tensor:
+    """Do what `blur.box` does, on (B, H, W) float32."""
+    means = torch.empty_like(image, memory_format=torch.contiguous_format)
+    values, found = arrays(image, means)
+    means_of_windows(values, 2 * radius + 1, found)
+    return means
+
+
 def soften(image: Tensor) -> Tensor:
     """Do what `pyramid.soften` does, on (B, H, W) float32."""
     result = torch.empty_like(image, memory_format=torch.contiguous_format)
