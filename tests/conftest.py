@@ -9,7 +9,7 @@ import pytest
 import torch
 from job_pairs import ENVIRONMENT, encoded, photo, write_manifest, write_pairs
 
-from homoalign import kernels
+from homoalign import align, aligner, kernels
 from jobs.rendering.synthetic import load_scene, random_homography, render_pair
 
 MADE_ONCE = {"finished", "undisturbed", "speed", "job_figures", "tutorial_rows"}
@@ -69,6 +69,22 @@ def by_torch(monkeypatch):
             return function()
 
     return call
+
+
+@pytest.fixture
+def align_without(monkeypatch):
+    """Align as if a step that changes images, `smooth_quantised` or `stabilise`, changed none."""
+
+    def without(step):
+        def run(*arguments, **more):
+            with monkeypatch.context() as patch:
+                none_changed = lambda src, dst: (src, dst, torch.zeros(len(src.image), dtype=torch.bool))  # noqa: E731
+                patch.setattr(aligner, step, none_changed)
+                return align(*arguments, **more)
+
+        return run
+
+    return without
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import homoalign
-from homoalign import AlignConfig, Status, align
+from homoalign import AlignConfig, Status, align, aligner
 from homoalign.cascade import attempt
 from homoalign.trust.evidence import EVIDENCE
 from homoalign.trust.parts import measure_parts
@@ -236,6 +236,18 @@ def test_the_tutorial_aligns_by_adam(make_pair):
     errors = [level.gt_reprojection_l1 for level in result.levels[0]]
     assert errors[-1] < 0.02
     assert result.num_iterations.item() == 300
+
+
+@pytest.mark.parametrize("step", ["smooth_quantised", "stabilise"])
+def test_the_tutorial_takes_images_as_they_are(make_pair, monkeypatch, step):
+    def changes(*_):
+        raise AssertionError(step)
+
+    monkeypatch.setattr(aligner, step, changes)
+    src, dst, _ = make_pair()
+    with pytest.raises(AssertionError, match=step):
+        align(src, dst)
+    align(src, dst, config=AlignConfig(solver="adam", adam_steps=1))
 
 
 def test_adam_keeps_pairs_apart(make_pair):

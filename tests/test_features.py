@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from levels import pyramid_of
 
 from homoalign.homography import corner_errors
-from homoalign.levels.pyramid import Level, build_pyramid, num_levels
 from homoalign.starts import features
 from homoalign.starts.features import match_features
 from jobs.rendering.synthetic import (
@@ -26,12 +26,6 @@ def view(numpy_rng):
         return pair.src.clip(0, 1), pair.dst.clip(0, 1)
 
     return render
-
-
-def pyramid_of(*images, mask=None):
-    image = torch.stack([torch.as_tensor(np.ascontiguousarray(image)) for image in images])[:, None]
-    count = num_levels([tuple(image.shape[-2:])], min_side_px=8, max_levels=12)
-    return build_pyramid(Level(image, None if mask is None else torch.as_tensor(mask).float()[None, None]), count)
 
 
 def error_px(matrix, truth):

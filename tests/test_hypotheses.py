@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from levels import pyramid_of
 
 from homoalign import AlignConfig
 from homoalign.homography import corner_errors
-from homoalign.levels.pyramid import Level, build_pyramid, num_levels
+from homoalign.levels.pyramid import Level, build_pyramid
 from homoalign.optimisation.schedule import HOMOGRAPHY
 from homoalign.optimisation.structure_problem import LevelRefiner
 from homoalign.starts.hypotheses import STAGES, Hypotheses, agreement, keep_distinct, refine
@@ -25,11 +26,6 @@ def hypotheses(*rows):
     """(pair, matrix, score) each."""
     pair, matrix, score = zip(*rows, strict=True)
     return Hypotheses(torch.tensor(pair), torch.stack(matrix), torch.tensor(score, dtype=torch.float64))
-
-
-def pyramid_of(*images):
-    image = torch.stack([torch.as_tensor(np.ascontiguousarray(image)) for image in images])[:, None]
-    return build_pyramid(Level(image, None), num_levels([tuple(image.shape[-2:])], min_side_px=8, max_levels=12))
 
 
 def errors_px(found, truth):

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from levels import level_of
 
 from homoalign import homography
-from homoalign.levels.pyramid import Level
 from homoalign.trust.parts import MOST_480, measure_parts
 from jobs.rendering.degrade import see_by_other_sensor
 from jobs.rendering.synthetic import load_scene, random_homography, render_pair
@@ -28,13 +28,9 @@ def view(numpy_rng):
     return render
 
 
-def as_level(*images):
-    return Level(torch.from_numpy(np.stack(images))[:, None], None)
-
-
 def measured(src, dst, dst_homo_src):
     """Return here, drift and its deviation of one pair."""
-    parts = measure_parts(as_level(src), as_level(dst), torch.from_numpy(dst_homo_src)[None])
+    parts = measure_parts(level_of(src), level_of(dst), torch.from_numpy(dst_homo_src)[None])
     return parts.here.item(), parts.drift_480.item(), parts.drift_std_480.item()
 
 
@@ -92,7 +88,7 @@ def test_a_pair_is_measured_alike_alone_and_with_others(view):
     pairs = [view(name) for name in ("astronaut", "camera", "coffee")]
     src, dst, matrix = (np.stack(side) for side in zip(*pairs, strict=True))
     matrix[1] = shifted(3, -2) @ matrix[1]
-    together = measure_parts(as_level(*src), as_level(*dst), torch.from_numpy(matrix))
+    together = measure_parts(level_of(*src), level_of(*dst), torch.from_numpy(matrix))
     for i in range(3):
         alone = measured(src[i], dst[i], matrix[i])
         assert (together.here[i].item(), together.drift_480[i].item(), together.drift_std_480[i].item()) == (
@@ -104,6 +100,6 @@ def test_a_pair_is_measured_alike_alone_and_with_others(view):
 def test_the_motion_of_the_blocks_leads_back_to_the_truth(view, shift_px):
     src, dst, truth = view()
     wrong = torch.from_numpy(shifted(shift_px, -shift_px) @ truth)[None]
-    parts = measure_parts(as_level(src), as_level(dst), wrong)
+    parts = measure_parts(level_of(src), level_of(dst), wrong)
     right = homography.move(wrong, parts.motion, *SIZE)
     assert homography.corner_errors(right, torch.from_numpy(truth)[None], *SIZE).max() < 0.4

@@ -5,9 +5,9 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from levels import batch_of, level_of
 
-from homoalign import AlignConfig, align, aligner
-from homoalign.levels.pyramid import Level
+from homoalign import AlignConfig, align
 from homoalign.levels.quantised import smooth_quantised
 from jobs.bench.options import RenderOptions
 from jobs.bench.pairs import draw_pairs
@@ -29,29 +29,15 @@ def faded(image):
 KINDS = {"dithered": dither, "thresholded": thresholded, "posterised": partial(posterise, levels=8), "faded": faded}
 
 
-def level_of(image, mask=None):
-    return Level(torch.from_numpy(np.array(image, dtype=np.float32))[None, None], mask)
-
-
 def pairs_of(kind, *, count=6, size=192):
     render = RenderOptions(pairs=count, seed=3, photographs=("astronaut", "coffee", "coins"))
     drawn = list(draw_pairs(render, size=size, offset_px=6.0))
-    sides = [[kind(image) for image in (one.views.src, one.views.dst)] for one in drawn]
-    src, dst = (torch.from_numpy(np.stack(side))[:, None] for side in zip(*sides, strict=True))
-    return src, dst, torch.from_numpy(np.stack([one.views.dst_homo_src for one in drawn]))
+    return batch_of(drawn, lambda one: [kind(image) for image in (one.views.src, one.views.dst)])
 
 
 @pytest.fixture
-def as_recorded(monkeypatch):
-    """Align as if there were no such thing."""
-
-    def run(*arguments, **more):
-        with monkeypatch.context() as patch:
-            none = lambda src, dst: (src, dst, torch.zeros(len(src.image), dtype=torch.bool))  # noqa: E731
-            patch.setattr(aligner, "smooth_quantised", none)
-            return align(*arguments, **more)
-
-    return run
+def as_recorded(align_without):
+    return align_without("smooth_quantised")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -133,16 +119,16 @@ def test_what_shows_in_none_of_the_rows_that_are_asked_stays_as_it_is(numpy_rng)
 
 def test_a_mask_is_not_mixed_in_and_says_nothing_of_the_levels(numpy_rng):
     image = thresholded(load_gray("coffee")[:200, :300])
-    mask = torch.ones(1, 1, 200, 300)
-    mask[..., :60, :] = 0
+    mask = torch.ones(200, 300)
+    mask[:60] = 0
     image[:60] = numpy_rng.random((60, 300))
-    found, _, is_smoothed = smooth_quantised(*[level_of(image, mask)] * 2)
+    found, _, is_smoothed = smooth_quantised(*[level_of(image, mask=mask)] * 2)
     assert is_smoothed.all()
     assert not smooth_quantised(*[level_of(image)] * 2)[2].any()
     image[:60] = 1 - image[:60]
-    again, _, _ = smooth_quantised(*[level_of(image, mask)] * 2)
+    again, _, _ = smooth_quantised(*[level_of(image, mask=mask)] * 2)
     torch.testing.assert_close(found.image[..., 60:, :], again.image[..., 60:, :], rtol=0, atol=1e-6)
-    white = smooth_quantised(*[level_of(np.ones((200, 300)), mask)] * 2)[0].image[..., 60:, :]
+    white = smooth_quantised(*[level_of(np.ones((200, 300)), mask=mask)] * 2)[0].image[..., 60:, :]
     torch.testing.assert_close(white, torch.ones_like(white))
 
 
@@ -169,9 +155,3 @@ def test_a_pattern_that_smoothing_would_wipe_out_has_its_rivals_still(cell_px):
     assert smooth_quantised(*[level_of(board)] * 2)[2].tolist() == [cell_px > 2]
     src, dst = (torch.from_numpy(cut)[None, None] for cut in (board[:-cell_px], board[cell_px:]))
     assert align(src, dst, config=STAY).status[0] != "ok"
-
-
-def test_the_tutorial_takes_images_as_they_are(monkeypatch):
-    monkeypatch.setattr(aligner, "smooth_quantised", lambda *_: pytest.fail("smoothed"))
-    src, dst, _ = pairs_of(dither, count=1, size=64)
-    align(src, dst, config=AlignConfig(solver="adam", adam_steps=1))

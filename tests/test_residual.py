@@ -1,8 +1,8 @@
 import pytest
 import torch
+from levels import level_of
 
 from homoalign.homography import corner_errors
-from homoalign.levels.pyramid import Level
 from homoalign.optimisation.residual import Alignment, build_problem
 
 
@@ -10,12 +10,6 @@ def alignment(dst_homo_src, gain=1.0, bias=0.0):
     matrix = torch.as_tensor(dst_homo_src, dtype=torch.float64).reshape(1, 3, 3)
     value = torch.ones(1, dtype=torch.float64)
     return Alignment(matrix, gain * value, bias * value)
-
-
-def level(image, mask=None):
-    return Level(
-        torch.as_tensor(image)[None, None], None if mask is None else torch.as_tensor(mask)[None, None].float()
-    )
 
 
 def problem_of(src, dst, **options):
@@ -29,7 +23,7 @@ def problem_of(src, dst, **options):
 
 def test_the_residual_vanishes_at_the_truth(make_pair):
     src, dst, truth = make_pair()
-    problem = problem_of(level(src), level(0.7 * dst + 0.1))
+    problem = problem_of(level_of(src), level_of(0.7 * dst + 0.1))
     residual, seen = problem.evaluate(alignment(truth, 0.7, 0.1))
     off = truth.copy()
     off[0, 2] += 1
@@ -46,7 +40,7 @@ def test_the_gradient_is_that_of_the_cost(make_pair):
     y, x = torch.meshgrid(*(torch.arange(side).float() for side in smooth.shape), indexing="ij")
     mask = torch.zeros(smooth.shape)
     mask[10:-10, 10:-10] = 1  # what moves in and out of sight is not in the gradient
-    problem = problem_of(level(smooth, mask), level(smooth + 0.003 * torch.sin(0.1 * x + 0.07 * y)))
+    problem = problem_of(level_of(smooth, mask=mask), level_of(smooth + 0.003 * torch.sin(0.1 * x + 0.07 * y)))
     state = alignment(torch.eye(3), bias=0.002)
     residual, seen = problem.evaluate(state)
     _, Jtr = problem.normal_equations(state, residual, seen)
@@ -65,7 +59,7 @@ def test_the_gradient_is_that_of_the_cost(make_pair):
 
 def test_a_step_moves_the_corners_as_far_as_it_says(make_pair, rng):
     src, dst, _ = make_pair()
-    problem = problem_of(level(src), level(dst))
+    problem = problem_of(level_of(src), level_of(dst))
     step = torch.cat([1e-5 * torch.randn(1, 8, generator=rng), torch.zeros(1, 2)], dim=1).double()
     before = alignment(torch.eye(3))
     moved = corner_errors(problem.step(before, step).dst_homo_src, before.dst_homo_src, *src.shape).max()
@@ -74,7 +68,7 @@ def test_a_step_moves_the_corners_as_far_as_it_says(make_pair, rng):
 
 def test_gain_and_bias_stay_where_they_are_not_fitted(make_pair):
     src, dst, truth = make_pair()
-    problem = problem_of(level(src), level(dst), fit_photometric=False)
+    problem = problem_of(level_of(src), level_of(dst), fit_photometric=False)
     state = alignment(truth)
     JtJ, Jtr = problem.normal_equations(state, *problem.evaluate(state))
     assert Jtr[0, 8:].tolist() == [0, 0]
@@ -86,7 +80,7 @@ def test_points_are_spread_and_avoid_the_mask(make_pair):
     src, dst, _ = make_pair()
     mask = torch.ones(src.shape, dtype=torch.bool)
     mask[:, :80] = False
-    problem = problem_of(level(src, mask), level(dst), max_points=src.size // 16)
+    problem = problem_of(level_of(src, mask=mask), level_of(dst), max_points=src.size // 16)
     height, width = src.shape
     x = problem.template.u[0, 0] * max(height, width) / 2 + (width - 1) / 2
     used = problem.template.usable[0]
@@ -98,7 +92,7 @@ def test_points_are_spread_and_avoid_the_mask(make_pair):
 def test_masked_destination_pixels_are_not_seen(make_pair):
     src, dst, truth = make_pair()
     nothing = torch.zeros(dst.shape, dtype=torch.bool)
-    _, seen = problem_of(level(src), level(dst, nothing)).evaluate(alignment(truth))
+    _, seen = problem_of(level_of(src), level_of(dst, mask=nothing)).evaluate(alignment(truth))
     assert seen.sum() == 0
 
 
@@ -107,6 +101,6 @@ def test_an_implausible_matrix_sees_nothing_and_yields_no_nan(make_pair, corner)
     src, dst, _ = make_pair()
     bottom = [-1 / 80, 0, 1] if corner == "behind the horizon" else [float("nan"), 0, 1]
     matrix = torch.tensor([[1.0, 0, 0], [0, 1, 0], bottom])
-    residual, seen = problem_of(level(src), level(dst)).evaluate(alignment(matrix))
+    residual, seen = problem_of(level_of(src), level_of(dst)).evaluate(alignment(matrix))
     assert seen.sum() == 0
     assert residual.abs().sum() == 0

@@ -6,11 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from levels import pyramid_of
 
 from homoalign import AlignConfig
 from homoalign.homography import corner_errors
 from homoalign.levels.fourier import fast_length
-from homoalign.levels.pyramid import Level, build_pyramid, num_levels
+from homoalign.levels.pyramid import Level, build_pyramid
 from homoalign.starts import search as search_module
 from homoalign.starts.search import (
     ROTATION_STEP_DEG,
@@ -40,12 +41,6 @@ def similar_pair(numpy_rng):
         return pair.src.clip(0, 1), pair.dst.clip(0, 1), pair.dst_homo_src
 
     return render
-
-
-def pyramid_of(*images, mask=None):
-    image = torch.stack([torch.as_tensor(np.ascontiguousarray(image)) for image in images])[:, None]
-    count = num_levels([tuple(image.shape[-2:])], min_side_px=8, max_levels=12)
-    return build_pyramid(Level(image, None if mask is None else torch.as_tensor(mask).float()[None, None]), count)
 
 
 def search(src, dst, *, keep=5, **config):

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from levels import batch_of, level_of
 from scipy.ndimage import convolve
 
-from homoalign import AlignConfig, align, aligner
+from homoalign import AlignConfig, align
 from homoalign.levels.pyramid import Level
 from homoalign.levels.stabilise import stabilise
 from jobs.bench.options import RenderOptions
@@ -15,10 +16,6 @@ from jobs.rendering.degrade import add_noise, add_photon_noise, add_speckle, com
 
 STAY = AlignConfig(use_search=False, use_features=False)
 GROWING = {"photons": (add_photon_noise, 40.0), "speckle": (add_speckle, 60.0)}
-
-
-def level_of(image, mask=None):
-    return Level(torch.from_numpy(np.asarray(image, dtype=np.float32))[None, None], mask)
 
 
 def ramp(height=200, width=300, low=0.05, high=0.9):
@@ -34,21 +31,12 @@ def pairs_of(kind, *, names=("astronaut", "coffee", "coins"), count=6, size=192)
     render = RenderOptions(pairs=count, seed=3, photographs=names)
     _, sigma_8bit = GROWING.get(kind, (None, 5.0))
     drawn = list(draw_pairs(render, size=size, offset_px=6.0))
-    images = [list(map(to_uint8, one.noisy(sigma_8bit, kind=kind))) for one in drawn]
-    src, dst = (torch.from_numpy(np.stack(side))[:, None] for side in zip(*images, strict=True))
-    return src, dst, torch.from_numpy(np.stack([one.views.dst_homo_src for one in drawn]))
+    return batch_of(drawn, lambda one: map(to_uint8, one.noisy(sigma_8bit, kind=kind)))
 
 
 @pytest.fixture
-def as_recorded(monkeypatch):
-    """Align as if there were no such thing."""
-
-    def run(*arguments, **more):
-        with monkeypatch.context() as patch:
-            patch.setattr(aligner, "stabilise", lambda src, dst: (src, dst, torch.zeros(len(src.image), dtype=bool)))
-            return align(*arguments, **more)
-
-    return run
+def as_recorded(align_without):
+    return align_without("stabilise")
 
 
 @pytest.mark.parametrize("kind", GROWING)
@@ -167,9 +155,3 @@ def test_answers_do_not_depend_on_what_else_is_in_the_batch():
         assert torch.equal(alone.dst_homo_src[0], both.dst_homo_src[i])
         assert torch.equal(alone.gain[0], both.gain[i])
         assert torch.equal(alone.confidence[0], both.confidence[i])
-
-
-def test_the_tutorial_takes_images_as_they_are(monkeypatch):
-    monkeypatch.setattr(aligner, "stabilise", lambda *_: pytest.fail("bent"))
-    src, dst, _ = pairs_of("photons", count=1, size=64)
-    align(src, dst, config=AlignConfig(solver="adam", adam_steps=1))

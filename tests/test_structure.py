@@ -5,15 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from levels import level_of
 
 from homoalign.levels.intensity import to_gray
 from homoalign.levels.pyramid import Level
 from homoalign.levels.structure import HARMONICS, Structure, correlation, describe
-
-
-def as_level(image, mask=None):
-    image = torch.as_tensor(np.ascontiguousarray(image), dtype=torch.float32)[None, None]
-    return Level(image, None if mask is None else torch.as_tensor(mask).float()[None, None])
 
 
 @pytest.fixture
@@ -27,13 +23,13 @@ def photo(make_pair):
     ids=["inverted", "gain and bias", "inverted and faint"],
 )
 def test_neither_sign_nor_gain_nor_bias_changes_the_channels(photo, change):
-    plain, changed = describe(as_level(photo)), describe(as_level(change(photo)))
+    plain, changed = describe(level_of(photo)), describe(level_of(change(photo)))
     # float32 intensities of a twentieth of the contrast keep five digits.
     torch.testing.assert_close(changed.channels, plain.channels, rtol=0, atol=1e-3)
 
 
 def test_where_there_is_structure_the_channels_are_about_one(photo):
-    found = describe(as_level(photo))
+    found = describe(level_of(photo))
     size = found.channels.square().sum(1, keepdim=True)[found.usable > 0].sqrt()
     assert 0.5 < size.median() < 1.5
     assert size.max() < 5  # the local mean is over 25 pixels
@@ -41,12 +37,12 @@ def test_where_there_is_structure_the_channels_are_about_one(photo):
 
 def test_light_that_differs_from_place_to_place_is_evened_out(photo):
     shade = np.linspace(0.1, 1, photo.shape[1], dtype=np.float32) ** 2
-    agreement, _ = correlation(describe(as_level(photo)), describe(as_level(photo * shade)))
+    agreement, _ = correlation(describe(level_of(photo)), describe(level_of(photo * shade)))
     assert agreement.item() > 0.85
 
 
 def test_a_quarter_turn_turns_each_channel_by_its_harmonic(photo):
-    plain, turned = describe(as_level(photo)), describe(as_level(np.rot90(photo)))
+    plain, turned = describe(level_of(photo)), describe(level_of(np.rot90(photo)))
     expected = torch.rot90(plain.channels, dims=(-2, -1))
     # exp(i h pi / 2) is -1 for the second harmonic and 1 for the fourth.
     sign = torch.tensor([round(math.cos(h * math.pi / 2)) for h in HARMONICS for _ in range(2)])
@@ -61,7 +57,7 @@ def test_waves_that_cross_correlate_as_the_cosines_of_their_angle(angle_deg):
 
     def wave(direction_deg):
         t = math.radians(direction_deg)
-        return describe(as_level(0.5 + 0.5 * np.sin(0.5 * (x * math.cos(t) + y * math.sin(t)))))
+        return describe(level_of(0.5 + 0.5 * np.sin(0.5 * (x * math.cos(t) + y * math.sin(t)))))
 
     found, _ = correlation(wave(10), wave(10 + angle_deg))
     expected = np.mean([math.cos(math.radians(h * angle_deg)) for h in HARMONICS])
@@ -73,7 +69,7 @@ def test_masked_pixels_say_nothing_and_do_not_leak(photo, numpy_rng):
     mask = np.ones(photo.shape, dtype=bool)
     mask[30:60, 40:80] = False
     stained = np.where(mask, photo, numpy_rng.random(photo.shape)).astype(np.float32)
-    plain, found = describe(as_level(photo, mask)), describe(as_level(stained, mask))
+    plain, found = describe(level_of(photo, mask=mask)), describe(level_of(stained, mask=mask))
     assert torch.equal(found.channels, plain.channels)
     assert torch.equal(found.usable, plain.usable)
     assert not found.usable[0, 0, 29:61, 39:81].any()  # nor are those whose gradient reaches over the edge
@@ -81,7 +77,7 @@ def test_masked_pixels_say_nothing_and_do_not_leak(photo, numpy_rng):
     assert found.usable[0, 0, 28, 40] == 1
     far = (0, slice(None), slice(70, 90), slice(10, 100))
     # Only the whole image's mean energy, a tenth of which is added to the local one, knows of the mask.
-    torch.testing.assert_close(found.channels[far], describe(as_level(photo)).channels[far], rtol=0.1, atol=0.02)
+    torch.testing.assert_close(found.channels[far], describe(level_of(photo)).channels[far], rtol=0.1, atol=0.02)
 
 
 def test_pixels_that_are_nan_are_as_if_masked(photo):
@@ -94,21 +90,21 @@ def test_pixels_that_are_nan_are_as_if_masked(photo):
 
 
 def test_the_border_cannot_be_used(photo):
-    usable = describe(as_level(photo)).usable[0, 0]
+    usable = describe(level_of(photo)).usable[0, 0]
     assert usable[1:-1, 1:-1].all()
     assert usable.sum() == usable[1:-1, 1:-1].sum()
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5])
 def test_a_flat_image_has_no_structure(value):
-    found = describe(as_level(np.full((40, 50), value)))
+    found = describe(level_of(np.full((40, 50), value)))
     assert found.channels.abs().max() < 1e-3
     agreement, _ = correlation(found, found)
     assert 0 <= agreement.item() < 1e-3
 
 
 def test_a_thing_correlates_with_itself_and_not_with_another(make_pair):
-    one, other = (describe(as_level(make_pair(name)[0])) for name in ("astronaut", "coffee"))
+    one, other = (describe(level_of(make_pair(name)[0])) for name in ("astronaut", "coffee"))
     with_itself, overlap = correlation(one, one)
     assert with_itself.item() == pytest.approx(1, abs=1e-6)
     assert overlap.item() == pytest.approx(118 * 158 / (120 * 160))
@@ -119,7 +115,7 @@ def test_a_thing_correlates_with_itself_and_not_with_another(make_pair):
 def test_correlation_is_of_what_both_can_use(photo):
     left, right = (np.zeros(photo.shape, dtype=bool) for _ in range(2))
     left[:, :60], right[:, 40:] = True, True
-    a, b = describe(as_level(photo, left)), describe(as_level(photo, right))
+    a, b = describe(level_of(photo, mask=left)), describe(level_of(photo, mask=right))
     agreement, overlap = correlation(a, b)
     assert agreement.item() > 0.98  # each has a mean energy of its own
     assert overlap.item() == pytest.approx((59 - 41) * 94 / (96 * 112))
