@@ -59,7 +59,8 @@ def _judge_pair(
         )
     is_sure = confidence >= config.confidence_threshold
     if not correlation >= -1 or (not weak_correlation >= -1 and not is_sure):  # NaN: there was nothing to compare
-        return Status.LOW_TEXTURE, f"the overlap, {overlap:.3f} of dst, has no structure to compare"
+        found = "hardly any" if correlation >= -1 else "no"
+        return Status.LOW_TEXTURE, f"the overlap, {overlap:.3f} of dst, has {found} structure to compare"
     if is_sure:
         return Status.OK, None
     here, drift, drift_std, rival = (
