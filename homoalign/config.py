@@ -102,7 +102,7 @@ class AlignConfig:
     min_contrast: float = 0.002
     """Least standard deviation of an image's intensities, in [0, 1] and stretched if deep; less is `low_texture`."""
 
-    confidence_threshold: float = 0.65
+    confidence_threshold: float = 0.7
     """Results at or above this confidence are `ok`."""
 
     adam_learning_rate: float = 1e-3
