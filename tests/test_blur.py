@@ -186,14 +186,31 @@ def test_blurred_pairs_of_a_batch_end_as_they_do_alone(view):
         assert torch.equal(together.dst_homo_src[k], alone.dst_homo_src[0])
 
 
-def test_a_kernel_that_explains_nothing_changes_nothing(view, monkeypatch):
+def test_a_kernel_that_explains_nothing_changes_nothing_and_costs_little(view, monkeypatch):
     src, dst, _ = view(KERNELS["Gaussian"])
     identity = torch.zeros(1, 3, 3, dtype=torch.float64)
     identity[:, 1, 1] = 1
     monkeypatch.setattr("homoalign.descent.unlike_sharpness.even_kernel", lambda *_: identity)
+    monkeypatch.setattr("homoalign.descent.unlike_sharpness.finish", lambda *_: pytest.fail("solved again"))
     found = align(src, dst)
     monkeypatch.setattr("homoalign.cascade.attempt.solve_unlike_sharpness", lambda _, solved: solved)
     assert torch.equal(align(src, dst).dst_homo_src, found.dst_homo_src)
+
+
+def test_of_a_batch_those_are_solved_again_whose_kernels_explain_something(view, monkeypatch):
+    (src, dst, _), (other, blurred, _) = view(KERNELS["Gaussian"]), view(KERNELS["defocus"], photograph="coffee")
+    unmatched = torch.zeros(1, 2 * RADIUS + 1, 2 * RADIUS + 1, dtype=torch.float64)
+    unmatched[:, RADIUS, RADIUS] = 1
+
+    def one_of_two(*images):
+        return torch.cat([unmatched, even_kernel(*images)[1:]])
+
+    alone = align(other, blurred)
+    monkeypatch.setattr("homoalign.descent.unlike_sharpness.even_kernel", one_of_two)
+    found = align(torch.cat([src, other]), torch.cat([dst, blurred]))
+    assert torch.equal(found.dst_homo_src[1], alone.dst_homo_src[0])
+    monkeypatch.setattr("homoalign.cascade.attempt.solve_unlike_sharpness", lambda _, solved: solved)
+    assert torch.equal(found.dst_homo_src[0], align(src, dst).dst_homo_src[0])
 
 
 def of_jpeg(image, quality):
