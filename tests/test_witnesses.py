@@ -133,6 +133,24 @@ def test_what_a_finer_level_leaves_open_stays_as_it_was(fine_alike, monkeypatch)
     assert torch.equal(error_480(fine), error_480(coarse))
 
 
+def test_what_fine_levels_drown_in_noise_is_told_on_the_coarse_one(view, monkeypatch):
+    monkeypatch.setattr(witnesses, "CLOSE_480", 1e3)
+    src, dst, truth = view(sigma_8bit=40.0)
+    coarse, fine = closer((src, dst, truth))
+    alone = measure_parts(pyramid(src)[0], pyramid(dst)[0], torch.from_numpy(truth)[None])
+    assert error_480(alone).item() > 1.2 * error_480(coarse).item()
+    assert torch.equal(error_480(fine), error_480(coarse))
+
+
+def test_of_a_batch_those_that_are_named_are_looked_at(fine_alike):
+    pair, other = fine_alike(), fine_alike(4.0)
+    src, dst = (pyramid(other[k], pair[k]) for k in (0, 1))
+    matrix = homography.rescale(torch.from_numpy(pair[2])[None], 1)
+    parts = measure_parts(src[1].select(torch.tensor([1])), dst[1].select(torch.tensor([1])), matrix)
+    fine = look_closer(src[:1], dst[:1], torch.tensor([1]), matrix, parts)
+    torch.testing.assert_close(error_480(fine), error_480(closer(pair)[1]), rtol=1e-6, atol=1e-6)
+
+
 def test_finer_levels_of_clear_and_of_hopeless_pairs_are_not_looked_at(fine_alike, monkeypatch):
     pairs = [fine_alike(4.0), (*fine_alike()[:2], shifted(8, 0)), fine_alike()]
     looked = []
@@ -155,6 +173,11 @@ def test_a_pair_that_shares_fine_detail_alone_is_ok_and_its_precision_told(fine_
         return align(src, dst, init=shifted(0.5, -0.5) @ truth, gt=truth, config=config)
 
     result = run()
+    clear = fine_alike(4.0)
+    starts = torch.from_numpy(np.stack([clear[2], shifted(0.5, -0.5) @ truth]))
+    both = [torch.from_numpy(np.stack(side))[:, None] for side in ((clear[0], src), (clear[1], dst))]
+    together = align(*both, init=starts, config=config)
+    torch.testing.assert_close(together.confidence[1:], result.confidence, rtol=1e-9, atol=1e-9)
     assert result.gt_corner_error_px.item() < 0.3
     assert result.corner_std_px.item() < 0.5
     assert result.status == [Status.OK]

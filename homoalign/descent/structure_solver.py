@@ -112,8 +112,7 @@ class Yardstick:
     """How well the structure of pairs agrees, on one level for all answers."""
 
     def __init__(self, track: Track) -> None:
-        near = match_levels(track.src, track.dst, zoom=0, side_px=YARDSTICK_SIDE_PX).src_level
-        self.level = max(_finest_level(track), near)
+        self.level = match_levels(track.src, track.dst, zoom=0, side_px=YARDSTICK_SIDE_PX).src_level
         src, dst = track.src[self.level], track.dst[self.level]
         pair = torch.arange(len(src.image), device=src.image.device)
         self._judge = LevelRefiner(src, dst, pair, 1, track.config)
