@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from homoalign import kernels
 from homoalign.arguments import Array, Pairs, check_pairs
 from homoalign.backward import measure_backward
 from homoalign.cascade.attempt import Batch
@@ -126,7 +127,10 @@ def warm_up() -> None:
         )
         align(src, otherwise_lit, config=config, gt=torch.eye(3, dtype=torch.float64))
     planes, pixels = src.expand(-1, 3, -1, -1), otherwise_lit.flip(-2).expand(-1, 3, -1, -1).movedim(1, -1)
-    align(planes, pixels.contiguous().movedim(-1, 1), config=config)  # not found: the search is warm too
+    for largest_deg in (0.0, 180.0):  # not found: the search is warm too, of some angles and of all
+        searched = replace(config, search_max_rotation_deg=largest_deg)
+        align(planes, pixels.contiguous().movedim(-1, 1), config=searched)
+    kernels.best_two(torch.zeros(1, 2, dtype=torch.int32), torch.zeros(2, dtype=torch.int32))  # of features
 
 
 @dataclass(frozen=True, slots=True)
