@@ -103,6 +103,13 @@ def test_quantised_compares_with_all_levels(tmp_path):
     assert found["rows"][0]["/ 256 levels"] == 1
 
 
+def test_compression_compares_with_lossless_files(tmp_path):
+    found = bench(tmp_path, "compression", "--pairs", "1", "--size", "96", "--offset", "4", "--no-peers", *PHOTOGRAPHS)
+    cases = ["lossless", "JPEG 90", "JPEG 75", "JPEG 50", "JPEG 30", "JPEG 15", "WebP 75", "WebP 30"]
+    assert [row["files"] for row in found["rows"]] == cases
+    assert found["rows"][0]["/ lossless"] == 1
+
+
 def test_surround_compares_with_none(tmp_path):
     found = bench(tmp_path, "surround", "--pairs", "1", "--size", "96", "--offset", "4", "--no-peers", *PHOTOGRAPHS)
     assert [row["surround"] for row in found["rows"]] == ["none", "aperture", "letterbox", "nodata"]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jobs.bench.blur import MOST_RADIUS_PX, blur_pairs, draw_kernels
+from jobs.bench.compression import compression_pairs
 from jobs.bench.occlusion import occlusion_pairs
 from jobs.bench.options import RenderOptions
 from jobs.bench.pairs import NOISES, Range, draw_range_pairs, stream_of
@@ -167,6 +168,19 @@ def test_quantised_pairs_have_so_many_levels():
     whole = pairs["256 levels"].src.astype(float)
     means = [whole[:64, :64].mean(), pairs["dithered"].src[:64, :64].mean()]  # gray on the whole is kept
     assert means[0] == pytest.approx(means[1], abs=3)
+
+
+def test_compressed_pairs_lose_the_more_the_smaller_the_file():
+    pairs = {pair.case: pair for pair in compression_pairs(dataclasses.replace(RENDER, pairs=1), 128, 5.0, 1.0)}
+    whole = pairs.pop("lossless")
+    lost = {
+        case: [np.std(getattr(pair, side).astype(float) - getattr(whole, side)) for side in ("src", "dst")]
+        for case, pair in pairs.items()
+    }
+    for kind in ("JPEG", "WebP"):
+        of_kind = [amount for case, amount in lost.items() if case.startswith(kind)]
+        assert of_kind == sorted(of_kind)
+        assert all(0.3 < amount < 30 for both in of_kind for amount in both)
 
 
 def test_surrounds_are_black_and_those_of_a_camera_the_same_in_both_images():

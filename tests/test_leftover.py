@@ -73,7 +73,7 @@ def aligned(make_pair, name, change, *, sigma=0.02, off_px=0.0):
 def test_what_is_left_is_noise_only_where_it_does_not_follow_from_the_image(make_pair, name, change, off_px, is_noise):
     problem, state, src, dst = aligned(make_pair, name, change, off_px=off_px)
     shown = residual_noise(src.noise, dst.noise, state.gain) / 3  # as an image whose finest scale a codec took
-    found = loudness(problem, state, shown, dst.contrast, 2.4).item()
+    found = loudness(problem, state, shown, (src, dst), 2.4).item()
     assert found == (pytest.approx(3.0, rel=0.1) if is_noise else 1.0)
 
 
@@ -84,13 +84,13 @@ def test_fine_texture_that_lost_its_sharpness_is_told_by_its_details_alone(make_
     gain = (covariance / variance)[None]  # as the solver would have it
     state = dataclasses.replace(state, gain=gain.double(), bias=(dst.image.mean() - gain * src.image.mean()).double())
     shown = residual_noise(src.noise, dst.noise, state.gain) / 10
-    assert loudness(problem, state, shown, dst.contrast, 2.4).item() == 1.0
+    assert loudness(problem, state, shown, (src, dst), 2.4).item() == 1.0
 
 
 def test_what_is_left_and_no_more_than_is_shown_is_not_louder(make_pair):
     problem, state, src, dst = aligned(make_pair, "camera", lambda image: image)
     shown = residual_noise(src.noise, dst.noise, state.gain)
-    assert loudness(problem, state, shown, dst.contrast, 2.4).item() == 1.0
+    assert loudness(problem, state, shown, (src, dst), 2.4).item() == 1.0
 
 
 def test_noise_is_told_apart_as_torch_does_it_and_on_some_rows_as_on_all(make_pair, by_torch, monkeypatch):

@@ -26,6 +26,7 @@ from homoalign.differences.refinement import (
     undo_attenuation,
 )
 from homoalign.differences.saturation import find_saturation, leave_out_cut_off
+from homoalign.differences.unevenness import with_scale_of_steep
 from homoalign.levels.noise import residual_noise
 from homoalign.optimisation.residual import Alignment, DirectProblem, build_problem
 from homoalign.optimisation.schedule import Run, plan_runs, solve_run
@@ -65,7 +66,7 @@ def finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solved
         raw, usable = leave_out_cut_off(raw, every, saturation, state)
         if run.is_refined:
             raw = replace(raw, dst=spline_level(dst), interpolation="spline")
-            track = hear(track, replace(raw, template=template), state, torch.ones_like(is_clear))
+            track = hear(track, replace(raw, template=template), state)
         # Before the last run only the light of those that were solved on normalised images is needed.
         index = torch.nonzero((descent.needs_light | run.is_refined) & is_clear)[:, 0]
         if config.photometric == "auto" and len(index):
@@ -79,23 +80,52 @@ def finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solved
             lit = replace(lit, usable=usable)
             raw, lit, light, state, more = clear_away(raw, template, lit, light, state, is_clear, track)
             taken += more
-            template = _refine(replace(raw, template=lit), raw.template, cleaned, state, track)
-            lit = apply_light(template, light)
-            problem = replace(raw, template=lit)
-            if fit:
-                state = undo_attenuation(problem, track.src[0], state)
+            problem, template, state = _last_problem(raw, lit, light, cleaned, state, track)
+            lit, is_noise, is_heard = (
+                problem.template,
+                is_explained(problem, state, track),
+                track.is_louder_than(before),
+            )
+            problem = with_scale_of_steep(problem, state, is_noise, is_heard, (track.src[0], dst))
             if gains(raw):
-                among = ~light.is_rich & hardly_cut_off(every, usable) & is_explained(problem, state, track)
+                among = ~light.is_rich & hardly_cut_off(every, usable) & is_noise
                 soft = prefilter(problem, among, track.src[0], dst, cleaned)
         solution = _solve(problem, soft, state, run, config)
         state = solution.state
         taken += solution.num_iterations
     raw = replace(raw, template=template)
     end = End(lit, light, state, solution.stop, taken, torch.zeros_like(is_clear), soft, None)
-    is_white = (track.noise <= before.noise).all(-1)  # a codec's losses are not, and look like light
+    is_white = ~track.is_louder_than(before)  # a codec's losses are not, and look like light
     among = is_white & _are_known(raw, usable) & (end.stop != OVERLAP_LOST)
     end = last_steps(end, raw, cleaned.noise_share, is_clear, among, track)
     return conclude(end, raw, descent, track)
+
+
+def _last_problem(
+    raw: DirectProblem,
+    lit: Template,
+    light: Light,
+    cleaned: Cleaned,
+    state: Alignment,
+    track: Track,
+) -> tuple[DirectProblem, Template, Alignment]:
+    """Return the problem of the last run, its template before the light, and where it starts.
+
+    Args:
+        raw: of the full size, dst as a spline, with src's own intensities and slopes.
+        lit: the template so far, as it looks in `light`.
+        light: of dst.
+        cleaned: src without its noise.
+        state: alignments on top of the light.
+        track: the pairs.
+    """
+    src, dst, config = track.src[0], track.dst[0], track.config
+    so_far = replace(raw, template=lit)
+    template = refine_template_at(raw.template, cleaned, so_far, src, dst, state, loss_width=config.loss_width)
+    problem = replace(raw, template=apply_light(template, light))
+    if config.photometric != "none":
+        state = undo_attenuation(problem, src, state)
+    return problem, template, state
 
 
 def _are_known(raw: DirectProblem, usable: Tensor) -> Tensor:
@@ -106,12 +136,6 @@ def _are_known(raw: DirectProblem, usable: Tensor) -> Tensor:
         usable: (B, N) bool, with those that something is in the way of.
     """
     return hardly_cut_off(usable, raw.template.usable) | raw.template.is_whole
-
-
-def _refine(lit: DirectProblem, template: Template, cleaned: Cleaned, state: Alignment, track: Track) -> Template:
-    """Return the template with the slopes to go by in the last run."""
-    src, dst = track.src[0], track.dst[0]
-    return refine_template_at(template, cleaned, lit, src, dst, state, loss_width=track.config.loss_width)
 
 
 def _fit_light_of(

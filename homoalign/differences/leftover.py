@@ -19,8 +19,9 @@ from torch.nn.functional import avg_pool2d
 
 from homoalign import kernels
 from homoalign.differences.photometry import sample
+from homoalign.levels.coding import residual_coding_noise
 from homoalign.levels.noise import QUANTISATION, residual_noise, smooth
-from homoalign.levels.pyramid import take
+from homoalign.levels.pyramid import Level, take
 from homoalign.optimisation.residual import Alignment, DirectProblem
 from homoalign.optimisation.solver import cauchy, robust_scale
 from homoalign.optimisation.track import Track
@@ -47,6 +48,12 @@ OF_DETAIL = 1 - (6 / 16) ** 2
 MOST_OF_ITSELF = 0.3
 """Where noise tells more of itself, of a half at most, the blocks have too little texture to tell it from the image."""
 
+LEAST_CODED = 0.5
+"""Where the blocks of a codec show, and tell of at least this share of the residual, it is what the codec lost..."""
+
+OF_CODEC = 3.0
+"""... and may have so many times as much of the image in it: a codec's errors follow edges and texture."""
+
 MOST_ENERGY = 0.25
 """Of dst's variance: where more is left, outliers and all, the images are hardly alike, or not where they should be."""
 
@@ -57,38 +64,41 @@ as points that count less are those whose residual is large."""
 RIDGE = 1e-6
 
 
-def hear(track: Track, problem: DirectProblem, state: Alignment, among: Tensor) -> Track:
+def hear(track: Track, problem: DirectProblem, state: Alignment, among: Tensor | None = None) -> Track:
     """Return the pairs with as much noise as there is in what is left, where that is noise, and more than they show.
 
     Args:
         track: the pairs.
         problem: of their full-size images.
         state: alignments that are good to a fraction of a pixel.
-        among: (B,) bool, which pairs are listened to, so that no pair's answer depends on which others it comes with.
+        among: (B,) bool, which pairs are listened to, so that no pair's answer depends on which others it comes with;
+            None: all.
     """
-    if not bool(among.any()):
+    if among is not None and not bool(among.any()):
         return track
     src, dst = track.src[0], track.dst[0]
     shown = residual_noise(src.noise, dst.noise, state.gain)
-    factor = loudness(problem, state, shown, dst.contrast, track.config.loss_width)
-    factor = torch.where(among, factor, 1.0)
+    factor = loudness(problem, state, shown, (src, dst), track.config.loss_width)
+    factor = factor if among is None else torch.where(among, factor, 1.0)
     if not bool((factor > 1).any()):
         return track
     factor = factor[:, None]
     return track.with_noise(torch.where(factor > 1, factor * track.noise.clamp_min(QUANTISATION), track.noise))
 
 
-def loudness(problem: DirectProblem, state: Alignment, shown: Tensor, contrast: Tensor, loss_width: float) -> Tensor:
+def loudness(
+    problem: DirectProblem, state: Alignment, shown: Tensor, sides: tuple[Level, Level], loss_width: float
+) -> Tensor:
     """Return (B,) float64, how many times the noise that the images show the residual is, where it is noise; else 1.
 
     Args:
         problem: of the full-size images, on a grid of points.
         state: an alignment that is good to a fraction of a pixel.
         shown: (B,) standard deviation that the images' noise gives the residual.
-        contrast: (B,) standard deviation of dst's intensities.
+        sides: src and dst at full size.
         loss_width: of the robust loss, in standard deviations of the residual.
     """
-    factor = torch.ones_like(shown)
+    factor, contrast = torch.ones_like(shown), sides[1].contrast
     if problem.template.grid is None:
         return factor
     some = sample(problem)
@@ -98,7 +108,9 @@ def loudness(problem: DirectProblem, state: Alignment, shown: Tensor, contrast: 
     index = torch.nonzero((scale > MORE * shown) & (energy < MOST_ENERGY * contrast.square()))[:, 0]
     if len(index) == 0:
         return factor
-    is_noise = _is_noise(*_some_rows(problem, index), state.select(index), loss_width * scale[index])
+    coded = residual_coding_noise(sides[0].image, sides[1].image, state.gain, index)
+    leave = torch.where(coded > LEAST_CODED * scale[index], OF_CODEC, 1.0)
+    is_noise = _is_noise(*_some_rows(problem, index), state.select(index), loss_width * scale[index], leave)
     return factor.index_copy(0, index, torch.where(is_noise, (scale / shown)[index], 1.0))
 
 
@@ -115,16 +127,24 @@ def _some_rows(problem: DirectProblem, index: Tensor) -> tuple[DirectProblem, Te
     return rows, details[:, 0, ::stride].flatten(1)
 
 
-def _is_noise(problem: DirectProblem, details: Tensor, state: Alignment, width: Tensor) -> Tensor:
-    """Return (B,) bool, where the residual has nothing of the image in it; the loss has a `width` of (B,)."""
+def _is_noise(problem: DirectProblem, details: Tensor, state: Alignment, width: Tensor, leave: Tensor) -> Tensor:
+    """Return (B,) bool, where the residual has nothing of the image in it.
+
+    Args:
+        problem: the pairs.
+        details: (B, N) of the points.
+        state: alignments.
+        width: (B,) of the loss.
+        leave: (B,) how many times `MOST` it may have.
+    """
     sums = _products(problem, details, state, width)
     shares = {name: _shares(sums, features) for name, features in FEATURES.items()}
     excess = {name: told - of_itself for name, (told, of_itself) in shares.items()}
     found: Tensor = (
         (shares["intensities"][1] < MOST_OF_ITSELF)
-        & (excess["intensities"] < MOST["intensities"])
-        & (excess["slopes"] - excess["intensities"] < MOST["slopes"])
-        & (excess["details"] - excess["intensities"] < MOST["details"])
+        & (excess["intensities"] < leave * MOST["intensities"])
+        & (excess["slopes"] - excess["intensities"] < leave * MOST["slopes"])
+        & (excess["details"] - excess["intensities"] < leave * MOST["details"])
     )
     return found
 

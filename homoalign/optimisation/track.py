@@ -68,6 +68,10 @@ class Track:
         src, dst = ([replace(pyramid[0], known_noise=known), *pyramid[1:]] for pyramid, known in sides)
         return replace(self, src=src, dst=dst)
 
+    def is_louder_than(self, other: Track) -> Tensor:
+        """Return (B,) bool, where the same pairs have more noise here than in `other`."""
+        return (self.noise > other.noise).any(-1)
+
     def shallow(self, min_side_px: int) -> Track:
         """Return the same without the levels whose shorter side is below this, but with two levels at least."""
         sides = [

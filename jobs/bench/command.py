@@ -14,6 +14,7 @@ BENCHMARKS = {
     "occlusion": "corner error where something else covers part of the image",
     "blur": "corner error where one of the images is out of focus, or was taken in motion",
     "quantised": "corner error of images of few gray levels: posterised, thresholded, dithered, faded",
+    "compression": "corner error of images that went through lossy files: JPEG, WebP",
     "surround": "corner error where an aperture, nodata or a letterbox frames the images",
     "real": "real pairs of a manifest with the truth: photographs and cross-modal ones",
     "trust": "whether confidence, precision and status tell the truth, on pairs in every trouble and unrelated ones",

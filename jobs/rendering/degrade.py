@@ -96,11 +96,21 @@ def dither(image: Image) -> Image:
 
 def compress_jpeg(image: Image, *, quality: int) -> Image:
     """Pass through a JPEG file of the given quality, 1 to 95."""
+    return _through_file(image, "JPEG", quality)
+
+
+def compress_webp(image: Image, *, quality: int) -> Image:
+    """Pass through a lossy WebP file of the given quality, 0 to 100."""
+    return _through_file(image, "WEBP", quality)
+
+
+def _through_file(image: Image, kind: str, quality: int) -> Image:
     from PIL import Image as PillowImage
 
-    file = io.BytesIO()
-    PillowImage.fromarray(to_uint8(image)).save(file, "JPEG", quality=quality)
-    return np.asarray(PillowImage.open(file), dtype=np.float32) / np.float32(255)
+    file, whole = io.BytesIO(), PillowImage.fromarray(to_uint8(image))
+    whole.save(file, kind, quality=quality)
+    decoded = PillowImage.open(file).convert(whole.mode)  # WebP knows no gray
+    return np.asarray(decoded, dtype=np.float32) / np.float32(255)
 
 
 def see_by_other_sensor(image: Image, *, bends: int, rng: np.random.Generator) -> Image:
