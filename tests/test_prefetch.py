@@ -77,6 +77,36 @@ def test_rows_whose_images_do_not_come_are_timed_out_and_hold_up_no_other(tmp_pa
     assert elapsed < 0.4 * len(hanging) + 2
 
 
+@pytest.mark.parametrize("num_threads", [2, 8])
+def test_a_thread_that_comes_back_after_its_time_leaves_its_place_to_the_other(tmp_path, monkeypatch, num_threads):
+    """A store that stalls for longer than a row may take, and then answers: the thread was replaced meanwhile."""
+    rows, slow, most, under_way, counted = write_pairs(tmp_path, 12), {0, 1, 2, 5}, 0, 0, threading.Lock()
+
+    def answers_late(row: Any, reader: Reader, before_decoding: Any) -> Fetched:
+        nonlocal most, under_way
+        number = int(row["pair_id"].removeprefix("pair"))
+        if number in slow:
+            time.sleep(0.5)
+        with counted:
+            under_way += number not in slow
+            most = max(most, under_way)
+        time.sleep(0.15)
+        with counted:
+            under_way -= number not in slow
+        return fetch_pair(row, reader, before_decoding)
+
+    monkeypatch.setattr(prefetch, "fetch_pair", answers_late)
+    reader = Reader(store=STORE, rules=AccessRules(f"file://{tmp_path}"), fetch_timeout_s=0.3)
+    before, started = threading.active_count(), time.monotonic()
+    found = dict(fetch_in_order(enumerate(rows), reader, Ahead(threads=num_threads, decoders=num_threads)))
+    elapsed = time.monotonic() - started
+    assert {number for number, fetched in found.items() if fetched.error is not None} == slow
+    assert most <= num_threads
+    time.sleep(0.8)  # the slow ones end meanwhile
+    assert threading.active_count() == before
+    assert elapsed < prefetch.LEAVE_S
+
+
 def test_waiting_for_ones_turn_is_not_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(prefetch._Gate, "enter", lambda *_: time.sleep(0.8))
     reader = Reader(store=STORE, rules=AccessRules(f"file://{tmp_path}"), fetch_timeout_s=0.4)

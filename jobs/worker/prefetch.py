@@ -90,6 +90,7 @@ class _Job:
         """`fetching` or `decoding`; None while it waits, which no one counts."""
         self.since = 0.0
         self.is_over = False
+        self.is_thread_given_up = False
         self.fetched: Fetched | None = None
         self.bug: BaseException | None = None
 
@@ -118,6 +119,7 @@ class _Job:
             while not self.is_over:
                 left = None if self.doing is None else self.since + self.limit_s - time.monotonic()
                 if left is not None and left <= 0:
+                    self.is_thread_given_up = True
                     self._finish(0)
                     return None
                 self.changed.wait(None if left is None else min(left, LONGEST_WAIT_S))
@@ -173,6 +175,8 @@ class _Threads:
             job.run(self.reader)
             if job.bug is None:  # else it stays under way: the row did it
                 self.watch.end([job.number])
+            if job.is_thread_given_up:  # another one is in its place
+                return
 
     def replace(self, job: _Job) -> None:
         """Give up the thread that runs this job."""
