@@ -9,7 +9,8 @@ B pairs, C channels, H W rows and columns.
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -82,7 +83,7 @@ def align(
         raise TypeError(f"config should be an AlignConfig or None, got {type(config).__name__}")
     pairs = check_pairs(src, dst, src_mask=src_mask, dst_mask=dst_mask, init=init, gt=gt)
     batch, group = len(pairs.dst), group_size(pairs.dst)
-    with _default_device_cpu():
+    with _default_device_cpu(), _whole_products(pairs.dst.device):
         # Half-precision matrix products would move the answer: a caller's autocast ends here.
         # Inference mode ends with it, so that a caller may differentiate through what comes back.
         with torch.inference_mode(), torch.autocast(pairs.dst.device.type, enabled=False):
@@ -95,6 +96,20 @@ def align(
 def _default_device_cpu() -> AbstractContextManager[object]:
     """Make tensors that name no device be on the CPU, in this thread; torch's own way costs a little at every call."""
     return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+
+
+@contextmanager
+def _whole_products(device: torch.device) -> Iterator[None]:
+    """Let matrix products on a GPU keep all digits of float32, which those who train often give up for speed."""
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cpu" or before == "highest":
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def group_size(dst: Tensor) -> int:

@@ -71,7 +71,10 @@ class RayWorkers:
     ) -> None:
         self.is_local = _connect(address)
         resources = ray.cluster_resources()
-        self.device = ("cuda" if resources.get("GPU", 0) > 0 else "cpu") if device == "auto" else device
+        self.device = device
+        if device == "auto":
+            has_gpu = resources.get("GPU", 0) > 0 and num_gpus != 0 and (not self.is_local or _torch_finds_gpu())
+            self.device = "cuda" if has_gpu else "cpu"
         self.num_cpus = num_cpus
         self.num_gpus = (1.0 if self.device == "cuda" else 0.0) if num_gpus is None else num_gpus
         self.max_workers = max_workers
@@ -143,12 +146,23 @@ class RayWorkers:
 
     def _check_feasible(self, resources: Mapping[str, float]) -> None:
         """Where no node can join, a task that fits on none would wait for ever."""
+        if self.device == "cuda" and self.num_gpus == 0:
+            raise UsageError("--device cuda with --num-gpus 0: a task without a GPU sees none")
         if not self.is_local:
             return
+        if self.device == "cuda" and not _torch_finds_gpu():
+            raise UsageError("--device cuda, but torch finds no CUDA device here")
         for name, flag, wanted in (("CPU", "--num-cpus", self.num_cpus), ("GPU", "--num-gpus", self.num_gpus)):
             found = resources.get(name, 0.0)
             if wanted > found:
                 raise UsageError(f"{flag} is {wanted:g} per task (--device {self.device}), this machine has {found:g}")
+
+
+def _torch_finds_gpu() -> bool:
+    """Return whether tasks on this machine could use a GPU: torch may have been built without CUDA."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _connect(address: str | None) -> bool:
