@@ -253,7 +253,7 @@ def _measure(
     src_size, dst_size = image_size(src_full.image), image_size(dst_full.image)
     scale = solved.scale
     if bool(scale.isnan().any()):  # not every solver estimates one
-        scale = metrics.residual_scale(src_full, dst_full, matrix)
+        scale = torch.where(scale.isnan(), metrics.residual_scale(src_full, dst_full, matrix), scale)
     fitted_scale = torch.where(solved.fitted_scale.isnan(), scale, solved.fitted_scale)
     explained = residual_noise(track.src[0].noise, track.dst[0].noise, solved.alignment.gain)
     fit = metrics.measure_fit(

@@ -103,9 +103,10 @@ def _precision(problem: DirectProblem, end: End, state: Alignment, config: Align
     if soft is None:
         scale, covariance = measure(problem, state)
     else:
-        there = state.select(soft.index)
-        _, covariance = measure(soft.problem, there)
-        scale = _scale(problem.select(soft.index), there)
+        there, sharp = state.select(soft.index), problem.select(soft.index)
+        # The loss may have had a larger scale; the floor of precision is that of interpolation.
+        _, covariance = measure(replace(soft.problem, scale_floor=sharp.scale_floor), there)
+        scale = _scale(sharp, there)
         if len(soft.rest) > 0:
             rest_scale, of_rest = measure(problem.select(soft.rest), state.select(soft.rest))
             scale, covariance = soft.with_rest(scale, rest_scale), soft.with_rest(covariance, of_rest)
