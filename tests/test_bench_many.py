@@ -108,6 +108,8 @@ def test_compression_compares_with_lossless_files(tmp_path):
     cases = ["lossless", "JPEG 90", "JPEG 75", "JPEG 50", "JPEG 30", "JPEG 15", "WebP 75", "WebP 30"]
     assert [row["files"] for row in found["rows"]] == cases
     assert found["rows"][0]["/ lossless"] == 1
+    drawn = bench(tmp_path, "compression", "--pairs", "1", "--size", "96", "--offset", "4", "--no-peers", "--drawings")
+    assert {outcome["name"] for outcome in drawn["outcomes"]} == {"slide 0"}
 
 
 def test_surround_compares_with_none(tmp_path):

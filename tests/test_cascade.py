@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from homoalign import AlignConfig, Status, align
-from homoalign.cascade import cascade
+from homoalign.cascade import attempt, cascade
 from homoalign.homography import corner_errors
 from homoalign.status import StopReason
 from jobs.bench.options import RenderOptions
@@ -370,3 +370,17 @@ def test_what_left_the_frame_is_less_alike_than_a_negative():
     pair = render_pair(load_scene("coffee", gray=True), moved, SIZE, rng=rng)
     src, negative, truth = pair.src.clip(0, 1), 1 - pair.dst.clip(0, 1), pair.dst_homo_src
     assert align(src, negative, init=truth, gt=truth, config=BARE).gt_corner_error_px < 1
+
+
+def test_how_a_pair_was_solved_changes_no_figure_of_its_neighbour(view, monkeypatch):
+    """Structure leaves no scale of intensities: it is told anew, for the pairs that it solved alone."""
+    sides = list(zip(*(view(name)[:2] for name in ("camera", "coins")), strict=True))
+    src, dst = (torch.from_numpy(np.stack(side))[:, None] for side in sides)
+    alone = align(src[1:], dst[1:], config=BARE)
+
+    def without_scale(_, solved):
+        return dataclasses.replace(solved, scale=solved.scale.index_fill(0, torch.tensor([0]), torch.nan))
+
+    monkeypatch.setattr(attempt, "try_intensities", without_scale)
+    together = align(src, dst, config=BARE)
+    assert torch.equal(together.inlier_ratio[1:], alone.inlier_ratio)

@@ -6,9 +6,14 @@ import pytest
 import torch
 
 from homoalign import AlignConfig, align
+from homoalign.descent import structure_solver
 from homoalign.homography import corner_errors
 from homoalign.levels.pyramid import Level
 from homoalign.optimisation.structure_problem import LevelRefiner
+from jobs.bench.drawings import DRAWINGS, drawn_scene
+from jobs.bench.options import RenderOptions
+from jobs.bench.pairs import draw_pair
+from jobs.rendering.degrade import to_uint8
 
 CONFIG = AlignConfig(signal="structure", use_search=False, use_features=False)
 
@@ -56,3 +61,18 @@ def test_compiled_steps_on_structure_end_where_those_of_torch_end(make_pair, rng
         corner_errors(ours, torch.as_tensor(truth), 96, 128).mean()
         < corner_errors(start, torch.as_tensor(truth), 96, 128).mean()
     )
+
+
+def test_an_answer_that_edges_speak_against_is_not_taken(monkeypatch):
+    """Of a screen's sharp lines structure sees the stairs, and these lie alike in both images."""
+    render = RenderOptions(pairs=1, seed=3, photographs=DRAWINGS)
+    views = draw_pair(render, 4, size=(300, 400), offset_px=12.0, scene=drawn_scene).views
+    src, dst = to_uint8(views.src), to_uint8(views.dst)
+    config = AlignConfig(use_search=False, use_features=False)
+
+    def error():
+        return align(src, dst, gt=views.dst_homo_src, config=config).gt_corner_error_px.item()
+
+    assert error() < 0.05
+    monkeypatch.setattr(structure_solver, "MOST_LEFT", float("inf"))
+    assert error() > 0.2

@@ -95,17 +95,17 @@ def errors(src, dst, truth, config=NEAR):
     return result, result.gt_corner_error_px.numpy()
 
 
-@pytest.mark.parametrize("quality", [15, 30])
+@pytest.mark.parametrize("quality", [75, 90])
 def test_compressed_pairs_are_told_by_their_edges(monkeypatch, quality):
     pairs = compressed_pairs(quality, names=2 * NAMES)
     _, by_edges = errors(*pairs)
-    assert (by_edges < 1).mean() >= 0.9
+    assert (by_edges < 0.15).all()
     monkeypatch.setattr(full_size, "with_scale_of_steep", lambda problem, *_: problem)
     _, by_flat_ground = errors(*pairs)
     assert np.log(by_edges / by_flat_ground).mean() < np.log(0.9)
 
 
-@pytest.mark.parametrize("quality", [8, 15, 30])
+@pytest.mark.parametrize("quality", [15, 30])
 def test_structure_which_the_grid_of_blocks_holds_in_place_is_not_asked(quality):
     """Local normalisation raises faint blocks to the rank of edges, and both images have them in the same place."""
     pairs = compressed_pairs(quality, names=("astronaut", "brick", "chelsea", "coffee", "rocket", "text"))
@@ -128,3 +128,19 @@ def test_a_compressed_pair_is_solved_alone_as_beside_others():
     together = align(src, dst, config=NEAR)
     for i in range(len(src)):
         assert torch.equal(align(src[i : i + 1], dst[i : i + 1], config=NEAR).dst_homo_src[0], together.dst_homo_src[i])
+
+
+def test_precision_of_large_compressed_images_is_that_of_all_their_pixels():
+    """They are solved on smoothed images, whose floor of precision is interpolation's, not that of the loss."""
+    drawn = draw_pairs(
+        RenderOptions(pairs=3, seed=2, photographs=("astronaut", "coffee", "chelsea")), size=400, offset_px=9
+    )
+    src, dst, _ = batch_of(
+        list(drawn), lambda one: [to_uint8(compress_jpeg(v, quality=30)) for v in (one.views.src, one.views.dst)]
+    )
+    some, every = (
+        align(src, dst, config=dataclasses.replace(NEAR, final_points=points)).corner_std_px
+        for points in (2**15, 2**20)
+    )
+    assert (some < 2 * every).all()
+    assert (some > 0.5 * every).all()

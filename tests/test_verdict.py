@@ -36,6 +36,14 @@ def test_statuses_tell_apart_what_the_evidence_does(change, stop, status, said):
     assert details[0] is None if said is None else said in details[0]
 
 
+@pytest.mark.parametrize("change", [NOTHING, {"overlap": 0.0}, {"overlap": 0.02, "src_overlap": 0.01}])
+def test_there_is_no_confidence_in_what_cannot_be_compared(change):
+    confidence, _, _ = judge(of_pair(**GOOD | change), [StopReason.CONVERGED], AlignConfig())
+    assert confidence.tolist() == [0.0]
+    confidence, _, _ = judge(of_pair(**GOOD), [StopReason.CONVERGED], AlignConfig())
+    assert confidence.item() > 0.9
+
+
 def test_repeats_that_correlate_by_chance_are_not_told():
     _, _, (detail,) = judge(of_pair(**GOOD | POOR | {"rival": 0.95}), [StopReason.CONVERGED], AlignConfig())
     assert "repeated" not in detail

@@ -40,6 +40,13 @@ PLACES = 12
 LOBE_PX = 3
 """Shifts up to this long are the same answer."""
 
+RIDGE_PX = 10
+"""So much further off, what lies nearly as well as the answer does without being a peak lies on a ridge: texture in one
+direction only, a fence or a barcode, tells nothing of how far along it."""
+
+RIDGE = 0.95
+"""Of the answer's correlation. A smooth scene's own lobe is lower, that far out."""
+
 
 def rival_correlation(patterns: Patterns) -> Tensor:
     """Say how well src would lie on dst elsewhere: the best of all other shifts, over what it is unshifted.
@@ -82,16 +89,19 @@ def correlation_by_shift(patterns: Patterns) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _second_best(both: Tensor, energy_a: Tensor, energy_b: Tensor, reach: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Return (B,) the highest other peak of `correlation_by_shift`, and (B,) what it is unshifted.
+    """Return (B,) the highest other peak, or ridge, of `correlation_by_shift`, and (B,) what it is unshifted.
 
     Args:
         both, energy_a, energy_b: as returned there.
         reach: largest shift along y and x, pixels.
     """
     if kernels.serves(both):
-        return kernels.second_best(both, energy_a, energy_b, (*reach, LOBE_PX), LEAST_SHIFTED)
-    peaks, here = other_peaks(both, energy_a, energy_b, reach)
-    return peaks.amax((-2, -1)), here
+        limits = (*reach, LOBE_PX, RIDGE_PX)
+        return kernels.second_best(both, energy_a, energy_b, limits, (LEAST_SHIFTED, RIDGE))
+    found, distance = _correlation_elsewhere(both, energy_a, energy_b, reach)
+    here = found[:, 0, 0]
+    is_ridge = (distance > RIDGE_PX) & (found >= RIDGE * here[:, None, None])
+    return torch.where((distance > LOBE_PX) & (_is_peak(found) | is_ridge), found, 0.0).amax((-2, -1)), here
 
 
 def other_peaks(both: Tensor, energy_a: Tensor, energy_b: Tensor, reach: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -101,15 +111,31 @@ def other_peaks(both: Tensor, energy_a: Tensor, energy_b: Tensor, reach: tuple[i
         both, energy_a, energy_b: of `correlation_by_shift`.
         reach: largest shift along y and x, pixels.
     """
+    found, distance = _correlation_elsewhere(both, energy_a, energy_b, reach)
+    return torch.where((distance > LOBE_PX) & _is_peak(found), found, 0.0), found[:, 0, 0]
+
+
+def _correlation_elsewhere(
+    both: Tensor, energy_a: Tensor, energy_b: Tensor, reach: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Return the correlation of every shift, and how far off that is.
+
+    Returns:
+        found: (B, h, w), its size; 0 where too little is left.
+        distance: (h, w), pixels; 0 out of reach.
+    """
     whole_a, whole_b = energy_a[:, :1, :1], energy_b[:, :1, :1]
     enough = (energy_a > LEAST_SHIFTED * whole_a) & (energy_b > LEAST_SHIFTED * whole_b)
     found = torch.where(enough, both / (energy_a * energy_b).clamp_min(1e-12).sqrt(), 0.0)
-    found = found.abs()  # one sensor may see bright what the other sees dark
     y, x = (shifts(side, found.device).abs() for side in found.shape[-2:])
-    possible = (y <= reach[0])[:, None] & (x <= reach[1]) & (torch.maximum(y[:, None], x) > LOBE_PX)
+    possible = (y <= reach[0])[:, None] & (x <= reach[1])
+    # One sensor may see bright what the other sees dark.
+    return found.abs(), torch.where(possible, torch.maximum(y[:, None], x), 0)
+
+
+def _is_peak(found: Tensor) -> Tensor:
     wrapped = torch.nn.functional.pad(found[:, None], (1, 1, 1, 1), mode="circular")
-    is_peak = found >= max_pool2d(wrapped, 3, stride=1)[:, 0]
-    return torch.where(possible & is_peak, found, 0.0), found[:, 0, 0]
+    return found >= max_pool2d(wrapped, 3, stride=1)[:, 0]
 
 
 def shifts(side: int, device: torch.device) -> Tensor:

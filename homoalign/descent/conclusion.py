@@ -79,7 +79,7 @@ def _measure(
             loss_width=config.loss_width,
             step_tol_px=config.step_tol_px,
         )
-    noise = hear(track, problem, state, ~explained).noise
+    noise = hear(track, problem, state, ~explained, end.light.is_rich).noise
     return Solved(
         alignment=state,
         stop_reason=stop,

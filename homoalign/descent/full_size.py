@@ -74,7 +74,7 @@ def finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solved
         lit = apply_light(replace(template, usable=raw.template.usable), light)
         problem = replace(raw, template=lit)
         if run.is_refined:
-            track = hear(track, problem, state, light.is_rich)
+            track = hear(track, problem, state, light.is_rich, light.is_rich)
             cleaned = cleaned if track is before else clean_source(raw.template, track.src[0])
             raw = replace(raw, template=replace(raw.template, usable=usable))
             lit = replace(lit, usable=usable)
@@ -86,7 +86,8 @@ def finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solved
                 is_explained(problem, state, track),
                 track.is_louder_than(before),
             )
-            problem = with_scale_of_steep(problem, state, is_noise, is_heard, (track.src[0], dst))
+            # Rich light takes up much of what a wrong alignment leaves: that would pass for noise.
+            problem = with_scale_of_steep(problem, state, is_noise & ~light.is_rich, is_heard, (track.src[0], dst))
             if gains(raw):
                 among = ~light.is_rich & hardly_cut_off(every, usable) & is_noise
                 soft = prefilter(problem, among, track.src[0], dst, cleaned)

@@ -69,7 +69,7 @@ def _light_may_explain(track: Track) -> Tensor:
     light, state = fit_light(problem, track.start, src_noise=src.noise, noise=noise, loss_width=config.loss_width)
     problem = replace(problem, template=apply_light(problem.template, light))
     scale = robust_scale(*problem.evaluate(state), problem.scale_floor)
-    heard = hear(track, problem, state, light.is_rich)
+    heard = hear(track, problem, state, light.is_rich, light.is_rich)
     heard_noise = residual_noise(heard.src[0].noise, heard.dst[0].noise, track.start.gain)
     is_explained = scale < NEARLY * UNEXPLAINED * heard_noise
     is_lit: Tensor = light.is_rich & has_contrast(src) & is_explained

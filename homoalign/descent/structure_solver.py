@@ -16,9 +16,10 @@ from homoalign.homography import image_size
 from homoalign.levels.noise import UNEXPLAINED, residual_noise
 from homoalign.levels.zoom import match_levels
 from homoalign.optimisation.precision import measure_precision
-from homoalign.optimisation.residual import Alignment, build_problem
+from homoalign.optimisation.residual import Alignment, DirectProblem, build_problem
 from homoalign.optimisation.schedule import MOTION_PARAMETERS
 from homoalign.optimisation.structure_problem import LevelRefiner, standing_still
+from homoalign.optimisation.template import steep_points
 from homoalign.optimisation.trace import LevelTrace
 from homoalign.optimisation.track import Solved, Track, append_trace
 from homoalign.status import StopReason
@@ -38,6 +39,9 @@ YARDSTICK_SIDE_PX = 256
 MOST_LOSS = 0.04
 """... and what it agrees less well by more is not taken: on few pixels of little detail, or in a light that explains
 too much, the solver may go astray."""
+
+MOST_LEFT = 1.3
+"""Times what is left along edges that an answer on structure may leave. On no real pair is it above 1.15."""
 
 FURTHEST = 0.03
 """Of the shorter side: structure may correct an answer on intensities by no more."""
@@ -60,8 +64,29 @@ def solve_unexplained(track: Track, solved: Solved) -> Solved:
     again = replace(again, alignment=light)
     size = image_size(track.src[0].image)
     moved = homography.corner_errors(again.alignment.dst_homo_src, part.start.dst_homo_src, *size).mean(-1)
-    close = torch.nonzero(moved < FURTHEST * min(image_size(track.dst[0].image)))[:, 0]
+    is_close = moved < FURTHEST * min(image_size(track.dst[0].image))
+    close = torch.nonzero(is_close & ~_is_refuted(part, again.alignment.dst_homo_src))[:, 0]
     return solved.put(index[close], again.select(close))
+
+
+def _is_refuted(track: Track, dst_homo_src: Tensor) -> Tensor:
+    """Return (B,) bool, where intensities along edges say that answers are clearly worse than where they start.
+
+    Unlike light, relief or another sensor leaves as much either way; but what structure takes for edges may be the
+    grid of a codec's blocks or the stairs of sharp lines, and then it goes astray.
+    """
+    src, dst, config = track.src[0], track.dst[0], track.config
+    problem = build_problem(src, dst, level=0, max_points=config.points_per_level, fit_photometric=True)
+    found, before = (left_along_edges(problem, matrix) for matrix in (dst_homo_src, track.start.dst_homo_src))
+    return found > MOST_LEFT * before
+
+
+def left_along_edges(problem: DirectProblem, dst_homo_src: Tensor) -> Tensor:
+    """Return (B,) float64, the mean size of the residual where src is steep, gain and bias such that moments match."""
+    state = Alignment(dst_homo_src, *problem.matched_moments(dst_homo_src))
+    residual, seen = problem.evaluate(state)
+    is_steep = steep_points(problem.template, seen)
+    return (residual.abs() * is_steep).sum(-1, dtype=torch.float64) / is_steep.sum(-1).clamp_min(1)
 
 
 def solve_structure(track: Track) -> Solved:

@@ -64,7 +64,13 @@ as points that count less are those whose residual is large."""
 RIDGE = 1e-6
 
 
-def hear(track: Track, problem: DirectProblem, state: Alignment, among: Tensor | None = None) -> Track:
+def hear(
+    track: Track,
+    problem: DirectProblem,
+    state: Alignment,
+    among: Tensor | None = None,
+    is_rich: Tensor | None = None,
+) -> Track:
     """Return the pairs with as much noise as there is in what is left, where that is noise, and more than they show.
 
     Args:
@@ -73,12 +79,14 @@ def hear(track: Track, problem: DirectProblem, state: Alignment, among: Tensor |
         state: alignments that are good to a fraction of a pixel.
         among: (B,) bool, which pairs are listened to, so that no pair's answer depends on which others it comes with;
             None: all.
+        is_rich: (B,) bool, whose light is more than a gain and a bias: it takes up much of what a wrong alignment
+            leaves, so that these are given no leave for a codec's errors; None: none is.
     """
     if among is not None and not bool(among.any()):
         return track
     src, dst = track.src[0], track.dst[0]
     shown = residual_noise(src.noise, dst.noise, state.gain)
-    factor = loudness(problem, state, shown, (src, dst), track.config.loss_width)
+    factor = loudness(problem, state, shown, (src, dst), track.config.loss_width, is_rich)
     factor = factor if among is None else torch.where(among, factor, 1.0)
     if not bool((factor > 1).any()):
         return track
@@ -87,7 +95,12 @@ def hear(track: Track, problem: DirectProblem, state: Alignment, among: Tensor |
 
 
 def loudness(
-    problem: DirectProblem, state: Alignment, shown: Tensor, sides: tuple[Level, Level], loss_width: float
+    problem: DirectProblem,
+    state: Alignment,
+    shown: Tensor,
+    sides: tuple[Level, Level],
+    loss_width: float,
+    is_rich: Tensor | None = None,
 ) -> Tensor:
     """Return (B,) float64, how many times the noise that the images show the residual is, where it is noise; else 1.
 
@@ -97,6 +110,7 @@ def loudness(
         shown: (B,) standard deviation that the images' noise gives the residual.
         sides: src and dst at full size.
         loss_width: of the robust loss, in standard deviations of the residual.
+        is_rich: see `hear`.
     """
     factor, contrast = torch.ones_like(shown), sides[1].contrast
     if problem.template.grid is None:
@@ -109,7 +123,8 @@ def loudness(
     if len(index) == 0:
         return factor
     coded = residual_coding_noise(sides[0].image, sides[1].image, state.gain, index)
-    leave = torch.where(coded > LEAST_CODED * scale[index], OF_CODEC, 1.0)
+    is_coded = coded > LEAST_CODED * scale[index]
+    leave = torch.where(is_coded if is_rich is None else is_coded & ~is_rich[index], OF_CODEC, 1.0)
     is_noise = _is_noise(*_some_rows(problem, index), state.select(index), loss_width * scale[index], leave)
     return factor.index_copy(0, index, torch.where(is_noise, (scale / shown)[index], 1.0))
 

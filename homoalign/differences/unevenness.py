@@ -18,6 +18,7 @@ from homoalign.levels.coding import residual_coding_noise
 from homoalign.levels.pyramid import Level
 from homoalign.optimisation.residual import Alignment, DirectProblem
 from homoalign.optimisation.solver import robust_scale
+from homoalign.optimisation.template import steep_points
 
 SAMPLES = 2**13
 """Points, about, that this is told from."""
@@ -52,10 +53,7 @@ def with_scale_of_steep(
     stride = max(1, problem.template.u.shape[-1] // SAMPLES) | 1  # odd: not in step with the rows of an image
     some = problem.restrict(stride, problem.freedom.motion_parameters)
     residual, seen = some.evaluate(state)
-    steepness = some.template.slope.square().sum(1) * seen
-    # Steeper than a point is, on average, by what it tells of the motion: these hold most of what all tell.
-    limit = 0.5 * steepness.square().sum(-1) / steepness.sum(-1).clamp_min(1e-20)
-    is_steep = (steepness > limit[:, None]).to(seen)
+    is_steep = steep_points(some.template, seen)
     no_floor = torch.zeros_like(problem.scale_floor)
     everywhere, of_steep = (robust_scale(residual, part, no_floor) for part in (seen, is_steep))
     count = is_steep.sum(-1)

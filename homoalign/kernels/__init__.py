@@ -39,7 +39,7 @@ from homoalign.kernels.robust import (
 )
 from homoalign.kernels.saturation import not_cut_off
 from homoalign.kernels.shifts import LEAST_ENERGY, best_shifts, turned_cross_spectra, window_spectra
-from homoalign.kernels.slopes import Points, every, slopes_at, sobel, steepest_points, usable_pixels
+from homoalign.kernels.slopes import Points, every, slopes_at, sobel, steepest_points, usable_pixels, without_flat
 from homoalign.kernels.structure import describe
 from homoalign.kernels.structure import products as structure_products
 from homoalign.kernels.sums import normal_equations
@@ -106,6 +106,7 @@ __all__ = [
     "warp_level",
     "weighted_patterns",
     "window_spectra",
+    "without_flat",
 ]
 
 

@@ -214,18 +214,24 @@ def _products_of_spectra(spectra: Complexes, products: Complexes) -> None:
 
 
 def second_best(
-    both: Tensor, energy_a: Tensor, energy_b: Tensor, reach: tuple[int, int, int], least_shifted: float
+    both: Tensor, energy_a: Tensor, energy_b: Tensor, limits: tuple[int, int, int, int], shares: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
-    """Do what `rivals._second_best` does; `reach` ends with the half side of the main peak."""
+    """Do what `rivals._second_best` does.
+
+    Args:
+        both, energy_a, energy_b: (B, h, w) float32.
+        limits: largest shift along y and x, up to where a shift is the same answer, and from where it is on a ridge.
+        shares: least energy of what a shift leaves, and least correlation of a ridge.
+    """
     best, here = torch.zeros(len(both), dtype=torch.float32), torch.zeros(len(both), dtype=torch.float32)
-    _second_best(reach, np.float32(least_shifted), *arrays(both, energy_a, energy_b, best, here))
+    _second_best(limits, (np.float32(shares[0]), np.float32(shares[1])), *arrays(both, energy_a, energy_b, best, here))
     return best, here
 
 
 @compiled
 def _second_best(
-    reach: tuple[int, int, int],
-    least_shifted: np.float32,
+    limits: tuple[int, int, int, int],
+    shares: tuple[np.float32, np.float32],
     both: Floats,
     energy_a: Floats,
     energy_b: Floats,
@@ -233,6 +239,8 @@ def _second_best(
     here: Floats,
 ) -> None:
     height, width = both.shape[1], both.shape[2]
+    reach_y, reach_x, lobe, ridge = limits
+    least_shifted, least_ridge = shares
     found = np.empty((height, width), np.float32)
     for b in range(len(both)):
         least_a, least_b = least_shifted * energy_a[b, 0, 0], least_shifted * energy_b[b, 0, 0]
@@ -241,17 +249,17 @@ def _second_best(
         here[b] = found[0, 0]
         for y in range(height):
             shift_y = abs(y - height if y > height // 2 else y)
-            if shift_y > reach[0]:
+            if shift_y > reach_y:
                 continue
             for x in range(width):
                 shift_x = abs(x - width if x > width // 2 else x)
-                value = found[y, x]
-                if value > best[b] and reach[2] < max(shift_y, shift_x) and shift_x <= reach[1]:
+                value, distance = found[y, x], max(shift_y, shift_x)
+                if value > best[b] and lobe < distance and shift_x <= reach_x:
                     is_peak = True
                     for i in range(-1, 2):
                         for j in range(-1, 2):
                             is_peak = is_peak and value >= found[(y + i) % height, (x + j) % width]
-                    if is_peak:
+                    if is_peak or (distance > ridge and value >= least_ridge * here[b]):
                         best[b] = value
 
 

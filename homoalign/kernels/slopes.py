@@ -62,6 +62,41 @@ def steepest_points(image: Tensor, usable: Tensor, cell_side: int) -> Points:
     return points
 
 
+def without_flat(slope: Tensor, usable: Tensor, flat: float, most: float) -> Tensor:
+    """Do what `template.build_template` does with flat points.
+
+    Args:
+        slope: (B, 2, N) float32.
+        usable: (B, N) bool.
+        flat: share of the mean squared slope of what is usable, up to which a point is flat.
+        most: share of them that may be.
+
+    Returns:
+        (B, N) bool.
+    """
+    found = torch.empty_like(usable)
+    _without_flat(flat, most, *arrays(slope, usable, found))
+    return found
+
+
+@compiled
+def _without_flat(flat: float, most: float, slope: Floats, usable: Bools, found: Bools) -> None:
+    for b in range(len(usable)):
+        energy, count = 0.0, 0
+        for k in range(usable.shape[1]):
+            squared = slope[b, 0, k] * slope[b, 0, k] + slope[b, 1, k] * slope[b, 1, k]
+            energy += float(squared) if usable[b, k] else 0.0
+            count += usable[b, k]
+        limit = np.float32(flat * energy / max(count, 1))
+        left = 0
+        for k in range(usable.shape[1]):
+            squared = slope[b, 0, k] * slope[b, 0, k] + slope[b, 1, k] * slope[b, 1, k]
+            found[b, k] = usable[b, k] and squared > limit
+            left += found[b, k]
+        if left == 0 or count - left <= most * count:
+            found[b] = usable[b]
+
+
 def every(values: Tensor, stride: int) -> Tensor:
     """Return every `stride`-th along the last dimension of float32 of any shape, contiguous."""
     found = torch.empty(*values.shape[:-1], -(-values.shape[-1] // stride), dtype=torch.float32)

@@ -21,6 +21,12 @@ from homoalign import homography, kernels
 from homoalign.kept import kept
 from homoalign.levels.pyramid import Level, is_everyone, take, usable_pixels
 
+FLAT = 1e-5
+"""Points with less than this share of the mean squared slope are flatter than noise would leave them..."""
+
+MOST_FLAT = 0.2
+"""... and of so many the scale of what is left begins to suffer: half would leave none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Template:
@@ -32,7 +38,7 @@ class Template:
         value: (B, N) float32, intensities as they were recorded.
         slope: (B, 2, N) float32, how intensities change along x and y, per centred unit.
         brightness: (B, N) float32, how they change with the gain: `value`, or that without its noise.
-        usable: (B, N) bool, False for points under a mask or on the border of src.
+        usable: (B, N) bool, False for points under a mask, on the border of src, or flat where many are.
         half_side: of src at this level, pixels a centred unit.
         is_whole: whether the points are all pixels, row by row.
         grid: rows and columns of the points, which tell how to read N; None for a part of them.
@@ -182,11 +188,26 @@ def build_template(src: Level, max_points: int) -> Template:
         value=points.value,
         slope=points.slope,
         brightness=points.value,
-        usable=points.usable,
+        usable=_without_flat(points),
         half_side=half_side,
         is_whole=cell_side == 1,
         grid=(height // cell_side, width // cell_side),
     )
+
+
+def _without_flat(points: kernels.Points) -> Tensor:
+    """Return (B, N) bool, the usable points but for flat ones, where these are so many that they would set the scale.
+
+    Of a drawing, a page or a screen most pixels are as flat as can be: whatever the motion their residuals are zero, so
+    that their median says nothing of noise, and to a loss of that scale every edge is an outlier.
+    """
+    if kernels.serves(points.slope):
+        return kernels.without_flat(points.slope, points.usable, FLAT, MOST_FLAT)
+    steepness = torch.where(points.usable, points.slope.square().sum(1), 0.0)
+    count = points.usable.sum(-1, keepdim=True)
+    is_steep = points.usable & (steepness > FLAT * steepness.sum(-1, keepdim=True) / count.clamp_min(1))
+    is_many = count - is_steep.sum(-1, keepdim=True) > MOST_FLAT * count
+    return torch.where(is_many & is_steep.any(-1, keepdim=True), is_steep, points.usable)
 
 
 def _choose(src: Level, cell_side: int, half_side: float) -> kernels.Points:
@@ -208,6 +229,16 @@ def _choose(src: Level, cell_side: int, half_side: float) -> kernels.Points:
         slope=half_side * at_points(src.slope, chosen),
         u=u,
     )
+
+
+def steep_points(template: Template, seen: Tensor) -> Tensor:
+    """Return (B, N) like `seen`, 1 at the points that hold most of what all of `seen` (B, N) tell of the motion.
+
+    They are steeper than half of what a point is, on average, by what it tells.
+    """
+    steepness = template.slope.square().sum(1) * seen
+    limit = 0.5 * steepness.square().sum(-1) / steepness.sum(-1).clamp_min(1e-20)
+    return (steepness > limit[:, None]).to(seen)
 
 
 def central_differences(image: Tensor) -> Tensor:

@@ -39,8 +39,12 @@ def can_judge(evidence: Evidence, config: AlignConfig) -> Tensor:
 def judge(
     evidence: Evidence, stop_reason: list[StopReason], config: AlignConfig
 ) -> tuple[Tensor, list[Status], list[str | None]]:
-    """Return (B,) float64 confidence, the status of every pair and what went wrong, None where `ok`."""
-    confidence = predict_confidence(evidence)
+    """Return (B,) float64 confidence, the status of every pair and what went wrong, None where `ok`.
+
+    Pairs of which too little is shared, or has structure, to be compared have a confidence of 0: nothing speaks for
+    them.
+    """
+    confidence = torch.where(can_judge(evidence, config), predict_confidence(evidence), 0.0)
     verdicts = [_judge_pair(i, evidence, float(confidence[i]), stop_reason[i], config) for i in range(len(stop_reason))]
     return confidence, [status for status, _ in verdicts], [detail for _, detail in verdicts]
 

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import click
 
 from jobs.bench.against import show_against
+from jobs.bench.drawings import DRAWINGS, drawn_scene
 from jobs.bench.methods import run_methods
 from jobs.bench.options import BenchOptions, RenderOptions, bench_options, motion_options, render_options
-from jobs.bench.pairs import BenchPair, draw_pairs
+from jobs.bench.pairs import BenchPair, draw_pair
+from jobs.bench.photographs import gray_scene
 from jobs.rendering.degrade import compress_jpeg, compress_webp
+from jobs.rendering.synthetic import Scene
 
 LOSSLESS = "lossless"
 JPEG_QUALITIES = (90, 75, 50, 30, 15)
 WEBP_QUALITIES = (75, 30)
 
 
-@click.command("compression", epilog="Example: homoalign bench compression --pairs 50 --size 480 --offset 18")
+@click.command("compression", epilog="Example: homoalign bench compression --pairs 50 --drawings --sigma 0")
+@click.option("--drawings", is_flag=True, help="Slides, charts and screens instead of photographs, drawn by code.")
 @motion_options(sigma=1.0)
 @render_options(pairs=100)
 @bench_options
 def compression_command(
-    *, size: int, offset: float, sigma: float, render: RenderOptions, options: BenchOptions
+    *, drawings: bool, size: int, offset: float, sigma: float, render: RenderOptions, options: BenchOptions
 ) -> None:
     """Compare corner errors by how much both images' files have lost, each pair with the same motion and noise.
 
@@ -34,7 +39,10 @@ def compression_command(
 
     The default noise is that of a camera in good light: what is left of two JPEGs is what these have lost.
     """
-    outcomes = run_methods(compression_pairs(render, size, offset, sigma), options)
+    scene = gray_scene
+    if drawings:
+        render, scene = replace(render, photographs=DRAWINGS), drawn_scene
+    outcomes = run_methods(compression_pairs(render, size, offset, sigma, scene=scene), options)
     show_against(
         LOSSLESS,
         outcomes,
@@ -47,9 +55,17 @@ def compression_command(
     )
 
 
-def compression_pairs(render: RenderOptions, size: int, offset_px: float, sigma_8bit: float) -> Iterator[BenchPair]:
+def compression_pairs(
+    render: RenderOptions,
+    size: int,
+    offset_px: float,
+    sigma_8bit: float,
+    *,
+    scene: Callable[[str], Scene] = gray_scene,
+) -> Iterator[BenchPair]:
     """Render each pair once, add its noise, and pass both images through every kind of file."""
-    for drawn in draw_pairs(render, size=size, offset_px=offset_px):
+    for number in range(render.pairs):
+        drawn = draw_pair(render, number, size=(size, size), offset_px=offset_px, scene=scene)
         noisy = drawn.noisy(sigma_8bit)
         yield drawn.as_pair(LOSSLESS, noisy, math.nan)
         for quality in JPEG_QUALITIES:
