@@ -53,6 +53,12 @@ def test_stripes_of_eight_pixels_are_no_blocks(make_pair, name):
     assert told(image + 0.2 * (np.arange(image.shape[0]) // 8 % 2)[:, None]) == [0.0]
 
 
+def test_what_repeats_within_eight_pixels_is_no_codec():
+    art = np.kron(np.random.default_rng(0).random((40, 50)), np.ones((4, 4)))
+    assert told(art) == [0.0]
+    assert told(np.kron(art[::4, ::4][:20, :25], np.ones((8, 8))))[0] > 0  # nothing tells these from blocks
+
+
 def test_few_blocks_tell_nothing(make_pair):
     coded = compress_jpeg(view(make_pair, "coins"), quality=10)
     assert told(coded[:31, :30]) == [0.0]

@@ -6,6 +6,8 @@ import torch
 from levels import batch_of, level_of
 
 from homoalign import AlignConfig, Status, align
+from homoalign.cascade.rivals import rival_correlation
+from homoalign.levels.patterns import local_patterns
 from homoalign.optimisation import template
 from homoalign.optimisation.template import build_template
 from jobs.bench.drawings import DRAWINGS, KINDS, drawn_scene
@@ -121,6 +123,18 @@ def test_of_texture_in_one_direction_nobody_knows_how_far_along(seed):
         result = align(*(np.ascontiguousarray(side) for side in sides), config=NEAR)
         assert result.status != [Status.OK]
         assert result.confidence.item() < 0.6
+
+
+def test_a_ridge_is_a_rival_on_any_device_and_a_smooth_lobe_is_none(by_torch, make_pair):
+    bars = level_of(np.repeat(np.random.default_rng(0).random(30), 4)[None].repeat(90, 0))
+    smooth = level_of(make_pair("moon", size=(90, 120))[0])
+    for level, least, most in ((bars, 0.95, 1.05), (smooth, 0.0, 0.8)):
+        patterns = local_patterns(level, level, torch.eye(3, dtype=torch.float64)[None])
+        found = rival_correlation(patterns)
+        assert least <= found.item() <= most
+        torch.testing.assert_close(
+            by_torch(lambda patterns=patterns: rival_correlation(patterns)), found, rtol=1e-3, atol=1e-3
+        )
 
 
 def test_drawings_are_the_same_every_time_and_not_alike():

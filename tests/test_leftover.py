@@ -6,6 +6,7 @@ import functools
 import numpy as np
 import pytest
 import torch
+from levels import level_of
 
 from homoalign import AlignConfig, Status, align
 from homoalign.descent import full_size
@@ -85,6 +86,20 @@ def test_fine_texture_that_lost_its_sharpness_is_told_by_its_details_alone(make_
     state = dataclasses.replace(state, gain=gain.double(), bias=(dst.image.mean() - gain * src.image.mean()).double())
     shown = residual_noise(src.noise, dst.noise, state.gain) / 10
     assert loudness(problem, state, shown, (src, dst), 2.4).item() == 1.0
+
+
+def test_where_blocks_show_a_codecs_errors_may_follow_edges_but_not_under_rich_light(make_pair):
+    heard = []
+    for name in ("astronaut", "camera", "chelsea", "coffee", "coins", "motorcycle_left"):
+        src, dst, truth = make_pair(name, size=(160, 200), max_offset_px=5.0)
+        src, dst = (level_of(compress_jpeg(image, quality=8)) for image in (src, dst))
+        problem = build_problem(src, dst, level=0, max_points=10**6, fit_photometric=True)
+        one = torch.ones(1, dtype=torch.float64)
+        state, shown = Alignment(torch.from_numpy(truth)[None], one, 0 * one), residual_noise(src.noise, dst.noise, one)
+        heard.append([loudness(problem, state, shown, (src, dst), 2.4, rich).item() > 1 for rich in (None, one > 0)])
+    in_plain_light, in_rich_light = np.sum(heard, axis=0)
+    assert in_plain_light >= 4
+    assert in_rich_light <= in_plain_light - 2
 
 
 def test_what_is_left_and_no_more_than_is_shown_is_not_louder(make_pair):
