@@ -62,39 +62,50 @@ def steepest_points(image: Tensor, usable: Tensor, cell_side: int) -> Points:
     return points
 
 
-def without_flat(slope: Tensor, usable: Tensor, flat: float, most: float) -> Tensor:
+def without_flat(slope: Tensor, usable: Tensor, shares: tuple[float, float], stride: int) -> Tensor:
     """Do what `template.build_template` does with flat points.
 
     Args:
         slope: (B, 2, N) float32.
         usable: (B, N) bool.
-        flat: share of the mean squared slope of what is usable, up to which a point is flat.
-        most: share of them that may be.
+        shares: of the mean squared slope of what is usable, up to which a point is flat; of points, that may be.
+        stride: whether they are more is told from every so many of them.
 
     Returns:
-        (B, N) bool.
+        (B, N) bool; `usable` itself where no pair has more.
     """
+    limit = torch.empty(len(slope), dtype=torch.float32)
+    _limits_of_flat(shares, stride, *arrays(slope, usable, limit))
+    if not bool((limit >= 0).any()):
+        return usable
     found = torch.empty_like(usable)
-    _without_flat(flat, most, *arrays(slope, usable, found))
+    _leave_out_flat(*arrays(slope, usable, limit, found))
     return found
 
 
 @compiled
-def _without_flat(flat: float, most: float, slope: Floats, usable: Bools, found: Bools) -> None:
+def _limits_of_flat(shares: tuple[float, float], stride: int, slope: Floats, usable: Bools, limit: Floats) -> None:
+    """Write the squared slope up to which points are left out; -1 for pairs that keep all."""
+    flat, most = shares
     for b in range(len(usable)):
         energy, count = 0.0, 0
+        for k in range(0, usable.shape[1], stride):
+            if usable[b, k]:
+                energy += slope[b, 0, k] * slope[b, 0, k] + slope[b, 1, k] * slope[b, 1, k]
+                count += 1
+        bound, left = np.float32(flat * energy / max(count, 1)), 0
+        for k in range(0, usable.shape[1], stride):
+            squared = slope[b, 0, k] * slope[b, 0, k] + slope[b, 1, k] * slope[b, 1, k]
+            left += usable[b, k] and squared > bound
+        limit[b] = bound if left > 0 and count - left > most * count else np.float32(-1)
+
+
+@compiled
+def _leave_out_flat(slope: Floats, usable: Bools, limit: Floats, found: Bools) -> None:
+    for b in range(len(usable)):
         for k in range(usable.shape[1]):
             squared = slope[b, 0, k] * slope[b, 0, k] + slope[b, 1, k] * slope[b, 1, k]
-            energy += float(squared) if usable[b, k] else 0.0
-            count += usable[b, k]
-        limit = np.float32(flat * energy / max(count, 1))
-        left = 0
-        for k in range(usable.shape[1]):
-            squared = slope[b, 0, k] * slope[b, 0, k] + slope[b, 1, k] * slope[b, 1, k]
-            found[b, k] = usable[b, k] and squared > limit
-            left += found[b, k]
-        if left == 0 or count - left <= most * count:
-            found[b] = usable[b]
+            found[b, k] = usable[b, k] and squared > limit[b]
 
 
 def every(values: Tensor, stride: int) -> Tensor:

@@ -27,6 +27,9 @@ FLAT = 1e-5
 MOST_FLAT = 0.2
 """... and of so many the scale of what is left begins to suffer: half would leave none."""
 
+FLAT_SAMPLES = 2**12
+"""Points, about, from which it is told how many are flat."""
+
 
 @dataclass(frozen=True, slots=True)
 class Template:
@@ -201,13 +204,16 @@ def _without_flat(points: kernels.Points) -> Tensor:
     Of a drawing, a page or a screen most pixels are as flat as can be: whatever the motion their residuals are zero, so
     that their median says nothing of noise, and to a loss of that scale every edge is an outlier.
     """
+    stride = max(1, points.usable.shape[-1] // FLAT_SAMPLES) | 1  # odd: not in step with the rows of an image
     if kernels.serves(points.slope):
-        return kernels.without_flat(points.slope, points.usable, FLAT, MOST_FLAT)
+        return kernels.without_flat(points.slope, points.usable, (FLAT, MOST_FLAT), stride)
     steepness = torch.where(points.usable, points.slope.square().sum(1), 0.0)
-    count = points.usable.sum(-1, keepdim=True)
-    is_steep = points.usable & (steepness > FLAT * steepness.sum(-1, keepdim=True) / count.clamp_min(1))
-    is_many = count - is_steep.sum(-1, keepdim=True) > MOST_FLAT * count
-    return torch.where(is_many & is_steep.any(-1, keepdim=True), is_steep, points.usable)
+    some, counted = steepness[:, ::stride], points.usable[:, ::stride]
+    count = counted.sum(-1, keepdim=True)
+    limit = FLAT * some.sum(-1, keepdim=True) / count.clamp_min(1)
+    left = (counted & (some > limit)).sum(-1, keepdim=True)
+    is_many = (left > 0) & (count - left > MOST_FLAT * count)
+    return torch.where(is_many, points.usable & (steepness > limit), points.usable)
 
 
 def _choose(src: Level, cell_side: int, half_side: float) -> kernels.Points:
