@@ -56,10 +56,6 @@ def usable(image, mask=None, max_points=10**6):
     return build_template(level_of(image, mask=mask), max_points).usable
 
 
-def slope(image):
-    return build_template(level_of(image), 10**6).slope.square().sum(1)
-
-
 @pytest.mark.parametrize("max_points", [10**6, 400])
 def test_flat_points_are_left_out_where_they_are_many(by_torch, max_points):
     image = np.zeros((60, 80))

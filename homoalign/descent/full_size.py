@@ -81,11 +81,8 @@ def finish(track: Track, descent: Descent, *, is_beside: bool = False) -> Solved
             raw, lit, light, state, more = clear_away(raw, template, lit, light, state, is_clear, track)
             taken += more
             problem, template, state = _last_problem(raw, lit, light, cleaned, state, track)
-            lit, is_noise, is_heard = (
-                problem.template,
-                is_explained(problem, state, track),
-                track.is_louder_than(before),
-            )
+            lit = problem.template
+            is_noise, is_heard = is_explained(problem, state, track), track.is_louder_than(before)
             # Rich light takes up much of what a wrong alignment leaves: that would pass for noise.
             problem = with_scale_of_steep(problem, state, is_noise & ~light.is_rich, is_heard, (track.src[0], dst))
             if gains(raw):
