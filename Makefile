@@ -13,7 +13,7 @@ demo: $(STAMP)
 	$(BIN)/homoalign demo demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 3 --dist loadgroup
+	$(BIN)/python -m pytest -n 4 --dist loadgroup
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

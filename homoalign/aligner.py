@@ -32,6 +32,7 @@ from homoalign.levels.metrics import measure_fit
 from homoalign.levels.pyramid import Level, build_pyramid, num_levels
 from homoalign.levels.quantised import smooth_quantised
 from homoalign.levels.stabilise import stabilise
+from homoalign.levels.stripes import take_stripes_away
 from homoalign.levels.surround import find_insides
 from homoalign.optimisation.residual import build_problem
 from homoalign.result import AlignResult
@@ -241,9 +242,10 @@ def _align_levels(pairs: Pairs, src: Level, dst: Level, config: AlignConfig, tra
     )
     new_src, new_dst, is_new = src, dst, torch.zeros(len(alive), dtype=torch.bool)
     if config.solver != "adam":  # the tutorial takes images as they are
-        new_src, new_dst, is_smoothed = smooth_quantised(src, dst)
+        new_src, new_dst, is_freed = take_stripes_away(src, dst)
+        new_src, new_dst, is_smoothed = smooth_quantised(new_src, new_dst)
         new_src, new_dst, is_bent = stabilise(new_src, new_dst)
-        is_new = is_smoothed | is_bent
+        is_new = is_freed | is_smoothed | is_bent
     batch = Batch(
         pairs=pairs,
         src=build_pyramid(new_src, count),

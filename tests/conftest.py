@@ -73,7 +73,7 @@ def by_torch(monkeypatch):
 
 @pytest.fixture
 def align_without(monkeypatch):
-    """Align as if a step that changes images, `smooth_quantised` or `stabilise`, changed none."""
+    """Align as if a step that changes images, `smooth_quantised` say, changed none."""
 
     def without(step):
         def run(*arguments, **more):

@@ -238,7 +238,7 @@ def test_the_tutorial_aligns_by_adam(make_pair):
     assert result.num_iterations.item() == 300
 
 
-@pytest.mark.parametrize("step", ["smooth_quantised", "stabilise"])
+@pytest.mark.parametrize("step", ["take_stripes_away", "smooth_quantised", "stabilise"])
 def test_the_tutorial_takes_images_as_they_are(make_pair, monkeypatch, step):
     def changes(*_):
         raise AssertionError(step)

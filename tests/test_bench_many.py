@@ -112,6 +112,13 @@ def test_compression_compares_with_lossless_files(tmp_path):
     assert {outcome["name"] for outcome in drawn["outcomes"]} == {"slide 0"}
 
 
+def test_stripes_compares_with_none(tmp_path):
+    found = bench(tmp_path, "stripes", "--pairs", "1", "--size", "96", "--offset", "4", "--no-peers", *PHOTOGRAPHS)
+    cases = ["none", "rows", "fixed columns", "column gains", "detectors", "lines"]
+    assert [row["stripes"] for row in found["rows"]] == cases
+    assert found["rows"][0]["/ none"] == 1
+
+
 def test_surround_compares_with_none(tmp_path):
     found = bench(tmp_path, "surround", "--pairs", "1", "--size", "96", "--offset", "4", "--no-peers", *PHOTOGRAPHS)
     assert [row["surround"] for row in found["rows"]] == ["none", "aperture", "letterbox", "nodata"]

@@ -16,6 +16,7 @@ from jobs.bench.photometric import Light, draw_lights, lit, photometric_pairs
 from jobs.bench.precision import precision_pairs
 from jobs.bench.quantised import quantised_pairs
 from jobs.bench.range import PRESETS
+from jobs.bench.stripes import striped_pairs
 from jobs.bench.surround import draw_insides, surround_pairs
 from jobs.errors import UsageError
 from jobs.rendering.degrade import compress_jpeg, to_uint8
@@ -168,6 +169,24 @@ def test_quantised_pairs_have_so_many_levels():
     whole = pairs["256 levels"].src.astype(float)
     means = [whole[:64, :64].mean(), pairs["dithered"].src[:64, :64].mean()]  # gray on the whole is kept
     assert means[0] == pytest.approx(means[1], abs=3)
+
+
+def test_striped_pairs_are_striped_as_they_say():
+    render = dataclasses.replace(RENDER, pairs=1)
+    pairs = {pair.case: pair for pair in striped_pairs(render, 128, 5.0, 0.0, 6.0)}
+    plain = pairs.pop("none")
+    added = {
+        case: [getattr(pair, side).astype(float) - getattr(plain, side) for side in ("src", "dst")]
+        for case, pair in pairs.items()
+    }
+    axes = {"rows": 1, "fixed columns": 0, "column gains": 0, "detectors": 1, "lines": 1}
+    for case, axis in axes.items():
+        for of_lines, of_all in ((image.mean(axis).std(), image.mean(1 - axis).std()) for image in added[case]):
+            assert 3 * of_all < of_lines
+    together = {case: np.corrcoef(*(image.mean(axes[case]) for image in added[case]))[0, 1] for case in axes}
+    assert together["fixed columns"] > 0.95
+    assert abs(together["rows"]) < 0.5
+    assert added["rows"][0].mean(1).std() == pytest.approx(6, rel=0.3)
 
 
 def test_compressed_pairs_lose_the_more_the_smaller_the_file():

@@ -39,7 +39,7 @@ def test_rows_that_kill_or_freeze_or_hang_their_worker_cost_nothing_but_themselv
     for number, what in ((1, "segv"), (2, "once"), (4, "frozen"), (6, "hang"), (7, "memory")):
         rows[number]["src"] = f"deadly://{what}{tmp_path}/src{number}.png"
     write_manifest(tmp_path / "bad.parquet", rows)
-    options = ("--shard-rows", 8, "--fetch-timeout", 6, "--row-timeout", 8, "--allow", "deadly", *QUIET)
+    options = ("--shard-rows", 8, "--fetch-timeout", 4, "--row-timeout", 5, "--allow", "deadly", *QUIET)
     done = homoalign("run", tmp_path / "bad.parquet", tmp_path / "bad", *options)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -50,8 +50,8 @@ def test_rows_that_kill_or_freeze_or_hang_their_worker_cost_nothing_but_themselv
     wrong = {number: (row["status"], row["status_detail"]) for number, row in enumerate(found) if row["status"] != "ok"}
     assert wrong == {
         1: ("crashed", "alone in a process, twice: killed by SIGSEGV"),
-        4: ("timed_out", "alone in a process, twice: no progress in 8 s (--row-timeout)"),
-        6: ("timed_out", "fetching the row's images took longer than 6 s (--fetch-timeout)"),
+        4: ("timed_out", "alone in a process, twice: no progress in 5 s (--row-timeout)"),
+        6: ("timed_out", "fetching the row's images took longer than 4 s (--fetch-timeout)"),
         7: ("crashed", "alone in a process, twice: out of memory"),
     }
     assert [row for number, row in enumerate(found) if number not in wrong] == [

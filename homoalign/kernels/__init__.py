@@ -40,6 +40,7 @@ from homoalign.kernels.robust import (
 from homoalign.kernels.saturation import not_cut_off
 from homoalign.kernels.shifts import LEAST_ENERGY, best_shifts, turned_cross_spectra, window_spectra
 from homoalign.kernels.slopes import Points, every, slopes_at, sobel, steepest_points, usable_pixels, without_flat
+from homoalign.kernels.stripes import line_contrasts
 from homoalign.kernels.structure import describe
 from homoalign.kernels.structure import products as structure_products
 from homoalign.kernels.sums import normal_equations
@@ -74,6 +75,7 @@ __all__ = [
     "light_cost",
     "light_template",
     "light_up",
+    "line_contrasts",
     "local_patterns",
     "magnitude_quantile",
     "mean_square",

@@ -15,6 +15,7 @@ BENCHMARKS = {
     "blur": "corner error where one of the images is out of focus, or was taken in motion",
     "quantised": "corner error of images of few gray levels: posterised, thresholded, dithered, faded",
     "compression": "corner error of images that went through lossy files: JPEG, WebP",
+    "stripes": "corner error of images that their sensor striped: rows, columns, detectors in turn",
     "surround": "corner error where an aperture, nodata or a letterbox frames the images",
     "real": "real pairs of a manifest with the truth: photographs and cross-modal ones",
     "trust": "whether confidence, precision and status tell the truth, on pairs in every trouble and unrelated ones",

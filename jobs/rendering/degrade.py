@@ -12,6 +12,9 @@ import numpy.typing as npt
 
 from jobs.rendering.synthetic import Image, to_gray
 
+Levels = npt.NDArray[np.float64]
+"""A value for each row."""
+
 
 def adjust_exposure(image: Image, *, gain: float = 1.0, bias_8bit: float = 0.0, gamma: float = 1.0) -> Image:
     """Return gain * image ** gamma + bias, the bias in 8-bit units; what leaves [0, 1] saturates."""
@@ -80,6 +83,12 @@ def add_speckle(image: Image, *, sigma_8bit: float, rng: np.random.Generator) ->
         return image
     looks = (255 / sigma_8bit) ** 2
     return np.asarray(image * rng.gamma(looks, 1 / looks, image.shape), dtype=np.float32)
+
+
+def add_stripes(image: Image, *, gain: Levels | float = 1.0, offset: Levels | float = 0.0) -> Image:
+    """Return (H, W) with a gain and an offset, in [0, 1], for each row (H,); does not clip."""
+    gain, offset = (np.broadcast_to(np.asarray(value), len(image))[:, None] for value in (gain, offset))
+    return (gain * image + offset).astype(np.float32)
 
 
 def posterise(image: Image, *, levels: int) -> Image:
