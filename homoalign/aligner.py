@@ -27,6 +27,7 @@ from homoalign.cascade.cascade import run_cascade
 from homoalign.config import AlignConfig
 from homoalign.homography import image_size
 from homoalign.levels.depth import stretch_narrow
+from homoalign.levels.holes import fill_small_holes
 from homoalign.levels.intensity import to_gray
 from homoalign.levels.metrics import measure_fit
 from homoalign.levels.pyramid import Level, build_pyramid, num_levels
@@ -242,6 +243,7 @@ def _align_levels(pairs: Pairs, src: Level, dst: Level, config: AlignConfig, tra
     )
     new_src, new_dst, is_new = src, dst, torch.zeros(len(alive), dtype=torch.bool)
     if config.solver != "adam":  # the tutorial takes images as they are
+        src, dst = fill_small_holes(src), fill_small_holes(dst)
         new_src, new_dst, is_freed = take_stripes_away(src, dst)
         new_src, new_dst, is_smoothed = smooth_quantised(new_src, new_dst)
         new_src, new_dst, is_bent = stabilise(new_src, new_dst)
