@@ -1,14 +1,17 @@
 """Matched features start where views differ much, and say nothing where there is nothing to match."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from levels import pyramid_of
+from scipy.ndimage import gaussian_filter
 
 from homoalign.homography import corner_errors
 from homoalign.starts import features
 from homoalign.starts.features import match_features
 from jobs.rendering.synthetic import (
+    build_scene,
     corner_points,
     homography_from_corners,
     load_scene,
@@ -91,6 +94,31 @@ def test_the_matrix_is_that_of_full_size_pixels(view, monkeypatch):
     cropped[:2] -= np.array([[30.0], [20.0]]) * truth[2]
     alike = match_features(pyramid_of(src), pyramid_of(dst[20:140, 30:170]))  # dst alone keeps its size
     assert error_px(alike, cropped) < 4
+
+
+@pytest.mark.parametrize("size", [(90, 1200), (1200, 90)])
+def test_long_strips_are_matched_without_the_squares_that_their_views_would_lie_in(size, numpy_rng, monkeypatch):
+    """Views of 16 x 20000 pixels, each a square of 14000, took minutes and more memory than machines have."""
+    monkeypatch.setattr(cv2.AffineFeature, "create", lambda *_: pytest.fail("oblique views of a strip"))
+    shape = [2 * side + 200 for side in size]
+    texture = sum(s * gaussian_filter(numpy_rng.normal(size=shape), s) for s in (2, 6, 15))
+    scene = build_scene(((texture - texture.min()) / np.ptp(texture)).astype(np.float32))
+    truth = similarity_homography(size, angle_deg=1.0, scale=1.02)
+    pair = render_pair(scene, truth, size, rng=numpy_rng)
+    found = match_features(*(pyramid_of(image.clip(0, 1)) for image in (pair.src, pair.dst)))
+    assert corner_errors(found, torch.from_numpy(truth)[None], *size).mean() < 3
+
+
+@pytest.mark.parametrize("size", [(60, 8000), (800, 5000)])
+def test_long_strips_are_matched_at_a_bounded_size(size):
+    small = features._shrink(pyramid_of(np.zeros(size)))
+    height, width = small.level.image.shape[-2:]
+    assert height * width <= 1.01 * features.LONGEST * features.SIDE_PX**2
+    enlarged = small.full_homo_small @ torch.tensor([width - 1, height - 1, 1.0], dtype=torch.float64)
+    # Frames correspond, corners about so.
+    torch.testing.assert_close(
+        enlarged[:2], torch.tensor([size[1] - 1.0, size[0] - 1], dtype=torch.float64), rtol=0, atol=8
+    )
 
 
 @pytest.mark.parametrize("count", [2, 63, 64, 65, 700])

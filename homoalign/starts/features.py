@@ -23,7 +23,12 @@ from homoalign.levels.pyramid import Level
 SIDE_PX = 400
 """Images are matched at a shorter side of at most this: what a start needs, at a fraction of the cost."""
 
+LONGEST = 4
+"""Times the shorter side, the longer one of images that oblique views are simulated of: these lie askew in squares
+whose side is the image's diagonal. Longer images are matched as they are, at no more pixels than these have."""
+
 FEATURES_PER_VIEW = 800
+FEATURES_OF_LONG = 8000
 LARGEST_TILT = 3
 """Views are simulated for tilts of sqrt(2)^k up to this k: what is seen at up to 69 degrees from its normal."""
 
@@ -69,7 +74,7 @@ def _shrink(pyramid: list[Level]) -> Shrunk:
     number = max(k for k, level in enumerate(pyramid) if k == 0 or min(image_size(level.image)) >= SIDE_PX)
     level = pyramid[number]
     height, width = image_size(level.image)
-    factor = min(1.0, SIDE_PX / min(height, width))
+    factor = min(1.0, SIDE_PX / min(height, width), (LONGEST * SIDE_PX**2 / (height * width)) ** 0.5)
     size = round(height * factor), round(width * factor)
     if size != (height, width):
         mask = None if level.mask is None else (_resize(level.mask, size) > 0.999).to(level.image)
@@ -95,10 +100,7 @@ def _match_pair(src: Any, dst: Any) -> npt.NDArray[np.float64] | None:
     """Return (3, 3), or None where too few features match or no model holds."""
     import cv2
 
-    detector = cv2.AffineFeature.create(cv2.SIFT.create(FEATURES_PER_VIEW), LARGEST_TILT, 0)
-    (points_src, features_src), (points_dst, features_dst) = (
-        detector.detectAndCompute(image, mask) for image, mask in (src, dst)
-    )
+    (points_src, features_src), (points_dst, features_dst) = (_detect(*each) for each in (src, dst))
     if len(points_src) < LEAST_MATCHES or len(points_dst) < LEAST_MATCHES:
         return None
     from_src, to_dst = _nearest_neighbours(_as_integers(features_src), _as_integers(features_dst))
@@ -110,6 +112,16 @@ def _match_pair(src: Any, dst: Any) -> npt.NDArray[np.float64] | None:
     if matrix is None or not np.isfinite(matrix).all() or matrix[2, 2] == 0:
         return None
     return np.asarray(matrix, dtype=np.float64)
+
+
+def _detect(image: npt.NDArray[np.uint8], mask: npt.NDArray[np.uint8] | None) -> tuple[Any, npt.NDArray[np.float32]]:
+    """Return the points, and (N, 128) features, of an image (H, W) and its oblique views."""
+    import cv2
+
+    if max(image.shape) > LONGEST * min(image.shape):
+        return cv2.SIFT.create(FEATURES_OF_LONG).detectAndCompute(image, mask)
+    views = cv2.AffineFeature.create(cv2.SIFT.create(FEATURES_PER_VIEW), LARGEST_TILT, 0)
+    return views.detectAndCompute(image, mask)
 
 
 def _as_integers(features: npt.NDArray[np.float32]) -> Tensor:
