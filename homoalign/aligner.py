@@ -1,6 +1,6 @@
 """`align`: the library's one door. Batched over pairs, on whatever device they are on.
 
-    images -> intensities (few of them smoothed, noise made even) -> pyramids -> start -> solver, level by level
+    images -> intensities (cleaned of what is not the scene) -> pyramids -> start -> solver, level by level
       -> metrics -> verdict
 
 B pairs, C channels, H W rows and columns.
@@ -8,7 +8,6 @@ B pairs, C channels, H W rows and columns.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -21,21 +20,13 @@ from torch.nn.functional import interpolate
 
 from homoalign import kernels
 from homoalign.arguments import Array, Pairs, check_pairs
-from homoalign.backward import measure_backward
-from homoalign.cascade.attempt import Batch
-from homoalign.cascade.cascade import run_cascade
+from homoalign.cleaning import Recorded, align_recorded
 from homoalign.config import AlignConfig
 from homoalign.homography import image_size
 from homoalign.levels.depth import stretch_narrow
-from homoalign.levels.holes import fill_small_holes
 from homoalign.levels.intensity import to_gray
-from homoalign.levels.metrics import measure_fit
-from homoalign.levels.pyramid import Level, build_pyramid, num_levels
-from homoalign.levels.quantised import smooth_quantised
-from homoalign.levels.stabilise import stabilise
-from homoalign.levels.stripes import take_stripes_away
+from homoalign.levels.pyramid import Level
 from homoalign.levels.surround import find_insides
-from homoalign.optimisation.residual import build_problem
 from homoalign.result import AlignResult
 from homoalign.starts.initialise import Start, find_start
 from homoalign.status import Status
@@ -236,63 +227,16 @@ def _align_levels(pairs: Pairs, src: Level, dst: Level, config: AlignConfig, tra
     if len(alive) < len(status):
         pairs = pairs.select(alive)
         src, dst = src.select(alive.to(device)), dst.select(alive.to(device))
-    count = num_levels(
-        [image_size(src.image), image_size(dst.image)],
-        min_side_px=config.min_level_side_px,
-        max_levels=config.max_levels,
-    )
-    new_src, new_dst, is_new = src, dst, torch.zeros(len(alive), dtype=torch.bool)
-    if config.solver != "adam":  # the tutorial takes images as they are
-        src, dst = fill_small_holes(src), fill_small_holes(dst)
-        new_src, new_dst, is_freed = take_stripes_away(src, dst)
-        new_src, new_dst, is_smoothed = smooth_quantised(new_src, new_dst)
-        new_src, new_dst, is_bent = stabilise(new_src, new_dst)
-        is_new = is_freed | is_smoothed | is_bent
-    batch = Batch(
+    recorded = Recorded(
         pairs=pairs,
-        src=build_pyramid(new_src, count),
-        dst=build_pyramid(new_dst, count),
+        src=src,
+        dst=dst,
+        start=start.dst_homo_src[alive].to(device),
+        initialisation=[start.initialisation[i] for i in alive.tolist()],
         config=config,
         trace=trace,
     )
-    names = [start.initialisation[i] for i in alive.tolist()]
-    found = run_cascade(batch, start.dst_homo_src[alive].to(device), names)
-    if config.forward_backward:
-        found = replace(found, forward_backward_px=measure_backward(batch, found))
-    return result.put(alive, _as_recorded(found, src, dst, is_new, config))
-
-
-def _as_recorded(result: AlignResult, src: Level, dst: Level, is_new: Tensor, config: AlignConfig) -> AlignResult:
-    """Tell figures of intensities anew, of the images as they were recorded, for pairs that were bent or smoothed."""
-    index = torch.nonzero(is_new)[:, 0]
-    if len(index) == 0:
-        return result
-    here = index.to(src.image.device)
-    src, dst, part = src.select(here), dst.select(here), result.select(index)
-    matrix = part.dst_homo_src.to(src.image.device)
-    gain, bias = torch.ones_like(matrix[:, 0, 0]), torch.zeros_like(matrix[:, 0, 0])
-    if config.photometric != "none":
-        gain, bias = _matched_light(src, dst, matrix, config)
-    fit = measure_fit(src, dst, matrix, gain=gain, bias=bias, loss_width=torch.ones_like(gain))
-    gain, bias, l1, zncc = torch.stack([gain, bias, fit.photometric_l1, fit.zncc]).cpu()
-    return result.put(index, replace(part, gain=gain, bias=bias, photometric_l1=l1, zncc=zncc))
-
-
-def _matched_light(src: Level, dst: Level, matrix: Tensor, config: AlignConfig) -> tuple[Tensor, Tensor]:
-    """Return gain and bias, (B,) float64, at (B, 3, 3) answers; NaN where there is none.
-
-    They are told on the finest level on which all pixels can be points: its noise is little, and chooses none of them.
-    """
-    sizes = image_size(src.image), image_size(dst.image)
-    count = num_levels(list(sizes), min_side_px=config.min_level_side_px, max_levels=config.max_levels)
-    pixels = math.prod(sizes[0])
-    level = next((i for i in range(1, count) if pixels >> 2 * i <= config.points_per_level), count - 1)
-    some_src, some_dst = (build_pyramid(image, level + 1)[level] for image in (src, dst))
-    points = math.prod(image_size(some_src.image))
-    problem = build_problem(some_src, some_dst, level=level, max_points=points, fit_photometric=True)
-    gain, bias = problem.matched_moments(matrix)
-    known = matrix.isfinite().flatten(1).all(-1)
-    return torch.where(known, gain, torch.nan), torch.where(known, bias, torch.nan)
+    return result.put(alive, align_recorded(recorded))
 
 
 def _too_small(pairs: Pairs, config: AlignConfig) -> str | None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import homoalign
-from homoalign import AlignConfig, Status, align, aligner
+from homoalign import AlignConfig, Status, align, cleaning
 from homoalign.cascade import attempt
 from homoalign.trust.evidence import EVIDENCE
 from homoalign.trust.parts import measure_parts
@@ -243,7 +243,7 @@ def test_the_tutorial_takes_images_as_they_are(make_pair, monkeypatch, step):
     def changes(*_):
         raise AssertionError(step)
 
-    monkeypatch.setattr(aligner, step, changes)
+    monkeypatch.setattr(cleaning, step, changes)
     src, dst, _ = make_pair()
     with pytest.raises(AssertionError, match=step):
         align(src, dst)

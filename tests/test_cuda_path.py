@@ -5,7 +5,7 @@ import pytest
 import torch
 from pretend_cuda import DEVICE, PretendCuda
 
-from homoalign import AlignConfig, Status, align, aligner, gpu, warp
+from homoalign import AlignConfig, Status, align, cleaning, gpu, warp
 from homoalign.descent import full_size, last_steps
 from homoalign.differences.faint import solve_faint
 from homoalign.differences.prefilter import prefilter
@@ -123,7 +123,7 @@ def test_images_of_more_pixels_than_points(views, monkeypatch):
 
 def test_noise_that_grows_with_brightness(views, numpy_rng, monkeypatch):
     found = []
-    monkeypatch.setattr(aligner, "stabilise", lambda *given: found.append(stabilise(*given)) or found[-1])
+    monkeypatch.setattr(cleaning, "stabilise", lambda *given: found.append(stabilise(*given)) or found[-1])
     src, dst, truth = views("camera", "coins", size=(160, 200))
     src[1], dst[1] = (
         torch.from_numpy(add_photon_noise(image[1].numpy(), sigma_8bit=40.0, rng=numpy_rng)) for image in (src, dst)

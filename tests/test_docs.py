@@ -75,7 +75,7 @@ def test_the_benchmarks_are_those_of_the_code():
     assert table("name", "Benchmarks") == [[f"`{name}`", text] for name, text in BENCHMARKS.items()]
 
 
-AT_THE_ROOT = {"aligner.py", "backward.py"}
+AT_THE_ROOT = {"aligner.py", "backward.py", "cleaning.py"}
 
 
 def library_files() -> set[str]:

@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 import torch
 from levels import batch_of, level_of
-from scipy.ndimage import gaussian_filter1d
+from scipy.ndimage import gaussian_filter1d, map_coordinates
 
 from homoalign import AlignConfig, Status, align
-from homoalign.levels.stripes import contrasts, take_stripes_away
+from homoalign.levels.stripes import contrasts, move_along, take_stripes_away
 from jobs.bench.drawings import draw_chart, draw_screen, draw_slide
 from jobs.bench.options import RenderOptions
 from jobs.bench.pairs import draw_pairs
 from jobs.bench.photographs import load_gray
 from jobs.rendering.degrade import add_noise, add_stripes, to_uint8
+from jobs.rendering.synthetic import similarity_homography, warp_points
 
 STAY = AlignConfig(use_search=False, use_features=False)
 LINES = np.arange(192)
@@ -43,8 +44,8 @@ def drawn_pairs(names=("astronaut", "camera", "chelsea", "coffee", "moon", "rock
 def freed(image, mask=None):
     """Return what is left of one image (H, W), and whether it was found striped."""
     level = level_of(image, mask=mask)
-    found, _, is_freed = take_stripes_away(level, level)
-    return found.image[0, 0].numpy(), bool(is_freed)
+    found, _, strength = take_stripes_away(level, level)
+    return found.image[0, 0].numpy(), bool(strength.any())
 
 
 @pytest.fixture
@@ -76,8 +77,8 @@ def test_what_a_sensor_adds_to_both_images_does_not_hold_them(as_recorded, numpy
 def test_photographs_stay_as_they_are(name, sigma_8bit, numpy_rng):
     image = load_gray(name)[:320, :480]
     level = level_of(to_uint8(add_noise(image, sigma_8bit=sigma_8bit, rng=numpy_rng)) / 255)
-    src, dst, is_freed = take_stripes_away(level, level)
-    assert not is_freed.any()
+    src, dst, strength = take_stripes_away(level, level)
+    assert not strength.any()
     assert src is level
     assert dst is level
 
@@ -99,6 +100,48 @@ def test_an_image_of_stripes_alone_keeps_them(numpy_rng):
     noisy = add_noise(bars, sigma_8bit=1.0, rng=numpy_rng)
     assert not freed(noisy)[1]
     assert freed(0.1 * noisy + load_gray("coffee")[:200, :256])[1]
+
+
+def blinds(rng, size=280):
+    """Slats before a window: each row is a line of the scene, a pixel wide."""
+    return (0.5 + 0.12 * rng.normal(size=(size, 1)) + 0.15 * (load_gray("camera")[:size, :size] - 0.5)).clip(0, 1)
+
+
+@pytest.mark.parametrize("turn_deg", [0.0, 6.0])
+def test_lines_that_move_with_the_scene_stay(turn_deg, as_recorded, numpy_rng):
+    scene = blinds(numpy_rng)
+    truth = np.eye(3)
+    truth[:2, 2] = -5, 7
+    if turn_deg:
+        truth = truth @ similarity_homography((192, 192), angle_deg=turn_deg)
+    y, x = np.mgrid[:192, :192]
+    back = np.linalg.inv(truth)
+    seen_at = warp_points(back, np.stack([x.ravel(), y.ravel()], axis=-1).astype(np.float64)) + 40
+    views = scene[40:232, 40:232], map_coordinates(scene, seen_at.T[::-1], order=1).reshape(192, 192)
+    src, dst = (to_uint8(add_noise(view, sigma_8bit=1.0, rng=numpy_rng)) for view in views)
+    assert freed(src / 255)[1]
+    now, before = (run(src, dst, gt=truth) for run in (align, as_recorded))
+    assert torch.equal(now.dst_homo_src, before.dst_homo_src)
+    assert now.status == [Status.OK]
+
+
+@pytest.mark.parametrize(
+    ("shift", "left", "strength", "is_scene"),
+    [
+        ((0.0, 4.0), 0.01, (0.1, 0.0), True),
+        ((4.0, 0.0), 0.01, (0.0, 0.1), True),
+        ((0.0, 0.5), 0.01, (0.1, 0.0), False),  # lines that hardly move may be the sensor's
+        ((9.0, 0.5), 0.01, (0.1, 0.0), False),  # along themselves they may move
+        ((0.0, 4.0), 0.08, (0.1, 0.0), False),  # the sensor's are left
+        ((0.0, torch.nan), 0.01, (0.1, 0.0), False),
+        ((0.0, 4.0), torch.nan, (0.1, 0.0), False),
+    ],
+)
+def test_lines_are_the_scenes_where_motion_explains_them(shift, left, strength, is_scene):
+    matrix = torch.eye(3, dtype=torch.float64)
+    matrix[:2, 2] = torch.tensor(shift)
+    found = move_along(torch.tensor([strength]), torch.tensor([left]), matrix[None], (60, 90))
+    assert found.tolist() == [is_scene]
 
 
 @pytest.mark.parametrize(("gain", "offset"), [(0.0, 8.0), (0.05, 0.0)])
@@ -142,8 +185,9 @@ def test_either_image_is_freed_on_its_own_and_as_it_is_alone(numpy_rng):
     photos = [load_gray(name)[:200, :200] for name in ("coffee", "moon", "rocket")]
     striped = [add_stripes(photo, offset=offsets(numpy_rng, count=200)) for photo in photos]
     src, dst = level_of(striped[0], photos[1], photos[2]), level_of(photos[0], striped[1], photos[2])
-    found_src, found_dst, is_freed = take_stripes_away(src, dst)
-    assert is_freed.tolist() == [True, True, False]
+    found_src, found_dst, strength = take_stripes_away(src, dst)
+    assert (strength > 0).tolist() == [[True, False], [True, False], [False, False]]
+    torch.testing.assert_close(strength[:2, 0], torch.full((2,), 8 / 255, dtype=torch.float64), rtol=0.3, atol=0)
     assert torch.equal(found_src.image[1:], src.image[1:])
     assert torch.equal(found_dst.image[[0, 2]], dst.image[[0, 2]])
     for found, image in ((found_src.image[0, 0], striped[0]), (found_dst.image[1, 0], striped[1])):

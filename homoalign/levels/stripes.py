@@ -6,8 +6,9 @@ hide the scene elsewhere. A scene has stripes as well, but not like these: seen 
 a pixel, and seldom run along the frame from end to end.
 
 So each line's level is told in four parts along it. Where the parts agree about it, and neighbouring lines know nothing
-of each other, each line is freed of what it has beside its neighbourhood: an offset or a gain, by the median over its
-pixels (after Carfantan and Idier, "Statistical linear destriping of satellite-based pushbroom-type images", TGRS 2010).
+of each other, lines may be a sensor's; they are not where motion takes them along. A sensor's lose what they have
+beside their neighbourhood, an offset or a gain (Carfantan and Idier, "Statistical linear destriping of satellite-based
+pushbroom-type images", TGRS 2010), at the frequencies that the parts agree about (Wiener's filter).
 
 B pairs, H W rows and columns; lines are rows, or the columns of an image that was transposed; N lines of P pixels.
 """
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d, pad
 
 from homoalign import kernels
+from homoalign.homography import warp_points
 from homoalign.levels.pyramid import Level
 
 PARTS = 4
@@ -60,6 +62,12 @@ LEAST_WIDTH = 1 / 255
 DARK = 0.02
 """Brightness below which a line's gain is not told."""
 
+MOVED_PX = 1.0
+"""Mean distance by which lines are moved across themselves: lines that stay may be a sensor's."""
+
+EXPLAINED = 0.5
+"""Of the stripes' standard deviation: what leaves less explains them."""
+
 LEAST_LEFT = 1 / 4
 """Share of the contrast: an image of which less is left shows stripes and nothing else, and keeps them."""
 
@@ -74,28 +82,52 @@ def take_stripes_away(src: Level, dst: Level) -> tuple[Level, Level, Tensor]:
     Returns:
         src: freed where it is striped.
         dst: likewise.
-        is_freed: (B,) bool on the CPU, where either is.
+        strength: (B, 2) float64 on the CPU, the standard deviation of what rows and columns lost, of the image that
+            lost more; zero where neither is striped.
     """
     is_striped = torch.stack([_find_striped(level) for level in (src, dst)]).cpu()
-    (src, is_src), (dst, is_dst) = (_freed(*each) for each in zip((src, dst), is_striped, strict=True))
-    return src, dst, is_src | is_dst
+    (src, of_src), (dst, of_dst) = (_freed(*each) for each in zip((src, dst), is_striped, strict=True))
+    return src, dst, torch.maximum(of_src, of_dst)
+
+
+def move_along(strength: Tensor, left: Tensor, dst_homo_src: Tensor, src_size: tuple[int, int]) -> Tensor:
+    """Say whether stripes move with the scene, and so are part of it.
+
+    Args:
+        strength: (B, 2) as `take_stripes_away` has it.
+        left: (B,) standard deviation of what an alignment of the images with their stripes leaves.
+        dst_homo_src: (B, 3, 3) float64, that alignment.
+        src_size: height, width.
+
+    Returns:
+        (B,) bool: it moves lines across themselves, and leaves much less than the stripes are: it explains them.
+    """
+    height, width = src_size
+    y, x = torch.meshgrid(
+        *(torch.linspace(0, side - 1, 5, dtype=torch.float64) for side in (height, width)), indexing="ij"
+    )
+    places = torch.stack([x.flatten(), y.flatten()], dim=-1)
+    moved = (warp_points(dst_homo_src, places.expand(len(strength), -1, -1)) - places).abs().mean(1).flip(-1)
+    is_moved = ((moved >= MOVED_PX) & (strength > 0)).any(-1)
+    return is_moved & (left < EXPLAINED * strength.amax(-1))
 
 
 def _freed(level: Level, by_axis: Tensor) -> tuple[Level, Tensor]:
-    """Return the level freed of stripes along rows and along columns (2, B), on the CPU, and (B,) where it is."""
-    is_freed = torch.zeros(len(level.image), dtype=torch.bool)
+    """Return the level freed of stripes along rows and along columns (2, B), on the CPU, and their strength (B, 2)."""
+    strength = torch.zeros(len(level.image), 2, dtype=torch.float64)
     image = level.image
     for i in torch.nonzero(by_axis.any(0))[:, 0].tolist():
         one = torch.tensor([i], device=image.device)
         striped, known = level.image[i, 0], None if level.mask is None else level.mask[i, 0] > 0
-        freed = striped
-        for axis in (-2, -1):
-            if by_axis[axis, i]:
-                freed = _without_stripes(freed, known) if axis == -2 else _without_stripes(freed.T, _turned(known)).T
+        freed, taken = striped, torch.zeros(2, dtype=torch.float64)
+        for axis in torch.nonzero(by_axis[:, i])[:, 0].tolist():
+            before = freed
+            freed = _without_stripes(freed, known) if axis == 0 else _without_stripes(freed.T, _turned(known)).T
+            taken[axis] = _spread(before - freed, known).double()
         if _spread(freed, known) >= LEAST_LEFT * _spread(striped, known):
-            is_freed[i] = True
+            strength[i] = taken
             image = image.index_copy(0, one, freed[None, None])
-    return (Level(image, level.mask) if bool(is_freed.any()) else level), is_freed
+    return (Level(image, level.mask) if bool(strength.any()) else level), strength
 
 
 def _turned(known: Tensor | None) -> Tensor | None:
