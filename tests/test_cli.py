@@ -210,6 +210,25 @@ def test_align_prints_the_result_row_as_json(tmp_path):
     assert (overlay[..., 1] == overlay[..., 2]).all()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--overlay", "src0.png"), "--overlay src0.png is the file of src"),
+        (("--warped", "./dst0.png"), "--warped ./dst0.png is the file of dst"),
+        (("--src-mask", "m.png", "--overlay", "m.png"), "--overlay m.png is the file of src_mask"),
+        (("--overlay", "o.png", "--warped", "o.png"), "--warped o.png is the file of --overlay"),
+    ],
+)
+def test_align_writes_no_picture_over_another_file_of_the_command(tmp_path, monkeypatch, options, message):
+    write_pairs(tmp_path, 1)
+    monkeypatch.chdir(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    done = homoalign("align", "src0.png", "dst0.png", *options)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_align_of_an_image_that_is_no_image_is_a_row_with_that_status(tmp_path):
     write_pairs(tmp_path, 1)
     (tmp_path / "text.png").write_text("no image")

@@ -70,6 +70,8 @@ def align_command(  # noqa: PLR0913, one parameter for each option
     store = Store(read_storage_options(storage_options, list(given.values())))
     config = read_config(store, config_file, settings)
     urls = {name: _url_of(store, file) for name, file in given.items()}
+    pictures = {"overlay": overlay, "warped": warped}
+    _check_pictures(store, {name: file for name, file in pictures.items() if file is not None}, urls)
     # what is named on the command line is allowed
     links = (link for url in urls.values() for link in url.split("::"))
     rules = AccessRules("file:///", tuple(absolute_entry(link) for link in links))
@@ -81,7 +83,7 @@ def align_command(  # noqa: PLR0913, one parameter for each option
         row = error_row(fetched.error, fetched.src_size, fetched.dst_size)
     else:
         row = _aligned(fetched.images, config, device=device, trace=trace)
-    for file, kind in ((overlay, "overlay"), (warped, "warped")):
+    for kind, file in pictures.items():
         if file is not None:
             _write_picture(store, file, kind, fetched.images, row)
     row = {"pair_id": f"{src} {dst}", **row}
@@ -100,6 +102,20 @@ def _url_of(store: Store, file: str) -> str:
         return store.url_of(file)
     except StorageError:
         return file
+
+
+def _check_pictures(store: Store, pictures: dict[str, str], inputs: dict[str, str]) -> None:
+    """Refuse to write a picture over an input, or over the other one.
+
+    Raises:
+        UsageError: with both names.
+    """
+    taken = {url: name for name, url in inputs.items()}
+    for name, file in pictures.items():
+        url = _url_of(store, file)
+        if url in taken:
+            raise UsageError(f"--{name} {file} is the file of {taken[url]}, which it would replace")
+        taken[url] = f"--{name}"
 
 
 def _aligned(images: PairImages, config: AlignConfig, *, device: str, trace: bool) -> Row:
