@@ -21,7 +21,7 @@ from homoalign.backward import measure_backward
 from homoalign.cascade.attempt import Batch
 from homoalign.cascade.cascade import run_cascade
 from homoalign.config import AlignConfig
-from homoalign.homography import image_size
+from homoalign.homography import corner_errors, image_size
 from homoalign.levels.holes import fill_small_holes
 from homoalign.levels.metrics import measure_fit
 from homoalign.levels.pyramid import Level, build_pyramid, num_levels
@@ -30,7 +30,10 @@ from homoalign.levels.stabilise import stabilise
 from homoalign.levels.stripes import move_along, take_stripes_away
 from homoalign.optimisation.residual import build_problem
 from homoalign.result import AlignResult
-from homoalign.status import Initialisation
+from homoalign.status import Initialisation, Status
+
+SAME_PX, SAME_STD = 1.0, 3.0
+"""Answers are about the same up to so many pixels, and so many times the error that is predicted, at the corners."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,27 +80,38 @@ def align_recorded(recorded: Recorded) -> AlignResult:
     recorded = replace(recorded, src=src, dst=dst)
     freed_src, freed_dst, strength = take_stripes_away(src, dst)
     is_freed = strength.amax(-1) > 0
-    if not bool(is_freed.any()):
-        return _clean_and_solve(recorded, src, dst, is_freed)
-
+    result = _clean_and_solve(recorded, freed_src, freed_dst, is_freed)
     striped = torch.nonzero(is_freed)[:, 0]
-    kept = striped[_are_the_scenes(recorded.select(striped), strength[striped])]
-    is_freed[kept] = False
-    return _clean_and_solve(recorded, _put(freed_src, kept, src), _put(freed_dst, kept, dst), is_freed)
+    if len(striped) == 0:
+        return result
+    kept = striped[_are_the_scenes(recorded.select(striped), strength[striped], result.select(striped))]
+    return result if len(kept) == 0 else result.put(kept, _solve_with_stripes(recorded.select(kept)))
 
 
-def _are_the_scenes(recorded: Recorded, strength: Tensor) -> Tensor:
-    """Return (B,) bool on the CPU: whether stripes go along with the motion that is found with them, unsearched."""
+def _are_the_scenes(recorded: Recorded, strength: Tensor, freed: AlignResult) -> Tensor:
+    """Say whose the stripes of pairs are.
+
+    Args:
+        recorded: pairs that are striped.
+        strength: (B, 2) as `take_stripes_away` has it.
+        freed: their answers without stripes.
+
+    Returns:
+        (B,) bool on the CPU: they go along with the motion that is found with them, without a search. Lines of even
+        distance go along with many motions: an answer without them that can be trusted has to be about the same.
+    """
     near = replace(recorded, config=replace(recorded.config, use_search=False, use_features=False))
-    found = _clean_and_solve(near, near.src, near.dst, torch.zeros(len(strength), dtype=torch.bool))
+    found = _solve_with_stripes(near)
     left = near.dst.contrast.cpu() * (1 - found.zncc.square()).clamp_min(0).sqrt()
-    return move_along(strength, left, found.dst_homo_src, image_size(near.src.image))
+    size = image_size(near.src.image)
+    apart_px = corner_errors(found.dst_homo_src, freed.dst_homo_src, *size).mean(-1)
+    is_doubted = torch.tensor([status is not Status.OK for status in freed.status])
+    is_same = apart_px <= SAME_PX + SAME_STD * freed.corner_std_px
+    return move_along(strength, left, found.dst_homo_src, size) & (is_doubted | is_same)
 
 
-def _put(level: Level, index: Tensor, other: Level) -> Level:
-    """Return `level` with the images that `index` names replaced by those of `other`."""
-    here = index.to(level.image.device)
-    return Level(level.image.index_copy(0, here, other.image[here]), level.mask) if len(index) > 0 else level
+def _solve_with_stripes(recorded: Recorded) -> AlignResult:
+    return _clean_and_solve(recorded, recorded.src, recorded.dst, torch.zeros(len(recorded.start), dtype=torch.bool))
 
 
 def _clean_and_solve(recorded: Recorded, src: Level, dst: Level, is_new: Tensor) -> AlignResult:
