@@ -27,7 +27,7 @@ from homoalign.levels.metrics import measure_fit
 from homoalign.levels.pyramid import Level, build_pyramid, num_levels
 from homoalign.levels.quantised import smooth_quantised
 from homoalign.levels.stabilise import stabilise
-from homoalign.levels.stripes import move_along, take_stripes_away
+from homoalign.levels.stripes import move_along, spread, take_stripes_away
 from homoalign.optimisation.residual import build_problem
 from homoalign.result import AlignResult
 from homoalign.status import Initialisation, Status
@@ -102,7 +102,7 @@ def _are_the_scenes(recorded: Recorded, strength: Tensor, freed: AlignResult) ->
     """
     near = replace(recorded, config=replace(recorded.config, use_search=False, use_features=False))
     found = _solve_with_stripes(near)
-    left = near.dst.contrast.cpu() * (1 - found.zncc.square()).clamp_min(0).sqrt()
+    left = spread(near.dst) * (1 - found.zncc.square()).clamp_min(0).sqrt()
     size = image_size(near.src.image)
     apart_px = corner_errors(found.dst_homo_src, freed.dst_homo_src, *size).mean(-1)
     is_doubted = torch.tensor([status is not Status.OK for status in freed.status])

@@ -193,7 +193,15 @@ def sharpened(image, rng):  # noqa: ARG001
     return image + 2 * (image - blurred(image, None))
 
 
-@pytest.mark.parametrize("change", [noisy, unevenly_lit, bent, covered, blurred, sharpened])
+def striped(image, rng):
+    return image + torch.from_numpy(rng.normal(0, 8 / 255, (*image.shape[:3], 1))).float()
+
+
+def with_holes(image, rng):
+    return torch.where(torch.from_numpy(rng.random(image.shape)) < 0.1, torch.nan, image)
+
+
+@pytest.mark.parametrize("change", [noisy, unevenly_lit, bent, covered, blurred, sharpened, striped, with_holes])
 def test_what_noise_light_and_covers_ask_for(views, numpy_rng, change):
     src, dst, truth = views("camera", "coins")
     assert_same_answers(src, change(dst, numpy_rng), gt=truth)

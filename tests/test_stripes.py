@@ -7,7 +7,7 @@ from levels import batch_of, level_of
 from scipy.ndimage import gaussian_filter1d, map_coordinates
 
 from homoalign import AlignConfig, Status, align
-from homoalign.levels.stripes import contrasts, move_along, take_stripes_away
+from homoalign.levels.stripes import contrasts, move_along, spread, take_stripes_away
 from jobs.bench.drawings import draw_chart, draw_screen, draw_slide
 from jobs.bench.options import RenderOptions
 from jobs.bench.pairs import draw_pair, draw_pairs
@@ -135,6 +135,17 @@ def test_lines_of_even_distance_do_not_pass_for_the_scene(number):
     found = align(src, dst, gt=drawn.views.dst_homo_src, config=STAY)
     assert found.gt_corner_error_px < 0.5
     assert found.status == [Status.OK]
+
+
+def test_what_an_alignment_leaves_is_held_against_what_masks_leave(rng):
+    image, mask = torch.rand(2, 40, 50, generator=rng), torch.ones(40, 50)
+    mask[:, :20] = 0
+    hidden = torch.where(mask > 0, image, 9.0)
+    for level, pixels in (
+        (level_of(*image), image.flatten(1)),
+        (level_of(*hidden, mask=mask), image[..., 20:].flatten(1)),
+    ):
+        torch.testing.assert_close(spread(level), pixels.double().std(-1), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,13 @@ def move_along(strength: Tensor, left: Tensor, dst_homo_src: Tensor, src_size: t
     return is_moved & (left < EXPLAINED * strength.amax(-1))
 
 
+def spread(level: Level) -> Tensor:
+    """Return (B,) float64 on the CPU, the standard deviation of what masks leave of the intensities."""
+    known = [None] * len(level.image) if level.mask is None else (level.mask[:, 0] > 0).unbind()
+    pairs = zip(level.image[:, 0].unbind(), known, strict=True)
+    return torch.stack([_spread(image, where) for image, where in pairs]).double().cpu()
+
+
 def _freed(level: Level, by_axis: Tensor) -> tuple[Level, Tensor]:
     """Return the level freed of stripes along rows and along columns (2, B), on the CPU, and their strength (B, 2)."""
     strength = torch.zeros(len(level.image), 2, dtype=torch.float64)
