@@ -125,9 +125,19 @@ def test_surround_compares_with_none(tmp_path):
     assert found["rows"][0]["/ none"] == 1
 
 
+def test_template_says_what_is_found_and_what_is_trusted(tmp_path):
+    found = bench(tmp_path, "template", "--pairs", "1", "--size", "96", "--no-peers", *PHOTOGRAPHS)
+    cases = ["1/2", "1/3", "1/4", "1/3, covered", "tile, 1/2", "tile, 1/4", "absent"]
+    assert [row["src in dst"] for row in found["rows"]] == cases
+    assert found["rows"][0]["right %"] == found["rows"][0]["ok | right %"] == 100
+    absent = found["rows"][-1]
+    assert (absent["right %"], absent["wrong but ok %"]) == (0, 0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["template", "--photographs", "astronaut"], "at least two"),
         (["precision", "--sigmas", "5,x"], "--sigmas 5,x"),
         (["precision", "--set", "stepp=1"], "did you mean"),
         (["precision", "--photographs", "nonesuch"], "neither a file or folder"),

@@ -18,6 +18,7 @@ from jobs.bench.quantised import quantised_pairs
 from jobs.bench.range import PRESETS
 from jobs.bench.stripes import striped_pairs
 from jobs.bench.surround import draw_insides, surround_pairs
+from jobs.bench.template import CASES, template_pairs
 from jobs.errors import UsageError
 from jobs.rendering.degrade import compress_jpeg, to_uint8
 from jobs.rendering.synthetic import corner_points, load_photograph, to_gray, warp_points
@@ -243,3 +244,24 @@ def test_the_slopes_of_the_light_do_not_pass_for_those_of_the_scene():
     render = RenderOptions(pairs=1, seed=5, photographs=("clock_motion",))
     bound = {pair.case: pair.bound_px for pair in photometric_pairs(render, 256, 10.0, 5.0)}
     assert bound["vignetting"] > bound["unchanged"]  # a vignette takes light away, and tells nothing of motion
+
+
+def test_the_truth_of_templates_lays_them_where_they_are():
+    pairs = list(template_pairs(dataclasses.replace(RENDER, pairs=2), 96, 0.0))
+    assert [pair.case for pair in pairs] == [*CASES, *CASES]
+    for pair in pairs:
+        assert pair.dst.shape == (144, 192)
+        if pair.case == "absent":
+            assert np.isnan(pair.dst_homo_src).all()
+            continue
+        side = CASES[pair.case].share * 144
+        corners = warp_points(pair.dst_homo_src, corner_points(pair.src.shape))
+        assert ((corners >= 0) & (corners < (192, 144))).all()
+        assert np.linalg.norm(corners[2] - corners[0]) == pytest.approx(side * np.sqrt(2), rel=0.2)
+        # Any gain: what is there is the photograph.
+        views = pair.src.astype(np.float32), pair.dst.astype(np.float32)
+        src = cv2.GaussianBlur(views[0], None, 0.5 * pair.src.shape[0] / side)
+        warped = cv2.warpPerspective(src, pair.dst_homo_src, (192, 144), flags=cv2.INTER_LINEAR)
+        inside = cv2.warpPerspective(np.ones_like(src), pair.dst_homo_src, (192, 144)) > 0.999
+        likeness = np.corrcoef(warped[inside], views[1][inside])[0, 1]
+        assert likeness > (0.5 if CASES[pair.case].is_covered else 0.95), pair.case

@@ -36,6 +36,7 @@ from homoalign.starts.hypotheses import Hypotheses, agreement
 from homoalign.status import Initialisation
 from homoalign.trust import verdict
 from homoalign.trust.evidence import UNDETERMINED_480, Evidence
+from homoalign.trust.footprint import measure_in_footprint
 from homoalign.trust.goodness import needs_structure
 from homoalign.trust.parts import measure_parts
 from homoalign.trust.widening import widen_by_parts, widen_of_codec, widen_of_flat
@@ -210,7 +211,7 @@ def _ask_blocks(
     here = asked.to(matrix.device)
     unexplained = evidence.unexplained.to(matrix.device)[here]
     src, dst = ([of_level.select(here) for of_level in pyramid[level:]] for pyramid in (track.src, track.dst))
-    parts = measure_parts(src[0], dst[0], level_matrix[here])
+    parts = measure_in_footprint(measure_parts, src[0], dst[0], level_matrix[here])
     # By what this level leaves open, not finer ones: of right real pairs 86 % of the corners lie in their 95 % ellipses
     # so, and 74 % would otherwise.
     widened = widen_by_parts(covariance[here], parts, unexplained, 480 / min(dst_size))

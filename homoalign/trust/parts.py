@@ -12,6 +12,7 @@ B pairs, C channels, K blocks, H W rows and columns.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -95,6 +96,26 @@ class Parts:
         """Return these with the pairs that `index` (int64) names replaced by `parts`."""
         names = [field.name for field in fields(self)]
         return Parts(*(getattr(self, name).index_copy(0, index, getattr(parts, name)) for name in names))
+
+    @classmethod
+    def concatenate(cls, told: Sequence[Parts]) -> Parts:
+        """Return the pairs of all of them."""
+        return cls(*(torch.cat([getattr(parts, field.name) for parts in told]) for field in fields(cls)))
+
+    def in_frame(self, share: float, into_box: Tensor) -> Parts:
+        """Return what was told in a box of dst as it is told of the whole.
+
+        Args:
+            share: the box's shorter side over dst's.
+            into_box: (3, 3), from centred coordinates of dst to those of the box.
+        """
+        return Parts(
+            here=self.here,
+            drift_480=share * self.drift_480,
+            drift_std_480=share * self.drift_std_480,
+            corner_covariance_480=share**2 * self.corner_covariance_480,
+            motion=torch.linalg.inv(into_box) @ self.motion @ into_box,
+        )
 
 
 def measure_parts(src: Level, dst: Level, dst_homo_src: Tensor) -> Parts:

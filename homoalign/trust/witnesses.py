@@ -30,6 +30,7 @@ from homoalign.levels.metrics import warp_level
 from homoalign.levels.pyramid import Level
 from homoalign.levels.structure import Structure
 from homoalign.trust.evidence import Evidence
+from homoalign.trust.footprint import measure_in_footprint
 from homoalign.trust.parts import Parts, measure_parts, seek_blocks
 
 PLAIN_UNEXPLAINED = 1.1
@@ -122,7 +123,9 @@ def look_closer(src: Sequence[Level], dst: Sequence[Level], index: Tensor, dst_h
         if len(chosen) == 0:
             break
         finer_src, finer_dst = (pyramid[-finer].select(index[chosen]) for pyramid in (src, dst))
-        told = measure_parts(finer_src, finer_dst, homography.rescale(dst_homo_src[chosen], -finer))
+        told = measure_in_footprint(
+            measure_parts, finer_src, finer_dst, homography.rescale(dst_homo_src[chosen], -finer)
+        )
         closest = closest.put(chosen, _surest([closest.select(chosen), told]))
     is_close = torch.nonzero(error_480(closest) < CLOSE_480)[:, 0]
     return parts.put(is_close, closest.select(is_close))
@@ -151,7 +154,8 @@ def ask_witnesses(
     told = [parts.select(index)]
     for coarser in range(2 if _has_coarser(src, dst) else 1):
         matrix = homography.rescale(dst_homo_src[index], coarser)
-        told.append(measure_parts_by_intensity(src[coarser].select(index), dst[coarser].select(index), matrix))
+        images = src[coarser].select(index), dst[coarser].select(index)
+        told.append(measure_in_footprint(measure_parts_by_intensity, *images, matrix))
     return parts.put(index, _surest(told))
 
 

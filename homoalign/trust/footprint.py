@@ -1,0 +1,117 @@
+"""Blocks of a source that covers only a part of dst, as a template in its scene: laid over that part, not the frame.
+
+Of a grid over all of dst such a source would cover few blocks, which leave its corners open.
+
+B pairs, H W rows and columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from homoalign.homography import image_corners, image_size, pixels_from_centred, warp_points
+from homoalign.levels.pyramid import Level
+from homoalign.trust.parts import LEAST_REACH_PX, REACH, Parts
+
+MOST_OF_FRAME = 0.6
+"""Sources whose sides are larger shares of dst's are measured in the whole frame..."""
+
+LEAST_SIDE_PX = 40
+"""... and so are those of shorter sides, which hold no grid of blocks..."""
+
+LEAST_SEEN = 0.6
+"""... and those of which less is seen: what lies beyond dst's border a finer grid does not tell either."""
+
+Measure = Callable[[Level, Level, Tensor], Parts]
+"""`parts.measure_parts`, or what does so by another signal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A part of an image, pixels: from `top`, `left` up to, and without, `bottom`, `right`."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.bottom - self.top, self.right - self.left
+
+
+def measure_in_footprint(measure: Measure, src: Level, dst: Level, dst_homo_src: Tensor) -> Parts:
+    """Measure the parts of pairs, of small sources in what they cover of dst.
+
+    Args:
+        measure: how parts are measured.
+        src: source images of a level.
+        dst: destination images of the same level.
+        dst_homo_src: (B, 3, 3), of that level's pixels.
+    """
+    boxes = footprints(dst_homo_src, image_size(src.image), image_size(dst.image))
+    small = {i: box for i, box in enumerate(boxes) if box is not None}
+    if not small:
+        return measure(src, dst, dst_homo_src)
+    others = [i for i in range(len(boxes)) if i not in small]
+
+    def pairs(numbers: list[int]) -> tuple[Level, Level, Tensor]:
+        index = torch.tensor(numbers, device=dst_homo_src.device)
+        return src.select(index), dst.select(index), dst_homo_src[index]
+
+    told = [measure(*pairs(others))] if others else []
+    told += [_measure_in(box, measure, *pairs([i])) for i, box in small.items()]
+    back = torch.tensor([*others, *small], device=dst_homo_src.device).argsort()
+    return Parts.concatenate(told).select(back)
+
+
+def footprints(dst_homo_src: Tensor, src_size: tuple[int, int], dst_size: tuple[int, int]) -> list[Box | None]:
+    """Return which part of dst each small source covers, with the reach about it; None of others.
+
+    Args:
+        dst_homo_src: (B, 3, 3).
+        src_size: (height, width), pixels.
+        dst_size: (height, width), pixels.
+    """
+    corners = image_corners(*src_size, device=dst_homo_src.device).expand(len(dst_homo_src), 4, 2)
+    covered = warp_points(dst_homo_src, corners).cpu()
+    first, last = covered.amin(1), covered.amax(1)
+    return [_footprint(*ends, dst_size) for ends in zip(first.tolist(), last.tolist(), strict=True)]
+
+
+def _footprint(first: list[float], last: list[float], dst_size: tuple[int, int]) -> Box | None:
+    """Return a box about what lies from `first` to `last`, x and y."""
+    if not all(map(math.isfinite, [*first, *last])):
+        return None
+    height, width = dst_size
+    sides = last[0] - first[0], last[1] - first[1]
+    reach = math.ceil(max(LEAST_REACH_PX, REACH * min(sides))) + 1
+    left, top = (max(0, math.floor(start) - reach) for start in first)
+    right, bottom = (min(length, math.ceil(end) + 1 + reach) for end, length in zip(last, (width, height), strict=True))
+    box = Box(top, left, bottom, right)
+    seen_x, seen_y = (
+        (min(end, length - 1) - max(start, 0)) / max(end - start, 1e-6)
+        for start, end, length in zip(first, last, (width, height), strict=True)
+    )
+    is_small = sides[0] <= MOST_OF_FRAME * width and sides[1] <= MOST_OF_FRAME * height
+    return box if is_small and min(box.size) >= LEAST_SIDE_PX and min(seen_x, seen_y) >= LEAST_SEEN else None
+
+
+def _measure_in(box: Box, measure: Measure, src: Level, dst: Level, dst_homo_src: Tensor) -> Parts:
+    """Measure one pair's parts in a box of dst; they are told in the whole frame."""
+    rows, columns = slice(box.top, box.bottom), slice(box.left, box.right)
+    mask = None if dst.mask is None else dst.mask[..., rows, columns].contiguous()
+    inside = Level(dst.image[..., rows, columns].contiguous(), mask, dst.known_noise)
+    to_box = torch.eye(3, dtype=torch.float64, device=dst_homo_src.device)
+    to_box[0, 2], to_box[1, 2] = -box.left, -box.top
+    parts = measure(src, inside, to_box @ dst_homo_src)
+    size = image_size(dst.image)
+    from_centred, of_box = (pixels_from_centred(*s, device=dst_homo_src.device) for s in (size, box.size))
+    into = torch.linalg.inv(of_box) @ to_box @ from_centred
+    return parts.in_frame(min(box.size) / min(size), into)

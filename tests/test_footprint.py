@@ -1,0 +1,122 @@
+"""What blocks say of a source that is only a part of what dst shows."""
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from levels import level_of
+
+import homoalign
+from homoalign import homography
+from homoalign.levels.pyramid import Level
+from homoalign.status import Status
+from homoalign.trust.footprint import LEAST_SIDE_PX, footprints, measure_in_footprint
+from homoalign.trust.parts import measure_parts
+from homoalign.trust.witnesses import measure_parts_by_intensity
+from jobs.bench.options import RenderOptions
+from jobs.bench.template import template_pairs
+from jobs.rendering.synthetic import load_scene, render_pair
+
+SRC_SIZE, DST_SIZE = (60, 60), (150, 200)
+AT_480 = 480 / DST_SIZE[0]
+SIGNALS = [measure_parts, measure_parts_by_intensity]
+
+
+def placed(x, y):
+    """Return dst_homo_src, (1, 3, 3), of a source that starts there, a hair askew."""
+    return torch.tensor([[[1.0, 0.02, x], [-0.01, 1.0, y], [0.0001, 0.0, 1.0]]], dtype=torch.float64)
+
+
+@pytest.fixture
+def view(numpy_rng):
+    """Render a small part of a photograph, and all of it: Levels."""
+
+    def render(dst_homo_src, photograph="astronaut"):
+        scene = load_scene(photograph, gray=True)
+        pair = render_pair(scene, dst_homo_src[0].numpy(), SRC_SIZE, rng=numpy_rng, dst_size=DST_SIZE)
+        return level_of(pair.src.clip(0, 1)), level_of(pair.dst.clip(0, 1))
+
+    return render
+
+
+@pytest.mark.parametrize("measure", SIGNALS)
+def test_a_grid_over_the_source_knows_where_its_corners_lie(view, measure):
+    truth = placed(90.0, 40.0)
+    src, dst = view(truth)
+    whole, parts = measure(src, dst, truth), measure_in_footprint(measure, src, dst, truth)
+    assert parts.drift_std_480.item() < min(1.5, whole.drift_std_480.item() / 2)
+    assert parts.drift_480.item() < 2
+    assert parts.here.item() > 0.85
+
+
+@pytest.mark.parametrize("measure", SIGNALS)
+def test_it_is_told_in_pixels_and_coordinates_of_the_whole(view, measure):
+    truth = placed(90.0, 40.0)
+    src, dst = view(truth)
+    beside = placed(92.0, 40.0)
+    parts = measure_in_footprint(measure, src, dst, beside)
+    off = homography.corner_errors(beside, truth, *SRC_SIZE).mean().item()
+    assert parts.drift_480.item() == pytest.approx(AT_480 * off, rel=0.2)
+    moved = homography.move(beside, parts.motion, *DST_SIZE)
+    assert homography.corner_errors(moved, truth, *SRC_SIZE).mean() < 0.3
+    spread = parts.corner_covariance_480[0].diagonal(dim1=-2, dim2=-1).sum(-1).mean().sqrt()
+    assert spread.item() == pytest.approx(parts.drift_std_480.item())
+
+
+def test_a_pair_is_told_the_same_among_others(view):
+    small, large = placed(90.0, 40.0), torch.tensor([[[3.0, 0, 5], [0, 2.2, 3], [0, 0, 1]]], dtype=torch.float64)
+    elsewhere = placed(20.0, 60.0)
+    matrices = [large, small, large, elsewhere]
+    views = [view(matrix) for matrix in matrices]
+    src, dst = (Level(torch.cat([pair[side].image for pair in views]), None) for side in (0, 1))
+    together = measure_in_footprint(measure_parts, src, dst, torch.cat(matrices))
+    for i, (pair, matrix) in enumerate(zip(views, matrices, strict=True)):
+        alone = measure_in_footprint(measure_parts, *pair, matrix)
+        for field in fields(alone):
+            value = getattr(together, field.name)[i]
+            torch.testing.assert_close(value, getattr(alone, field.name)[0], rtol=1e-9, atol=1e-9, msg=field.name)
+
+
+def test_masks_are_cut_out_as_well(view):
+    truth = placed(90.0, 40.0)
+    src, dst = view(truth)
+    masked = dst.image.clone()
+    mask = torch.ones_like(masked)
+    masked[..., 60:80, 110:130], mask[..., 60:80, 110:130] = 1.0, 0.0  # in the middle of what src covers
+    spoilt, parts = (measure_in_footprint(measure_parts, src, Level(masked, known), truth) for known in (None, mask))
+    assert parts.here.item() > spoilt.here.item()
+
+
+def test_where_a_small_source_lies():
+    (box,) = footprints(placed(90.0, 40.0), SRC_SIZE, DST_SIZE)
+    assert box is not None
+    assert (box.left, box.top) == (85, 34)  # 4 px of reach and one more
+    assert 90 + 60 < box.right < 90 + 75
+    assert 40 + 60 < box.bottom < 40 + 75
+
+
+@pytest.mark.parametrize(
+    ("why", "matrix", "src_size"),
+    [
+        ("it is not small", placed(10.0, 10.0), (60, 130)),
+        ("it has few pixels", placed(90.0, 40.0), (LEAST_SIDE_PX // 2, 60)),
+        ("half of it is not seen", placed(170.0, 40.0), SRC_SIZE),
+        ("it is nowhere near", placed(-500.0, 40.0), SRC_SIZE),
+        ("nobody knows where it is", torch.full((1, 3, 3), torch.nan, dtype=torch.float64), SRC_SIZE),
+    ],
+)
+def test_other_sources_are_measured_in_the_frame(why, matrix, src_size):
+    assert footprints(matrix, src_size, DST_SIZE) == [None], why
+
+
+def test_an_object_that_is_found_in_its_scene_is_trusted_and_one_that_is_not_there_is_not():
+    render = RenderOptions(pairs=2, seed=3, photographs=("astronaut", "coffee"))
+    pairs = [pair for pair in template_pairs(render, 192, 3.0) if pair.case in ("1/3, covered", "absent")]
+    for pair in pairs:
+        found = homoalign.align(pair.src, pair.dst)
+        assert (found.status[0] is Status.OK) == (pair.case != "absent"), pair
+        if pair.case != "absent":
+            error = homography.corner_errors(found.dst_homo_src, torch.from_numpy(pair.dst_homo_src)[None], 192, 192)
+            assert error.mean() < 1
+            assert float(np.nanmax(error.numpy())) < 4 * found.corner_std_px.item()
