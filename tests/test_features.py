@@ -111,7 +111,7 @@ def test_long_strips_are_matched_without_the_squares_that_their_views_would_lie_
 
 @pytest.mark.parametrize("size", [(60, 8000), (800, 5000)])
 def test_long_strips_are_matched_at_a_bounded_size(size):
-    small = features._shrink(pyramid_of(np.zeros(size)))
+    small = features._shrink(pyramid_of(np.zeros(size)), features._factor_of_views)
     height, width = small.level.image.shape[-2:]
     assert height * width <= 1.01 * features.LONGEST * features.SIDE_PX**2
     enlarged = small.full_homo_small @ torch.tensor([width - 1, height - 1, 1.0], dtype=torch.float64)
@@ -119,6 +119,39 @@ def test_long_strips_are_matched_at_a_bounded_size(size):
     torch.testing.assert_close(
         enlarged[:2], torch.tensor([size[1] - 1.0, size[0] - 1], dtype=torch.float64), rtol=0, atol=8
     )
+
+
+def test_a_tile_is_matched_with_its_mosaic_at_the_size_that_both_have(numpy_rng, monkeypatch):
+    size, dst_size = (96, 96), (720, 960)
+    truth = similarity_homography(size, angle_deg=50, scale=0.9)
+    truth[:2, 2] += np.array([620.0, 500.0])
+    shape = [2 * side + 200 for side in dst_size]
+    texture = sum(s * gaussian_filter(numpy_rng.normal(size=shape), s) for s in (2, 4, 8))
+    scene = build_scene(((texture - texture.min()) / np.ptp(texture)).astype(np.float32))
+    pair = render_pair(scene, truth, size, rng=numpy_rng, dst_size=dst_size)
+    tile, mosaic = (pyramid_of(image.clip(0, 1)) for image in (pair.src, pair.dst))
+    found = match_features(tile, mosaic)
+    assert corner_errors(found, torch.from_numpy(truth)[None], *size).mean() < 1.5
+    back = match_features(mosaic, tile)
+    at_tile = corner_errors(torch.linalg.inv(back), torch.from_numpy(truth)[None], *size)
+    assert at_tile.mean() < 1.5
+    monkeypatch.setattr(features, "UNLIKE", 100.0)
+    shrunk = corner_errors(match_features(tile, mosaic), torch.from_numpy(truth)[None], *size).mean()
+    assert not shrunk < 1.5  # too little is left of the tile
+
+
+def test_what_few_matches_agree_about_at_full_size_is_matched_by_oblique_views(view, monkeypatch):
+    src, dst = view(similarity_homography(SIZE, angle_deg=20))
+    monkeypatch.setattr(features, "UNLIKE", 0.5)
+    detected = []
+    for name in ("_detect", "_detect_plain"):
+        bare = getattr(features, name)
+        monkeypatch.setattr(features, name, lambda *each, name=name, bare=bare: (detected.append(name), bare(*each))[1])
+    match_features(pyramid_of(src), pyramid_of(dst))
+    assert detected == ["_detect_plain"] * 2
+    monkeypatch.setattr(features, "LEAST_INLIERS", 10_000)
+    match_features(pyramid_of(src), pyramid_of(dst))
+    assert detected[2:] == ["_detect_plain"] * 2 + ["_detect"] * 2
 
 
 @pytest.mark.parametrize("count", [2, 63, 64, 65, 700])
