@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import click
 import numpy as np
@@ -46,8 +47,8 @@ MOST_TURN_DEG = 30.0
 MOST_BENT = 0.06
 """Each of the object's corners moves by up to this share of its side in the scene."""
 GAINS = (0.7, 1.1)
-COVERED = 0.45
-"""Side of what lies over one of the object's corners, as a share of the object's."""
+COVERED = 0.9
+"""Side of a square about one of the object's corners that something else hides, as a share of the object's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,47 +131,59 @@ def template_pairs(render: RenderOptions, size: int, sigma_8bit: float) -> Itera
 
 
 def _place(render: RenderOptions, number: int, name: str, size: int, case: Case) -> RenderedPair:
-    """Lay an object into a scene."""
-    rng = stream_of(render.seed, number, MOTION)
+    """Lay an object into a scene, or cut a tile from it."""
+    rng, change = (stream_of(render.seed, number, stream) for stream in (MOTION, CHANGE))
     dst_size = size * 3 // 2, 2 * size
     side = round(case.share * dst_size[0])
-    src_size = (side, side) if case.alone else (size, size)
-    dst_homo_src = _somewhere(rng, src_size, side, dst_size)
-    views = render_pair(gray_scene(name), dst_homo_src, src_size, rng=rng, dst_size=dst_size)
     if case.alone:
-        return views
-    change = stream_of(render.seed, number, CHANGE)
-    background, cover = (_other_view(render, name, dst_size, change) for _ in range(2))
-    lit = change.uniform(*GAINS) * views.dst
+        src_size = side, side
+        askew = random_homography(rng, dst_size, MOST_BENT / 2 * dst_size[0])
+        dst_homo_src = askew @ _somewhere(rng, src_size, side, dst_size)
+        return render_pair(gray_scene(name), dst_homo_src, src_size, rng=rng, dst_size=dst_size)
+    src_size = size, size
+    dst_homo_src = _somewhere(rng, src_size, side, dst_size) @ random_homography(rng, src_size, MOST_BENT * size)
+    # Of the object's plane no more is seen than the object: beyond it there may be a horizon.
     corners = warp_points(dst_homo_src, corner_points(src_size))
-    hidden = _within(corners[0] - COVERED / 2 * side, COVERED * side, dst_size)
-    over = np.where(hidden, cover, lit) if case.is_covered else lit
-    is_object = _covered(dst_homo_src, src_size, dst_size) & case.is_there
-    return replace(views, dst=np.where(is_object, over, background))
+    start, end = np.floor(corners.min(0)).astype(int) - 1, np.ceil(corners.max(0)).astype(int) + 2
+    to_box = _shift(-start) @ dst_homo_src
+    box_size = int(end[1] - start[1]), int(end[0] - start[0])
+    views = render_pair(gray_scene(name), to_box, src_size, rng=rng, dst_size=box_size)
+    dst, cover = (_other_view(render, name, dst_size, change) for _ in range(2))
+    box = np.s_[start[1] : end[1], start[0] : end[0]]
+    seen = _covered(to_box, src_size, box_size) & case.is_there
+    if case.is_covered:
+        seen &= ~_square(corners[0] - start, COVERED * side, box_size)
+        dst[box] = np.where(_covered(to_box, src_size, box_size), cover[box], dst[box])
+    dst[box] = np.where(seen, change.uniform(*GAINS) * views.dst, dst[box])
+    return RenderedPair(src=views.src, dst=dst, dst_homo_src=dst_homo_src / dst_homo_src[2, 2])
 
 
 def _somewhere(rng: np.random.Generator, src_size: Size, side: float, dst_size: Size) -> Matrix:
-    """Draw `dst_homo_src` of a square object whose side in dst is about `side` pixels, all of it inside."""
-    scale, reach = side / src_size[0], 0.75 * side  # half a diagonal, and what the corners move by
+    """Draw where a square lies whose side in dst is `side` pixels, all of it inside: (3, 3), a similarity."""
+    reach = 0.8 * side  # half a diagonal, and what corners move by
     centre = [rng.uniform(min(reach, length / 2), max(length - reach, length / 2)) for length in dst_size[::-1]]
-    turn = similarity_homography(src_size, angle_deg=rng.uniform(-MOST_TURN_DEG, MOST_TURN_DEG), scale=scale)
-    place = np.eye(3)
-    place[:2, 2] = np.array(centre) - (np.array(src_size[::-1]) - 1) / 2
-    return place @ turn @ random_homography(rng, src_size, MOST_BENT * src_size[0])
+    angle_deg = rng.uniform(-MOST_TURN_DEG, MOST_TURN_DEG)
+    turn = similarity_homography(src_size, angle_deg=angle_deg, scale=side / src_size[0])
+    return _shift(np.array(centre) - (np.array(src_size[::-1]) - 1) / 2) @ turn
+
+
+def _shift(xy: npt.NDArray[Any]) -> Matrix:
+    return np.array([[1.0, 0, xy[0]], [0, 1, xy[1]], [0, 0, 1]])
 
 
 def _covered(dst_homo_src: Matrix, src_size: Size, dst_size: Size) -> npt.NDArray[np.bool_]:
     """Return (H, W), where dst sees src."""
     y, x = np.mgrid[: dst_size[0], : dst_size[1]]
-    seen = warp_points(np.linalg.inv(dst_homo_src).astype(np.float64), np.stack([x.ravel(), y.ravel()], axis=-1))
+    src_homo_dst = np.linalg.inv(dst_homo_src).astype(np.float64)
+    seen = warp_points(src_homo_dst, np.stack([x.ravel(), y.ravel()], axis=-1))
     inside = ((seen >= -0.5) & (seen <= np.array(src_size[::-1]) - 0.5)).all(axis=1)
     return np.asarray(inside.reshape(dst_size))
 
 
-def _within(start: Matrix, side: float, size: Size) -> npt.NDArray[np.bool_]:
-    """Return (H, W), where a square is that starts at x and y."""
+def _square(centre: Matrix, side: float, size: Size) -> npt.NDArray[np.bool_]:
+    """Return (H, W), where a square lies about x and y."""
     y, x = np.mgrid[: size[0], : size[1]]
-    return np.asarray((x >= start[0]) & (x < start[0] + side) & (y >= start[1]) & (y < start[1] + side))
+    return np.asarray((np.abs(x - centre[0]) < side / 2) & (np.abs(y - centre[1]) < side / 2))
 
 
 def _other_view(render: RenderOptions, name: str, size: Size, rng: np.random.Generator) -> Image:
