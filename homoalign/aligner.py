@@ -31,7 +31,7 @@ from homoalign.result import AlignResult
 from homoalign.starts.initialise import Start, find_start
 from homoalign.status import Status
 
-PIXELS_AT_A_TIME = 2**19
+PIXELS_AT_A_TIME = 2**20
 """On a processor pairs are solved in groups of about this many pixels of dst, which the cache holds."""
 
 PAIRS_AT_A_TIME, MOST_PIXELS_AT_A_TIME = 4, 2**21

@@ -10,9 +10,10 @@ import torch
 from torch.nn.functional import avg_pool2d
 
 from homoalign import kernels
-from homoalign.differences import blur, cover, photometry
+from homoalign.differences import cover, photometry
 from homoalign.differences.refinement import clean_source
 from homoalign.levels import metrics, pyramid
+from homoalign.levels.box import box
 from homoalign.levels.intensity import to_gray
 from homoalign.levels.noise import denoise, noise_level, smooth
 from homoalign.levels.pyramid import Level, soften
@@ -270,8 +271,8 @@ def test_the_robust_scale_is_that_of_the_median(rng, by_torch, count):
 def test_window_means_are_those_of_pooling(rng, by_torch, size):
     values = torch.rand(2, 1, *size, generator=rng)
     expected = avg_pool2d(values, 9, stride=1, padding=4)
-    torch.testing.assert_close(blur.box(values, 4), expected)
-    torch.testing.assert_close(by_torch(lambda: blur.box(values, 4)), expected)
+    torch.testing.assert_close(box(values, 4), expected)
+    torch.testing.assert_close(by_torch(lambda: box(values, 4)), expected)
 
 
 def test_templates_are_lit_as_torch_lights_them(make_pair, by_torch):

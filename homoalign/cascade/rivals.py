@@ -16,6 +16,7 @@ from torch.nn.functional import max_pool2d
 from homoalign import homography, kernels
 from homoalign.config import AlignConfig
 from homoalign.homography import image_size
+from homoalign.levels.fourier import fast_length
 from homoalign.levels.patterns import Patterns, local_correlation, local_patterns
 from homoalign.levels.pyramid import Level
 from homoalign.levels.sampling import is_inside
@@ -73,7 +74,7 @@ def correlation_by_shift(patterns: Patterns) -> tuple[Tensor, Tensor, Tensor]:
         energy_b: of dst under src.
     """
     height, width = image_size(patterns.src)
-    size = (3 * height // 2, 3 * width // 2)
+    size = (fast_length(3 * height // 2), fast_length(3 * width // 2))
     if kernels.serves(patterns.src):
         parts = (patterns.src, patterns.dst, patterns.weight, patterns.counted)
         products = kernels.products_of_spectra(torch.fft.rfft2(kernels.weighted_patterns(*parts, size)))

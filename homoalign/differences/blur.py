@@ -14,11 +14,11 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, pad
+from torch.nn.functional import pad
 
-from homoalign import kernels
 from homoalign.differences.photometry import Light, apply_light
 from homoalign.homography import image_size
+from homoalign.levels.box import box
 from homoalign.levels.fourier import fast_length
 from homoalign.levels.pyramid import Level
 from homoalign.optimisation.residual import Alignment, DirectProblem
@@ -239,12 +239,3 @@ def _high_passed(image: Tensor, usable: Tensor) -> Tensor:
     """Take the neighbourhoods' means from what is usable of (B, 1, H, W) images; the rest is 0."""
     share = box(usable, HIGH_PASS).clamp_min(1e-3)
     return (image - box(image * usable, HIGH_PASS) / share) * usable
-
-
-def box(image: Tensor, radius: int) -> Tensor:
-    """Return (B, 1, H, W) means over squares; beyond the border is 0."""
-    if kernels.serves(image):
-        return kernels.box(image[:, 0], radius)[:, None]
-    for kernel, margin in (((2 * radius + 1, 1), (radius, 0)), ((1, 2 * radius + 1), (0, radius))):
-        image = avg_pool2d(image, kernel, stride=1, padding=margin)
-    return image

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d
 
 from homoalign import kernels
+from homoalign.levels.box import box
 from homoalign.levels.metrics import total, warp_level
 from homoalign.levels.pyramid import Level
 
@@ -128,8 +129,7 @@ def _pattern_sums(patterns: Patterns) -> tuple[Tensor, Tensor]:
 
 
 def _window_mean(values: Tensor) -> Tensor:
-    rows = avg_pool2d(values[:, None], (WINDOW, 1), stride=1, padding=(WINDOW // 2, 0))
-    return avg_pool2d(rows, (1, WINDOW), stride=1, padding=(0, WINDOW // 2))[:, 0]
+    return box(values[:, None], WINDOW // 2)[:, 0]
 
 
 def _mean(values: Tensor, counted: Tensor) -> Tensor:

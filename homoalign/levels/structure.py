@@ -17,9 +17,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, pad
+from torch.nn.functional import pad
 
 from homoalign import kernels
+from homoalign.levels.box import box
 from homoalign.levels.pyramid import Level, take, usable_pixels
 
 HARMONICS = (2, 4)
@@ -76,7 +77,7 @@ def describe(level: Level) -> Structure:
         channels += [cos * magnitude, sin * magnitude]
     smooth = _smooth(torch.stack(channels, dim=1))
     energy = smooth.square().sum(1, keepdim=True)
-    local = _local_mean(energy) / _local_mean(usable).clamp_min(1e-6)
+    local = box(energy, WINDOW_RADIUS) / box(usable, WINDOW_RADIUS).clamp_min(1e-6)
     whole = energy.sum((-2, -1), keepdim=True) / usable.sum((-2, -1), keepdim=True).clamp_min(1)
     return Structure(smooth * (local + ENERGY_FLOOR * whole + ROUNDING).rsqrt() * usable, usable)
 
@@ -107,10 +108,3 @@ def _smooth(image: Tensor) -> Tensor:
         image = (padded.narrow(dim, 0, size) + padded.narrow(dim, 2, size)).mul_(0.25)
         image.add_(padded.narrow(dim, 1, size), alpha=0.5)
     return image
-
-
-def _local_mean(image: Tensor) -> Tensor:
-    """Mean over the window, zero beyond the border."""
-    side, radius = 2 * WINDOW_RADIUS + 1, WINDOW_RADIUS
-    rows = avg_pool2d(image, (side, 1), stride=1, padding=(radius, 0))
-    return avg_pool2d(rows, (1, side), stride=1, padding=(0, radius))

@@ -22,10 +22,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
 from homoalign import homography
 from homoalign.homography import image_size
+from homoalign.levels.box import box
 from homoalign.levels.metrics import warp_level
 from homoalign.levels.pyramid import Level
 from homoalign.levels.structure import Structure
@@ -202,8 +202,8 @@ def _detail(image: Tensor, known: Tensor) -> Structure:
     Returns:
         Two channels of a root mean square of 1, the second zero.
     """
-    share = avg_pool2d(known, WINDOW, stride=1, padding=WINDOW // 2)
-    mean = avg_pool2d(image * known, WINDOW, stride=1, padding=WINDOW // 2) / share.clamp_min(1e-6)
+    share = box(known, WINDOW // 2)
+    mean = box(image * known, WINDOW // 2) / share.clamp_min(1e-6)
     detail = torch.where((known > 0) & (share > 0.5), image - mean, 0.0)
     power = detail.square().sum((-2, -1), keepdim=True) / known.sum((-2, -1), keepdim=True).clamp_min(1)
     detail = detail / power.sqrt().clamp_min(1e-6)
