@@ -9,6 +9,9 @@ from levels import level_of
 
 import homoalign
 from homoalign import homography
+from homoalign.cascade.elsewhere import shift_answers
+from homoalign.cascade.rivals import rival_correlation, rival_in_scene
+from homoalign.levels.patterns import local_patterns
 from homoalign.levels.pyramid import Level
 from homoalign.status import Status
 from homoalign.trust.footprint import LEAST_SIDE_PX, footprints, measure_in_footprint
@@ -120,3 +123,38 @@ def test_an_object_that_is_found_in_its_scene_is_trusted_and_one_that_is_not_the
             error = homography.corner_errors(found.dst_homo_src, torch.from_numpy(pair.dst_homo_src)[None], 192, 192)
             assert error.mean() < 1
             assert float(np.nanmax(error.numpy())) < 4 * found.corner_std_px.item()
+
+
+def with_copies(numpy_rng, *places):
+    """Return a template, and a scene of another photograph that shows it at places, (x, y) each: one pyramid each."""
+    scene = load_scene("astronaut", gray=True)
+    view = render_pair(scene, placed(0.0, 0.0)[0].numpy(), SRC_SIZE, rng=numpy_rng, dst_size=SRC_SIZE)
+    pair = render_pair(load_scene("coffee", gray=True), np.eye(3), DST_SIZE, rng=numpy_rng)
+    dst = pair.dst.copy()
+    for x, y in places:
+        dst[y : y + SRC_SIZE[0], x : x + SRC_SIZE[1]] = view.src
+    return level_of(view.src.clip(0, 1)), level_of(dst.clip(0, 1))
+
+
+def at(x, y):
+    return torch.tensor([[[1.0, 0, x], [0, 1, y], [0, 0, 1]]], dtype=torch.float64)
+
+
+def test_another_copy_anywhere_in_the_scene_is_a_rival(numpy_rng):
+    answer = at(10.0, 20.0)
+    one = with_copies(numpy_rng, (10, 20))
+    two = with_copies(numpy_rng, (10, 20), (135, 80))
+    assert rival_in_scene(*one, answer).item() < 0.5
+    assert rival_in_scene(*two, answer).item() == pytest.approx(1, abs=0.05)
+    assert rival_correlation(local_patterns(*two, answer)).item() < 0.5  # beside src it sees nothing
+    for here, there in (((10.0, 20.0), (135.0, 80.0)), ((135.0, 80.0), (10.0, 20.0))):
+        pyramids = [[level] for level in two]
+        shifted = shift_answers(*pyramids, at(*here), 1, torch.tensor([True]))
+        torch.testing.assert_close(shifted.dst_homo_src, at(*there), rtol=0, atol=0.01)
+
+
+def test_an_object_that_the_scene_shows_twice_is_doubted(numpy_rng):
+    for places in (((10, 20),), ((10, 20), (135, 80))):
+        src, dst = (level.image for level in with_copies(numpy_rng, *places))
+        found = homoalign.align(src, dst, init=at(11.0, 20.5))
+        assert (found.status[0] is Status.OK) == (len(places) == 1)

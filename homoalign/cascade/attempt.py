@@ -6,7 +6,7 @@ B pairs, H W rows and columns.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -36,7 +36,7 @@ from homoalign.starts.hypotheses import Hypotheses, agreement
 from homoalign.status import Initialisation
 from homoalign.trust import verdict
 from homoalign.trust.evidence import UNDETERMINED_480, Evidence
-from homoalign.trust.footprint import measure_in_footprint
+from homoalign.trust.footprint import is_template, measure_in_footprint
 from homoalign.trust.goodness import needs_structure
 from homoalign.trust.parts import measure_parts
 from homoalign.trust.widening import widen_by_parts, widen_of_codec, widen_of_flat
@@ -177,6 +177,23 @@ def structure_score(batch: Batch, dst_homo_src: Tensor) -> Tensor:
     return agreement(batch.src, batch.dst, found, side_px=SCORE_SIDE_PX, config=batch.config)
 
 
+def _look_around(evidence: Evidence, src: Level, dst: Level, dst_homo_src: Tensor) -> Evidence:
+    """Look for rivals all over dst where src, or nearly all of it, covers a small part of it.
+
+    Args:
+        evidence: so far.
+        src: source images of the level that it is of.
+        dst: destination images of the same level.
+        dst_homo_src: (B, 3, 3), of that level's pixels.
+    """
+    index = torch.nonzero(is_template(evidence))[:, 0]
+    if len(index) == 0:
+        return evidence
+    here = index.to(dst_homo_src.device)
+    found = rivals.rival_in_scene(src.select(here), dst.select(here), dst_homo_src[here]).cpu()
+    return replace(evidence, rival=evidence.rival.index_copy(0, index, torch.fmax(evidence.rival[index], found)))
+
+
 def _ask_blocks(
     track: Track,
     level: int,
@@ -296,6 +313,7 @@ def _measure(
         drift_480=unknown,
         drift_std_480=unknown,
     )
+    evidence = _look_around(evidence, src_level, dst_level, level_matrix)
     covariance, evidence, second_opinion = _ask_blocks(
         track, level, matrix, level_matrix, covariance, evidence, dst_size
     )

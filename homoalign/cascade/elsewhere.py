@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from homoalign import homography
-from homoalign.cascade.rivals import correlation_by_shift, other_peaks, shifts
+from homoalign.cascade.rivals import correlation_by_shift, correlation_in_scene, other_peaks, shifts
 from homoalign.config import AlignConfig
 from homoalign.homography import image_size
 from homoalign.levels.patterns import local_patterns
@@ -30,7 +30,9 @@ MAX_POINTS = 4096
 """About how many of their pixels they are refined on."""
 
 
-def shift_answers(src: list[Level], dst: list[Level], answer: Tensor, keep: int) -> Hypotheses:
+def shift_answers(
+    src: list[Level], dst: list[Level], answer: Tensor, keep: int, is_template: Tensor | None = None
+) -> Hypotheses:
     """Return the answers with src shifted to where its patterns correlate best elsewhere.
 
     Args:
@@ -38,19 +40,26 @@ def shift_answers(src: list[Level], dst: list[Level], answer: Tensor, keep: int)
         dst: pyramid of the destination images.
         answer: (B, 3, 3) float64, full-size pixels, finite.
         keep: how many shifts a pair, at most.
+        is_template: (B,) bool, whose src may lie anywhere in dst; that of others, and of all where None, by up to half
+            a frame away.
 
     Returns:
         Hypotheses with that correlation as their score; none of a pair that has no other peak.
     """
     octave = zoom_octave(answer, image_size(src[0].image))
+    is_free = torch.zeros_like(octave, dtype=torch.bool) if is_template is None else is_template.to(octave.device)
     found = []
-    for zoom in sorted(set(octave.tolist())):
-        chosen = torch.nonzero(octave == zoom)[:, 0]
+    for zoom, anywhere in sorted(set(zip(octave.tolist(), is_free.tolist(), strict=True))):
+        chosen = torch.nonzero((octave == zoom) & (is_free == anywhere))[:, 0]
         matched = match_levels(src, dst, zoom=zoom, side_px=verdict.LOCAL_LEVEL_SIDE_PX)
         level = matched.from_full(answer[chosen])
-        patterns = local_patterns(src[matched.src_level].select(chosen), dst[matched.dst_level].select(chosen), level)
+        images = src[matched.src_level].select(chosen), dst[matched.dst_level].select(chosen)
+        patterns = local_patterns(*images, level)
         height, width = image_size(patterns.src)
-        peaks, _ = other_peaks(*correlation_by_shift(patterns), (height // 2, width // 2))
+        if anywhere:
+            peaks, _ = other_peaks(*correlation_in_scene(*images, level), (height, width))
+        else:
+            peaks, _ = other_peaks(*correlation_by_shift(patterns), (height // 2, width // 2))
         score, place = peaks.flatten(1).topk(keep)
         pair, rank = torch.nonzero(score > 0, as_tuple=True)
         place, (rows, columns) = place[pair, rank], peaks.shape[1:]

@@ -17,6 +17,7 @@ from homoalign import homography, kernels
 from homoalign.config import AlignConfig
 from homoalign.homography import image_size
 from homoalign.levels.fourier import fast_length
+from homoalign.levels.metrics import warp_level
 from homoalign.levels.patterns import Patterns, local_correlation, local_patterns
 from homoalign.levels.pyramid import Level
 from homoalign.levels.sampling import is_inside
@@ -63,6 +64,49 @@ def rival_correlation(patterns: Patterns) -> Tensor:
     best, here = _second_best(*products, (height // 2, width // 2))
     rival = best / here.clamp_min(LEAST_OWN)
     return torch.where(patterns.counted.any(-1).any(-1), rival, torch.nan).double()
+
+
+def rival_in_scene(src: Level, dst: Level, dst_homo_src: Tensor) -> Tensor:
+    """Say how well src would lie elsewhere in a scene of which it covers a part: the best of all places in dst.
+
+    What lies beside src has no say in `rival_correlation`; another copy of a template lies just there.
+
+    Args:
+        src: source images of a level.
+        dst: destination images of the same level.
+        dst_homo_src: (B, 3, 3), of that level's pixels.
+
+    Returns:
+        (B,) float64, as `rival_correlation` has it; 0 where there is nothing to compare.
+    """
+    products = correlation_in_scene(src, dst, dst_homo_src)
+    peaks, here = other_peaks(*products, image_size(products[0]))
+    return (peaks.amax((-2, -1)) / here.clamp_min(LEAST_OWN)).nan_to_num(0.0).double()
+
+
+def correlation_in_scene(src: Level, dst: Level, dst_homo_src: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `correlation_by_shift` does, for every shift of the warped source all over dst.
+
+    Args:
+        src: source images of a level.
+        dst: destination images of the same level.
+        dst_homo_src: (B, 3, 3), of that level's pixels.
+    """
+    warped, covered = warp_level(src, dst, dst_homo_src)
+    (a, in_a), (b, in_b) = (_even(level) for level in (Level(warped[:, None], covered[:, None].to(warped)), dst))
+    size = tuple(fast_length(2 * side) for side in image_size(a))
+    spectra = torch.fft.rfft2(torch.stack([a, a * a, in_a, b, b * b, in_b], dim=1), s=size)
+    of_a, of_aa, of_in_a, of_b, of_bb, of_in_b = spectra.unbind(1)
+    products = torch.stack([of_a.conj() * of_b, of_aa.conj() * of_in_b, of_in_a.conj() * of_bb], dim=1)
+    both, energy_a, energy_b = torch.fft.irfft2(products, s=size).unbind(1)
+    return both, energy_a, energy_b
+
+
+def _even(level: Level) -> tuple[Tensor, Tensor]:
+    """Return (B, H, W) patterns of one image, of a like contrast everywhere, and where they are known, 1 or 0."""
+    identity = torch.eye(3, dtype=torch.float64, device=level.image.device).expand(len(level.image), 3, 3)
+    patterns = local_patterns(level, level, identity)
+    return patterns.weight.sqrt() * patterns.src, patterns.counted.to(patterns.src)
 
 
 def correlation_by_shift(patterns: Patterns) -> tuple[Tensor, Tensor, Tensor]:

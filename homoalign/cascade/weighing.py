@@ -17,6 +17,7 @@ from homoalign.result import AlignResult
 from homoalign.starts.hypotheses import Hypotheses
 from homoalign.status import Initialisation
 from homoalign.trust.evidence import Evidence
+from homoalign.trust.footprint import is_template
 from homoalign.trust.goodness import rivalry
 
 LOOKS_BETTER = 1.05
@@ -65,13 +66,15 @@ def weigh_rivals(
 
 def _shift(batch: Batch, result: AlignResult) -> Hypotheses:
     """Return the answers that may lie on a repeat: shifted, then refined, as perspective asks for."""
-    is_rivalled = rivalry(Evidence.of_table(result.evidence)) > RIVALLED
+    evidence = Evidence.of_table(result.evidence)
+    is_rivalled = rivalry(evidence) > RIVALLED
     index = torch.nonzero(is_rivalled & (goodness_of(result) > WRECK))[:, 0]
     device = batch.src[0].image.device
     if len(index) == 0:
         return Hypotheses.none(device)
     part = batch.select(index)
-    found = shift_answers(part.src, part.dst, result.dst_homo_src[index].to(device), SHIFTED)
+    answer = result.dst_homo_src[index].to(device)
+    found = shift_answers(part.src, part.dst, answer, SHIFTED, is_template(evidence)[index])
     if len(found.pair) > 0:
         found = refine_shifted(part.src, part.dst, found, batch.config)
     return replace(found, pair=index.to(device)[found.pair])

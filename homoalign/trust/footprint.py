@@ -16,6 +16,7 @@ from torch import Tensor
 
 from homoalign.homography import image_corners, image_size, pixels_from_centred, warp_points
 from homoalign.levels.pyramid import Level
+from homoalign.trust.evidence import Evidence
 from homoalign.trust.parts import LEAST_REACH_PX, REACH, Parts
 
 MOST_OF_FRAME = 0.6
@@ -29,6 +30,12 @@ LEAST_SEEN = 0.6
 
 Measure = Callable[[Level, Level, Tensor], Parts]
 """`parts.measure_parts`, or what does so by another signal."""
+
+
+def is_template(evidence: Evidence) -> Tensor:
+    """Return (B,) bool, where src, or most of it, covers a small part of dst: it might lie anywhere there."""
+    small: Tensor = (evidence.overlap < MOST_OF_FRAME**2) & (evidence.src_overlap > LEAST_SEEN) & evidence.is_finite
+    return small
 
 
 @dataclass(frozen=True, slots=True)
