@@ -9,6 +9,7 @@ from levels import level_of
 
 import homoalign
 from homoalign import homography
+from homoalign.cascade import weighing
 from homoalign.cascade.elsewhere import shift_answers
 from homoalign.cascade.rivals import rival_correlation, rival_in_scene
 from homoalign.levels.patterns import local_patterns
@@ -16,7 +17,7 @@ from homoalign.levels.pyramid import Level
 from homoalign.status import Status
 from homoalign.trust.footprint import LEAST_SIDE_PX, footprints, measure_in_footprint
 from homoalign.trust.parts import measure_parts
-from homoalign.trust.witnesses import measure_parts_by_intensity
+from homoalign.trust.witnesses import ask_witnesses, error_480, measure_parts_by_intensity
 from jobs.bench.options import RenderOptions
 from jobs.bench.template import template_pairs
 from jobs.rendering.synthetic import load_scene, render_pair
@@ -158,3 +159,26 @@ def test_an_object_that_the_scene_shows_twice_is_doubted(numpy_rng):
         src, dst = (level.image for level in with_copies(numpy_rng, *places))
         found = homoalign.align(src, dst, init=at(11.0, 20.5))
         assert (found.status[0] is Status.OK) == (len(places) == 1)
+
+
+def test_copies_are_looked_at_where_they_lie_in_the_scene(numpy_rng, monkeypatch):
+    asked = []
+    bare = weighing.shift_answers
+
+    def spy(*arguments):
+        asked.append(arguments[4].tolist())
+        return bare(*arguments)
+
+    monkeypatch.setattr(weighing, "shift_answers", spy)
+    src, dst = (level.image for level in with_copies(numpy_rng, (10, 20), (135, 80)))
+    homoalign.align(src, dst, init=at(11.0, 20.5))
+    assert asked == [[True]]
+
+
+def test_witnesses_look_where_the_source_lies(view):
+    truth = placed(90.0, 40.0)
+    src, dst = view(truth)
+    doubtful = measure_parts(src, dst, truth)
+    told = ask_witnesses([src], [dst], truth, doubtful, torch.ones(1, dtype=torch.float64))
+    assert error_480(told).item() < error_480(measure_parts_by_intensity(src, dst, truth)).item()
+    assert error_480(told).item() < error_480(doubtful).item()
