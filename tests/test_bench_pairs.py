@@ -265,3 +265,8 @@ def test_the_truth_of_templates_lays_them_where_they_are():
         inside = cv2.warpPerspective(np.ones_like(src), pair.dst_homo_src, (192, 144)) > 0.999
         likeness = np.corrcoef(warped[inside], views[1][inside])[0, 1]
         assert likeness > (0.5 if CASES[pair.case].is_covered else 0.95), pair.case
+
+
+def test_templates_at_the_rim_of_a_small_scene_render():
+    render = dataclasses.replace(RENDER, pairs=1, seed=1400)  # one pixel from it
+    assert all(pair.dst.shape == (96, 128) for pair in template_pairs(render, 64, 0.0))

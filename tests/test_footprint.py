@@ -9,7 +9,7 @@ from levels import level_of
 
 import homoalign
 from homoalign import homography
-from homoalign.cascade import weighing
+from homoalign.cascade import attempt, rivals, weighing
 from homoalign.cascade.elsewhere import shift_answers
 from homoalign.cascade.rivals import rival_correlation, rival_in_scene
 from homoalign.levels.patterns import local_patterns
@@ -182,3 +182,22 @@ def test_witnesses_look_where_the_source_lies(view):
     told = ask_witnesses([src], [dst], truth, doubtful, torch.ones(1, dtype=torch.float64))
     assert error_480(told).item() < error_480(measure_parts_by_intensity(src, dst, truth)).item()
     assert error_480(told).item() < error_480(doubtful).item()
+
+
+@pytest.mark.parametrize(("most_pixels", "is_sought"), [(10_000, True), (3_000, False)])
+def test_rivals_of_a_tile_are_sought_on_a_level_that_is_not_large(numpy_rng, monkeypatch, most_pixels, is_sought):
+    """A tile of 150 pixels in a mosaic of 12 megapixels took 15 CPU-s and 4 GB at full size."""
+    monkeypatch.setattr(attempt, "MOST_SCENE_PIXELS", most_pixels)
+    monkeypatch.setattr(attempt, "LEAST_SIDE_PX", 20)
+    sizes = []
+    bare = rivals.rival_in_scene
+
+    def spy(src, dst, matrix):
+        sizes.append(dst.image[0].numel())
+        return bare(src, dst, matrix)
+
+    monkeypatch.setattr(rivals, "rival_in_scene", spy)
+    src, dst = (level.image for level in with_copies(numpy_rng, (10, 20), (134, 80)))
+    found = homoalign.align(src, dst, init=at(11.0, 20.5))
+    assert set(sizes) == ({75 * 100} if is_sought else set())
+    assert (found.status[0] is Status.OK) != is_sought

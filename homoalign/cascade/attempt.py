@@ -5,6 +5,7 @@ B pairs, H W rows and columns.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -36,7 +37,7 @@ from homoalign.starts.hypotheses import Hypotheses, agreement
 from homoalign.status import Initialisation
 from homoalign.trust import verdict
 from homoalign.trust.evidence import UNDETERMINED_480, Evidence
-from homoalign.trust.footprint import is_template, measure_in_footprint
+from homoalign.trust.footprint import LEAST_SIDE_PX, is_template, measure_in_footprint
 from homoalign.trust.goodness import needs_structure
 from homoalign.trust.parts import measure_parts
 from homoalign.trust.widening import widen_by_parts, widen_of_codec, widen_of_flat
@@ -44,6 +45,10 @@ from homoalign.trust.witnesses import ask_witnesses, is_plain, is_plain_strip, l
 
 SCORE_SIDE_PX = 256
 """The structure of two answers is compared on levels of about this side."""
+
+MOST_SCENE_PIXELS = 2**20
+"""Rivals of a template are sought on the first level of dst that has no more pixels; not at all where too few are left
+of a tile there."""
 
 Signal = Literal["intensity", "structure"]
 
@@ -177,20 +182,24 @@ def structure_score(batch: Batch, dst_homo_src: Tensor) -> Tensor:
     return agreement(batch.src, batch.dst, found, side_px=SCORE_SIDE_PX, config=batch.config)
 
 
-def _look_around(evidence: Evidence, src: Level, dst: Level, dst_homo_src: Tensor) -> Evidence:
+def _look_around(evidence: Evidence, src: Sequence[Level], dst: Sequence[Level], dst_homo_src: Tensor) -> Evidence:
     """Look for rivals all over dst where src, or nearly all of it, covers a small part of it.
 
     Args:
         evidence: so far.
-        src: source images of the level that it is of.
-        dst: destination images of the same level.
-        dst_homo_src: (B, 3, 3), of that level's pixels.
+        src: source images, from the level that it is of to coarser ones.
+        dst: destination images of the same levels.
+        dst_homo_src: (B, 3, 3), of the first level's pixels.
     """
     index = torch.nonzero(is_template(evidence))[:, 0]
-    if len(index) == 0:
+    coarser = [k for k, level in enumerate(dst) if math.prod(image_size(level.image)) <= MOST_SCENE_PIXELS]
+    if len(index) == 0 or not coarser:
         return evidence
-    here = index.to(dst_homo_src.device)
-    found = rivals.rival_in_scene(src.select(here), dst.select(here), dst_homo_src[here]).cpu()
+    level, here = coarser[0], index.to(dst_homo_src.device)
+    if level > 0 and min(image_size(src[level].image)) < LEAST_SIDE_PX:
+        return evidence
+    images = src[level].select(here), dst[level].select(here)
+    found = rivals.rival_in_scene(*images, homography.rescale(dst_homo_src[here], level)).cpu()
     return replace(evidence, rival=evidence.rival.index_copy(0, index, torch.fmax(evidence.rival[index], found)))
 
 
@@ -313,7 +322,7 @@ def _measure(
         drift_480=unknown,
         drift_std_480=unknown,
     )
-    evidence = _look_around(evidence, src_level, dst_level, level_matrix)
+    evidence = _look_around(evidence, track.src[level:], track.dst[level:], level_matrix)
     covariance, evidence, second_opinion = _ask_blocks(
         track, level, matrix, level_matrix, covariance, evidence, dst_size
     )
