@@ -15,11 +15,14 @@ from homoalign.differences import joint
 from homoalign.differences.joint import LitAlignment
 from homoalign.differences.refinement import denoise_by_share
 from homoalign.optimisation.residual import DirectProblem, products
-from homoalign.optimisation.solver import cauchy, robust_scale
+from homoalign.optimisation.solver import cauchy_weight, robust_scale
 from homoalign.optimisation.template import Template, jacobian_of
 
 PLAIN = 2
 """The first functions of light: a constant and the intensity."""
+
+CURVATURE_POINTS = 13_000
+"""Points, about, that the curvature of rich light is told from: all of them would be most of the work."""
 
 LEAST_STEEPNESS = 0.02
 """Where dst changes by less than this share of src, it tells nothing of src."""
@@ -91,7 +94,7 @@ class Behind:
 
     def weigh(self, view: View) -> View:
         """Return a look with the weights of another width of the loss."""
-        return replace(view, weight=cauchy(view.residual, self.in_scales * view.scale)[1] * view.seen)
+        return replace(view, weight=cauchy_weight(view.residual, self.in_scales * view.scale) * view.seen)
 
     def look(self, state: LitAlignment) -> View:
         """Return the pairs as they look at a state."""
@@ -134,10 +137,10 @@ class Behind:
         template = self.raw.template.with_slopes_of(clean, torch.arange(len(image), device=image.device))
         return replace(template, slope=template.slope * view.steepness[:, None])
 
-    def normal_equations(self, template: Template, view: View, stride: int = 1) -> tuple[Tensor, Tensor]:
+    def normal_equations(self, template: Template, view: View) -> tuple[Tensor, Tensor]:
         """Return (B, P, P) J W J^T and (B, P) J W r of all parameters, float64, zero for those that it has not.
 
-        The former is told from every `stride`-th point where light is rich.
+        The former is told from some of the points where light is rich.
         """
         if self.fields is None:
             product, scores = products(template, view.residual, view.weight)
@@ -148,6 +151,7 @@ class Behind:
             scores = (scores[:, :, None] * to_light).sum(1)
             rest = (0, joint.NUM_FUNCTIONS - PLAIN)
             return pad(to_light.mT @ product @ to_light, 2 * rest), pad(scores, rest)
+        stride = max(1, view.weight.shape[-1] // CURVATURE_POINTS) | 1  # odd: not in step with an image's rows
         part, weight = template.every(stride), view.weight[:, None, ::stride]
         jacobian = torch.cat([motion_of(part), joint.basis_of(part.brightness, self.fields[..., ::stride])], dim=1)
         curvature = stride * ((jacobian * weight) @ jacobian.mT).double()

@@ -67,9 +67,6 @@ DAMPING = 1e-5
 MOST_PIXELS = 1_500_000
 """Of src: all of them are looked at in every turn."""
 
-STRIDE = 5
-"""Of the points that the test is taken from; odd, so as not to fall in step with the rows of an image."""
-
 
 @dataclass(frozen=True, slots=True)
 class Faint:
@@ -226,7 +223,7 @@ def _is_lit_otherwise(turn: _Turn) -> Tensor:
     """Return (B,) bool, whether the residual speaks against a gain and a bias by more than chance."""
     pairs, view = turn.pairs, turn.view
     everything = replace(pairs, fields=_fields_of(pairs.raw.template.u))
-    curvature, scores = everything.normal_equations(turn.template, view, STRIDE)
+    curvature, scores = everything.normal_equations(turn.template, view)
     plain = torch.cat([torch.arange(8) < pairs.free, torch.arange(joint.NUM_FUNCTIONS) < PLAIN]).to(scores.device)
     rich = ~plain & (torch.arange(len(plain), device=scores.device) >= 8)
     a, b, c = curvature[:, plain][..., plain], curvature[:, plain][..., rich], curvature[:, rich][..., rich]

@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 from homoalign import kernels
 from homoalign.differences.photometry import Light
 from homoalign.optimisation.residual import Alignment, DirectProblem, products
-from homoalign.optimisation.solver import Slack, cauchy, robust_scale, solve
+from homoalign.optimisation.solver import Slack, cauchy_weight, robust_scale, solve
 from homoalign.optimisation.template import Template, jacobian_of
 
 MAX_ITERATIONS = 10
@@ -151,7 +151,7 @@ def solve_jointly(
     lit = light_template(template, start.weights, fields)
     problem = LitProblem(direct, lit, fields, fields.new_empty(len(fields), 0, 0))
     residual, seen = problem.evaluate(start)
-    _, weight = cauchy(residual, loss_width * robust_scale(residual, seen, problem.scale_floor))
+    weight = cauchy_weight(residual, loss_width * robust_scale(residual, seen, problem.scale_floor))
     JtJ = _curvature(lit.every(STRIDE), template.every(STRIDE), weight.mul_(seen)[:, ::STRIDE], direct)
     solution = solve(
         replace(problem, JtJ=JtJ),

@@ -23,7 +23,7 @@ from homoalign.levels.coding import residual_coding_noise
 from homoalign.levels.noise import QUANTISATION, residual_noise, smooth
 from homoalign.levels.pyramid import Level, take
 from homoalign.optimisation.residual import Alignment, DirectProblem
-from homoalign.optimisation.solver import cauchy, robust_scale
+from homoalign.optimisation.solver import cauchy_weight, robust_scale
 from homoalign.optimisation.track import Track
 
 MORE = 1.1
@@ -167,7 +167,7 @@ def _is_noise(problem: DirectProblem, details: Tensor, state: Alignment, width: 
 def _products(problem: DirectProblem, details: Tensor, state: Alignment, width: Tensor) -> Tensor:
     """Return (B, K, F + 1, F + 1) float64, products of all features and the residual, summed over blocks."""
     residual, seen = problem.evaluate(state)
-    weight = cauchy(residual, width)[1] * seen
+    weight = cauchy_weight(residual, width) * seen
     template, (rows, columns) = problem.template, problem.template.grid or (1, 1)
     value, slope = template.value, template.slope / template.half_side
     features = (torch.ones_like(value), value, slope[:, 0], slope[:, 1], details, residual)

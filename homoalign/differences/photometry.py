@@ -19,7 +19,7 @@ from homoalign import kernels
 from homoalign.levels.noise import smooth
 from homoalign.levels.pyramid import Level
 from homoalign.optimisation.residual import Alignment, DirectProblem
-from homoalign.optimisation.solver import SCALE_SAMPLES, cauchy, robust_scale
+from homoalign.optimisation.solver import SCALE_SAMPLES, cauchy, cauchy_weight, robust_scale
 from homoalign.optimisation.template import Template
 
 NUM_FUNCTIONS = 14
@@ -280,7 +280,7 @@ def regress(
         solution = torch.where((info == 0)[:, None], solution, torch.nan)
         residual = torch.where(seen, value - _sum(basis, solution), 0.0)
         scale = robust_scale(residual, seen.to(value), floor)
-        weight = cauchy(residual, loss_width * scale)[1] * seen
+        weight = cauchy_weight(residual, loss_width * scale) * seen
     return solution, scale
 
 

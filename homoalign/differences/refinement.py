@@ -21,7 +21,7 @@ from homoalign.levels.noise import denoise, smooth
 from homoalign.levels.pyramid import Level, take
 from homoalign.levels.spline import spline_coefficients
 from homoalign.optimisation.residual import Alignment, DirectProblem
-from homoalign.optimisation.solver import SCALE_SAMPLES, cauchy, robust_scale
+from homoalign.optimisation.solver import SCALE_SAMPLES, cauchy_weight, robust_scale
 from homoalign.optimisation.template import Template
 
 WORTH_DENOISING = 0.02
@@ -237,7 +237,7 @@ def _merge(
     else:
         residual, seen = problem.evaluate(state)
         scale = robust_scale(residual, seen, problem.scale_floor)
-        _, weight = cauchy(residual, loss_width * scale)
+        weight = cauchy_weight(residual, loss_width * scale)
         correction = weight.mul_(residual) * (share / state.gain)[:, None].to(residual)
         merged = image.flatten(1) + correction
     # A texture that looks like noise to `noise_level` is the same in both images.

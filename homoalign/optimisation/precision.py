@@ -22,7 +22,7 @@ from torch import Tensor
 
 from homoalign import homography
 from homoalign.kernels import PrecisionSums
-from homoalign.optimisation.solver import Problem, StateT, cauchy, robust_scale
+from homoalign.optimisation.solver import Problem, StateT, cauchy_weight, robust_scale
 
 BLOCKS = 12
 """Along the longer side of the frame."""
@@ -65,7 +65,7 @@ def sum_scores(
     """
     residual, seen = problem.evaluate(state)
     scale = robust_scale(residual, seen, problem.scale_floor)
-    _, weight = cauchy(residual, loss_width * scale)
+    weight = cauchy_weight(residual, loss_width * scale)
     weight = weight * seen
     part = weight if share is None else weight * share
     return PrecisionSums(

@@ -164,9 +164,18 @@ def cauchy(residual: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
         cost: (B, N) log(1 + (r / width)^2).
         weight: (B, N) of iteratively reweighted least squares, 1 / (1 + (r / width)^2).
     """
-    squared = (residual * (1 / width)[:, None].to(residual)).square_()
+    squared = _in_widths(residual, width).square_()
     cost = squared.log1p()
     return cost, squared.add_(1).reciprocal_()
+
+
+def cauchy_weight(residual: Tensor, width: Tensor) -> Tensor:
+    """Return the weight of `cauchy` alone, (B, N)."""
+    return _in_widths(residual, width).square_().add_(1).reciprocal_()
+
+
+def _in_widths(residual: Tensor, width: Tensor) -> Tensor:
+    return residual * (1 / width)[:, None].to(residual)
 
 
 def damped_step(JtJ: Tensor, Jtr: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
