@@ -31,6 +31,7 @@ from homoalign.levels.pyramid import Level, noise_gain
 from homoalign.levels.zoom import MatchedLevels, coarsest_shared, match_levels, zoom_octave
 from homoalign.optimisation.precision import corner_covariance, corner_std
 from homoalign.optimisation.residual import Alignment
+from homoalign.optimisation.schedule import MOTION_PARAMETERS
 from homoalign.optimisation.track import Solved, Track
 from homoalign.result import AlignResult
 from homoalign.starts.hypotheses import Hypotheses, agreement
@@ -237,12 +238,13 @@ def _ask_blocks(
     here = asked.to(matrix.device)
     unexplained = evidence.unexplained.to(matrix.device)[here]
     src, dst = ([of_level.select(here) for of_level in pyramid[level:]] for pyramid in (track.src, track.dst))
-    parts = measure_in_footprint(measure_parts, src[0], dst[0], level_matrix[here])
+    free = MOTION_PARAMETERS[track.config.model]
+    parts = measure_in_footprint(measure_parts, src[0], dst[0], level_matrix[here], free)
     # By what this level leaves open, not finer ones: of right real pairs 86 % of the corners lie in their 95 % ellipses
     # so, and 74 % would otherwise.
     widened = widen_by_parts(covariance[here], parts, unexplained, 480 / min(dst_size))
-    parts = look_closer(track.src[:level], track.dst[:level], here, level_matrix[here], parts)
-    parts = ask_witnesses(src, dst, level_matrix[here], parts, unexplained)
+    parts = look_closer(track.src[:level], track.dst[:level], here, level_matrix[here], parts, free)
+    parts = ask_witnesses(src, dst, level_matrix[here], parts, unexplained, free)
     moved = homography.move(matrix[here], parts.motion, *dst_size)
     return (
         covariance.index_copy(0, here, widened),

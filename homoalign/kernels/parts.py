@@ -219,7 +219,7 @@ def _vertex(before: float, middle: float, after: float) -> float:
 
 
 def common_motion(
-    jacobian: Tensor, shift: Tensor, counts: Tensor, prior: Tensor, widths: Tensor, settings: tuple[float, float]
+    jacobian: Tensor, shift: Tensor, counts: Tensor, prior: Tensor, widths: Tensor, settings: tuple[float, float, int]
 ) -> tuple[Tensor, Tensor]:
     """Do what `parts._common_motion` does, with losses of these widths in turn.
 
@@ -229,7 +229,8 @@ def common_motion(
         counts: (B, K) bool.
         prior: (8, 8) float64.
         widths: (n,) float64, of the robust loss.
-        settings: a shift's variance before the scatter is known, and the least share of it that is left.
+        settings: a shift's variance before the scatter is known, the least share of it that is left, and how many
+            parameters there are.
     """
     motion = torch.zeros(len(shift), 8, dtype=torch.float64)
     covariance = torch.empty(len(shift), 8, 8, dtype=torch.float64)
@@ -239,7 +240,7 @@ def common_motion(
 
 @compiled
 def _common_motion(
-    settings: tuple[float, float],
+    settings: tuple[float, float, int],
     jacobian: Doubles,
     shift: Doubles,
     counts: Bools,
@@ -248,7 +249,7 @@ def _common_motion(
     motion: Doubles,
     covariance: Doubles,
 ) -> None:
-    variance, least_share = settings
+    variance, least_share, free = settings
     told, information, weight = np.empty((8, 8)), np.empty((8, 8)), np.empty(shift.shape[1])
     for b in range(len(shift)):
         for width in widths:
@@ -263,7 +264,7 @@ def _common_motion(
         scatter = 0.0
         for k in range(weight.size):
             scatter += weight[k] * _squared_rest(jacobian[k], shift[b, k], motion[b])
-        scatter = max(scatter / max(2 * weight.sum() - 8, 1.0), least_share * variance)
+        scatter = max(scatter / max(2 * weight.sum() - free, 1.0), least_share * variance)
         information[:] = told / scatter + prior
         factorise(information)
         for i in range(8):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from homoalign.homography import image_corners, image_size, pixels_from_centred, warp_points
 from homoalign.levels.pyramid import Level
+from homoalign.optimisation.schedule import HOMOGRAPHY
 from homoalign.trust.evidence import Evidence
 from homoalign.trust.parts import LEAST_REACH_PX, REACH, Parts
 
@@ -28,7 +29,7 @@ LEAST_SIDE_PX = 40
 LEAST_SEEN = 0.6
 """... and those of which less is seen: what lies beyond dst's border a finer grid does not tell either."""
 
-Measure = Callable[[Level, Level, Tensor], Parts]
+Measure = Callable[[Level, Level, Tensor, int], Parts]
 """`parts.measure_parts`, or what does so by another signal."""
 
 
@@ -53,7 +54,9 @@ class Box:
         return self.bottom - self.top, self.right - self.left
 
 
-def measure_in_footprint(measure: Measure, src: Level, dst: Level, dst_homo_src: Tensor) -> Parts:
+def measure_in_footprint(
+    measure: Measure, src: Level, dst: Level, dst_homo_src: Tensor, free: int = HOMOGRAPHY
+) -> Parts:
     """Measure the parts of pairs, of small sources in what they cover of dst.
 
     Args:
@@ -61,19 +64,20 @@ def measure_in_footprint(measure: Measure, src: Level, dst: Level, dst_homo_src:
         src: source images of a level.
         dst: destination images of the same level.
         dst_homo_src: (B, 3, 3), of that level's pixels.
+        free: how many parameters the model of motion has.
     """
     boxes = footprints(dst_homo_src, image_size(src.image), image_size(dst.image))
     small = {i: box for i, box in enumerate(boxes) if box is not None}
     if not small:
-        return measure(src, dst, dst_homo_src)
+        return measure(src, dst, dst_homo_src, free)
     others = [i for i in range(len(boxes)) if i not in small]
 
     def pairs(numbers: list[int]) -> tuple[Level, Level, Tensor]:
         index = torch.tensor(numbers, device=dst_homo_src.device)
         return src.select(index), dst.select(index), dst_homo_src[index]
 
-    told = [measure(*pairs(others))] if others else []
-    told += [_measure_in(box, measure, *pairs([i])) for i, box in small.items()]
+    told = [measure(*pairs(others), free)] if others else []
+    told += [_measure_in(box, measure, *pairs([i]), free) for i, box in small.items()]
     back = torch.tensor([*others, *small], device=dst_homo_src.device).argsort()
     return Parts.concatenate(told).select(back)
 
@@ -110,14 +114,14 @@ def _footprint(first: list[float], last: list[float], dst_size: tuple[int, int])
     return box if is_small and min(box.size) >= LEAST_SIDE_PX and min(seen_x, seen_y) >= LEAST_SEEN else None
 
 
-def _measure_in(box: Box, measure: Measure, src: Level, dst: Level, dst_homo_src: Tensor) -> Parts:
+def _measure_in(box: Box, measure: Measure, src: Level, dst: Level, dst_homo_src: Tensor, free: int) -> Parts:
     """Measure one pair's parts in a box of dst; they are told in the whole frame."""
     rows, columns = slice(box.top, box.bottom), slice(box.left, box.right)
     mask = None if dst.mask is None else dst.mask[..., rows, columns].contiguous()
     inside = Level(dst.image[..., rows, columns].contiguous(), mask, dst.known_noise)
     to_box = torch.eye(3, dtype=torch.float64, device=dst_homo_src.device)
     to_box[0, 2], to_box[1, 2] = -box.left, -box.top
-    parts = measure(src, inside, to_box @ dst_homo_src)
+    parts = measure(src, inside, to_box @ dst_homo_src, free)
     size = image_size(dst.image)
     from_centred, of_box = (pixels_from_centred(*s, device=dst_homo_src.device) for s in (size, box.size))
     into = torch.linalg.inv(of_box) @ to_box @ from_centred

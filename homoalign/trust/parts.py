@@ -25,6 +25,7 @@ from homoalign.levels.fourier import fast_length
 from homoalign.levels.metrics import warp_level
 from homoalign.levels.pyramid import Level
 from homoalign.levels.structure import Structure, describe
+from homoalign.optimisation.schedule import HOMOGRAPHY
 
 BLOCKS = 6
 """Along the shorter side of dst."""
@@ -62,6 +63,10 @@ LEAST_SCATTER = 0.1
 
 PRIOR_480 = 60.0
 """Standard deviation of the corners of dst where no block says anything; any larger one says the same."""
+
+AGAINST_MODEL = 2.0
+"""Chi-squared, for each parameter that the model of motion does not have, from which the blocks speak against it: what
+any homography would do to the corners is asked then."""
 
 MOST_480 = 200.0
 FURTHEST = 6.0
@@ -118,20 +123,23 @@ class Parts:
         )
 
 
-def measure_parts(src: Level, dst: Level, dst_homo_src: Tensor) -> Parts:
+def measure_parts(src: Level, dst: Level, dst_homo_src: Tensor, free: int = HOMOGRAPHY) -> Parts:
     """Seek every block of the warped source about its place.
 
     Args:
         src: source images of a level.
         dst: destination images of the same level.
         dst_homo_src: (B, 3, 3), of that level's pixels.
+        free: how many parameters the model of motion has.
     """
     warped, covered = warp_level(src, dst, dst_homo_src)
     from_src = describe(Level(warped[:, None], covered[:, None].to(warped)))
-    return seek_blocks(from_src, describe(dst), dst_homo_src, image_size(src.image))
+    return seek_blocks(from_src, describe(dst), dst_homo_src, image_size(src.image), free)
 
 
-def seek_blocks(from_src: Structure, in_dst: Structure, dst_homo_src: Tensor, src_size: tuple[int, int]) -> Parts:
+def seek_blocks(
+    from_src: Structure, in_dst: Structure, dst_homo_src: Tensor, src_size: tuple[int, int], free: int = HOMOGRAPHY
+) -> Parts:
     """Seek every block of what is known of the warped source in what is known of dst.
 
     Args:
@@ -139,6 +147,7 @@ def seek_blocks(from_src: Structure, in_dst: Structure, dst_homo_src: Tensor, sr
         in_dst: of dst, likewise.
         dst_homo_src: (B, 3, 3), of that level's pixels.
         src_size: (height, width) of src, pixels.
+        free: how many parameters the model of motion has.
     """
     size = image_size(in_dst.channels)
     side = min(max(LEAST_BLOCK_PX, min(size) // BLOCKS), *size)
@@ -146,7 +155,14 @@ def seek_blocks(from_src: Structure, in_dst: Structure, dst_homo_src: Tensor, sr
     seek = _seek_compiled if kernels.serves(in_dst.channels) else _seek
     counts, place = seek(from_src, in_dst, side, reach)
     shift = place - reach
-    return _drift(_centres(size, side, shift.device), shift, counts, dst_homo_src, src_size, size)
+    places = _centres(size, side, shift.device)
+    motion, covariance = _fit_motion(places, shift, counts, size, HOMOGRAPHY)
+    parts = _tell(motion, covariance, shift, counts, dst_homo_src, src_size, size)
+    if free == HOMOGRAPHY:
+        return parts
+    index = torch.nonzero(~_speaks_against(motion[:, free:], covariance[:, free:, free:]))[:, 0]
+    motion, covariance = _fit_motion(places, shift, counts, size, free)
+    return parts.put(index, _tell(motion, covariance, shift, counts, dst_homo_src, src_size, size).select(index))
 
 
 def _seek(from_src: Structure, in_dst: Structure, side: int, reach: int) -> tuple[Tensor, Tensor]:
@@ -253,50 +269,87 @@ def _peak(found: Tensor) -> Tensor:
     return torch.stack([x + vertex(1), y + vertex(stride)], dim=-1)
 
 
-def _drift(
-    places: Tensor,
-    shift: Tensor,
-    counts: Tensor,
-    dst_homo_src: Tensor,
-    src_size: tuple[int, int],
-    dst_size: tuple[int, int],
-) -> Parts:
+def _fit_motion(
+    places: Tensor, shift: Tensor, counts: Tensor, dst_size: tuple[int, int], free: int
+) -> tuple[Tensor, Tensor]:
     """Fit the motion that the blocks ask for.
 
     Args:
         places: (K, 2) float64, dst pixels.
         shift: (B, K, 2) float64, pixels.
         counts: (B, K) bool, whether a block says anything.
+        dst_size: (height, width), pixels.
+        free: of how many parameters, the first ones of `homography.velocities`; the others stand still.
+
+    Returns:
+        motion: (B, 8) float64.
+        covariance: (B, 8, 8), zero for what stands still.
+    """
+    at_480 = 480 / min(dst_size)
+    of_blocks = _jacobian(places, dst_size)
+    frame = _jacobian(homography.image_corners(*dst_size, device=shift.device), dst_size).flatten(0, 1)
+    prior = frame.mT @ frame / (4 * PRIOR_480**2)
+    still = torch.arange(HOMOGRAPHY, device=shift.device) >= free
+    of_blocks = of_blocks.masked_fill(still, 0.0)
+    prior = prior.masked_fill(still | still[:, None], 0.0) + torch.diag(still.to(prior))
+    shift, variance = at_480 * shift, (at_480 * SHIFT_STD_PX) ** 2
+    if kernels.serves(shift, torch.float64):
+        widths = shift.new_tensor(WIDTHS_480)
+        settings = (variance, LEAST_SCATTER, free)
+        motion, covariance = kernels.common_motion(of_blocks, shift, counts, prior, widths, settings)
+    else:
+        motion, covariance = _common_motion(of_blocks, shift, counts, prior, variance, free)
+    return motion, covariance.masked_fill(still | still[:, None], 0.0)
+
+
+def _speaks_against(motion: Tensor, covariance: Tensor) -> Tensor:
+    """Return (B,) bool, whether parameters (B, p) are unlike zero for all that their covariance (B, p, p) leaves open.
+
+    By their Mahalanobis distance (Wald, "Tests of statistical hypotheses concerning several parameters when the number
+    of observations is large", Transactions of the American Mathematical Society 1943).
+    """
+    whitened, info = torch.linalg.solve_ex(covariance, motion[..., None])
+    distance = (motion * whitened[..., 0]).sum(-1)
+    speaks: Tensor = (info != 0) | ~(distance <= AGAINST_MODEL * motion.shape[-1])
+    return speaks
+
+
+def _jacobian(xy: Tensor, dst_size: tuple[int, int]) -> Tensor:
+    """Return (..., 2, 8), how points (..., 2) of dst move with the parameters, pixels at 480."""
+    from_centred = homography.pixels_from_centred(*dst_size, device=xy.device)
+    half_side, centre = from_centred[0, 0], from_centred[:2, 2]
+    u = ((xy - centre) / half_side).clamp(-FURTHEST, FURTHEST)
+    motion = homography.velocities(u[..., 0], u[..., 1])
+    full = torch.stack([torch.stack(pair, dim=-1) for pair in motion], dim=-1)
+    return 480 / min(dst_size) * half_side * full
+
+
+def _tell(
+    motion: Tensor,
+    covariance: Tensor,
+    shift: Tensor,
+    counts: Tensor,
+    dst_homo_src: Tensor,
+    src_size: tuple[int, int],
+    dst_size: tuple[int, int],
+) -> Parts:
+    """Say what the blocks' motion, as `_fit_motion` returns it, would do to the corners of src.
+
+    Args:
+        motion: (B, 8) float64.
+        covariance: (B, 8, 8).
+        shift: (B, K, 2) float64, of the blocks, pixels.
+        counts: (B, K) bool, whether a block says anything.
         dst_homo_src: (B, 3, 3).
         src_size: (height, width), pixels.
         dst_size: (height, width), pixels.
     """
-    at_480 = 480 / min(dst_size)
-    from_centred = homography.pixels_from_centred(*dst_size, device=shift.device)
-    half_side, centre = from_centred[0, 0], from_centred[:2, 2]
-
-    def jacobian(xy: Tensor) -> Tensor:  # (..., 2, 8), pixels at 480
-        u = ((xy - centre) / half_side).clamp(-FURTHEST, FURTHEST)
-        motion = homography.velocities(u[..., 0], u[..., 1])
-        return at_480 * half_side * torch.stack([torch.stack(pair, dim=-1) for pair in motion], dim=-1)
-
-    shift = at_480 * shift
-    of_blocks = jacobian(places)
-    frame = jacobian(homography.image_corners(*dst_size, device=shift.device)).flatten(0, 1)
-    prior = frame.mT @ frame / (4 * PRIOR_480**2)
-    if kernels.serves(shift, torch.float64):
-        widths = shift.new_tensor(WIDTHS_480)
-        settings = ((at_480 * SHIFT_STD_PX) ** 2, LEAST_SCATTER)
-        motion, covariance = kernels.common_motion(of_blocks, shift, counts, prior, widths, settings)
-    else:
-        motion, covariance = _common_motion(of_blocks, shift, counts, prior, (at_480 * SHIFT_STD_PX) ** 2)
-
     corners = homography.image_corners(*src_size, device=shift.device).expand(len(shift), 4, 2)
-    of_corners = jacobian(homography.warp_points(dst_homo_src, corners))  # (B, 4, 2, 8)
+    of_corners = _jacobian(homography.warp_points(dst_homo_src, corners), dst_size)  # (B, 4, 2, 8)
     drift = torch.einsum("bcip,bp->bci", of_corners, motion).square().sum(-1).mean(-1).sqrt()
     corner_covariance = of_corners @ covariance[:, None] @ of_corners.mT
     spread = corner_covariance.diagonal(dim1=-2, dim2=-1).sum(-1).mean(-1).sqrt()
-    is_here = counts & (shift.square().sum(-1) < HERE_480**2)
+    is_here = counts & ((480 / min(dst_size) * shift).square().sum(-1) < HERE_480**2)
     return Parts(
         here=is_here.sum(-1) / (counts.sum(-1) + ELSEWHERE).double(),
         drift_480=drift.nan_to_num(MOST_480).clamp_max(MOST_480),
@@ -307,7 +360,7 @@ def _drift(
 
 
 def _common_motion(
-    jacobian: Tensor, shift: Tensor, counts: Tensor, prior: Tensor, variance: float
+    jacobian: Tensor, shift: Tensor, counts: Tensor, prior: Tensor, variance: float, free: int
 ) -> tuple[Tensor, Tensor]:
     """Fit one motion to the blocks' shifts, robustly.
 
@@ -317,6 +370,7 @@ def _common_motion(
         counts: (B, K) bool, whether a block says anything.
         prior: (8, 8) float64, information on the motion where no block says anything.
         variance: of a shift before the scatter of all is known.
+        free: how many of the eight parameters there are.
 
     Returns:
         motion: (B, 8) float64.
@@ -330,7 +384,7 @@ def _common_motion(
         asked = torch.einsum("bk,kip,bki->bp", weight, jacobian, shift) / variance
         motion = torch.linalg.solve_ex(told + prior, asked).result
     squared = (shift - _moved(jacobian, motion)).square().sum(-1)
-    scatter = (weight * squared).sum(-1) / (2 * weight.sum(-1) - 8).clamp_min(1)
+    scatter = (weight * squared).sum(-1) / (2 * weight.sum(-1) - free).clamp_min(1)
     information = told * (variance / scatter.clamp_min(LEAST_SCATTER * variance))[:, None, None] + prior
     return motion, torch.linalg.inv_ex(information).inverse
 

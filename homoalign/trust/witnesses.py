@@ -29,6 +29,7 @@ from homoalign.levels.box import box
 from homoalign.levels.metrics import warp_level
 from homoalign.levels.pyramid import Level
 from homoalign.levels.structure import Structure
+from homoalign.optimisation.schedule import HOMOGRAPHY
 from homoalign.trust.evidence import Evidence
 from homoalign.trust.footprint import measure_in_footprint
 from homoalign.trust.parts import Parts, measure_parts, seek_blocks
@@ -103,7 +104,14 @@ def _most_overlap(evidence: Evidence) -> Tensor:
     return torch.fmax(evidence.overlap, evidence.src_overlap)
 
 
-def look_closer(src: Sequence[Level], dst: Sequence[Level], index: Tensor, dst_homo_src: Tensor, parts: Parts) -> Parts:
+def look_closer(
+    src: Sequence[Level],
+    dst: Sequence[Level],
+    index: Tensor,
+    dst_homo_src: Tensor,
+    parts: Parts,
+    free: int = HOMOGRAPHY,
+) -> Parts:
     """Ask structure on finer levels about the pairs that need it.
 
     Args:
@@ -112,6 +120,7 @@ def look_closer(src: Sequence[Level], dst: Sequence[Level], index: Tensor, dst_h
         index: (B,) int64, which of the batch the pairs are.
         dst_homo_src: (B, 3, 3) finite, pixels of the level of `parts`.
         parts: what the blocks' structure says there.
+        free: how many parameters the model of motion has.
 
     Returns:
         The parts of the level that leaves the corners least open, for each pair.
@@ -124,7 +133,7 @@ def look_closer(src: Sequence[Level], dst: Sequence[Level], index: Tensor, dst_h
             break
         finer_src, finer_dst = (pyramid[-finer].select(index[chosen]) for pyramid in (src, dst))
         told = measure_in_footprint(
-            measure_parts, finer_src, finer_dst, homography.rescale(dst_homo_src[chosen], -finer)
+            measure_parts, finer_src, finer_dst, homography.rescale(dst_homo_src[chosen], -finer), free
         )
         closest = closest.put(chosen, _surest([closest.select(chosen), told]))
     is_close = torch.nonzero(error_480(closest) < CLOSE_480)[:, 0]
@@ -132,7 +141,12 @@ def look_closer(src: Sequence[Level], dst: Sequence[Level], index: Tensor, dst_h
 
 
 def ask_witnesses(
-    src: Sequence[Level], dst: Sequence[Level], dst_homo_src: Tensor, parts: Parts, unexplained: Tensor
+    src: Sequence[Level],
+    dst: Sequence[Level],
+    dst_homo_src: Tensor,
+    parts: Parts,
+    unexplained: Tensor,
+    free: int = HOMOGRAPHY,
 ) -> Parts:
     """Ask intensities, on two levels, about the pairs that need it.
 
@@ -142,6 +156,7 @@ def ask_witnesses(
         dst_homo_src: (B, 3, 3), of the first level's pixels.
         parts: what the blocks' structure says on the first level.
         unexplained: (B,) float64, `Evidence.unexplained`.
+        free: how many parameters the model of motion has.
 
     Returns:
         The parts of whoever leaves the corners least open, for each pair; those that were given where nobody was asked.
@@ -155,7 +170,7 @@ def ask_witnesses(
     for coarser in range(2 if _has_coarser(src, dst) else 1):
         matrix = homography.rescale(dst_homo_src[index], coarser)
         images = src[coarser].select(index), dst[coarser].select(index)
-        told.append(measure_in_footprint(measure_parts_by_intensity, *images, matrix))
+        told.append(measure_in_footprint(measure_parts_by_intensity, *images, matrix, free))
     return parts.put(index, _surest(told))
 
 
@@ -168,12 +183,12 @@ def error_480(parts: Parts) -> Tensor:
     return torch.hypot(parts.drift_480, parts.drift_std_480)
 
 
-def measure_parts_by_intensity(src: Level, dst: Level, dst_homo_src: Tensor) -> Parts:
+def measure_parts_by_intensity(src: Level, dst: Level, dst_homo_src: Tensor, free: int = HOMOGRAPHY) -> Parts:
     """Do as `measure_parts`, by intensities without their neighbourhoods' means instead of structure."""
     warped, covered = warp_level(src, dst, dst_homo_src)
     known = torch.ones_like(dst.image) if dst.mask is None else (dst.mask > 0.5).to(dst.image)
     from_src = _detail(warped[:, None], covered[:, None].to(warped))
-    return seek_blocks(from_src, _detail(dst.image, known), dst_homo_src, image_size(src.image))
+    return seek_blocks(from_src, _detail(dst.image, known), dst_homo_src, image_size(src.image), free)
 
 
 def _has_coarser(src: Sequence[Level], dst: Sequence[Level]) -> bool:
