@@ -26,8 +26,8 @@ from homoalign.levels.zoom import zoom_octave
 from homoalign.optimisation.residual import Alignment
 from homoalign.result import AlignResult
 from homoalign.starts.features import match_features
-from homoalign.starts.hypotheses import Hypotheses, refine
-from homoalign.starts.search import search_similarities
+from homoalign.starts.hypotheses import UPRIGHT_STAGES, Hypotheses, refine
+from homoalign.starts.search import search_similarities, search_upright
 from homoalign.status import Initialisation, StopReason
 from homoalign.trust.evidence import Evidence
 from homoalign.trust.goodness import GOOD_ENOUGH
@@ -48,8 +48,8 @@ LEAST_GAIN: dict[Signal, float] = {"intensity": 0.02, "structure": 0.04}
 POINTS_ELSEWHERE = 2.0
 """Blocks that would move the corners by more than so many standard deviations are followed."""
 
-SEARCHED = 200
-"""Hypotheses a pair that the search hands on."""
+SEARCHED, SEARCHED_UPRIGHT = 200, 8
+"""Hypotheses a pair that the search hands on, and that of shifts alone."""
 
 
 def run_cascade(batch: Batch, start: Tensor, initialisation: list[Initialisation]) -> AlignResult:
@@ -96,6 +96,7 @@ def _try_more(
     steps: list[tuple[bool, Initialisation | None, Callable[[Batch, Tensor], Hypotheses]]] = [
         (config.use_search, Initialisation.SEARCH, _search),
         (config.use_search, None, _refine_start),
+        (config.use_search, Initialisation.SEARCH, _search_upright),
         (config.use_features and config.model == "homography", Initialisation.FEATURES, _match),
     ]
     for is_wanted, name, propose in steps:
@@ -256,6 +257,14 @@ def _search(batch: Batch, _: Tensor) -> Hypotheses:
     count = torch.tensor([len(matrix) for matrix in found], device=found[0].device)
     pair = torch.arange(len(found), device=found[0].device).repeat_interleave(count)
     return refine(batch.src, batch.dst, Hypotheses(pair, torch.cat(found), torch.cat(scores)), batch.config)
+
+
+def _search_upright(batch: Batch, _: Tensor) -> Hypotheses:
+    """Search every pair for the shifts of neighbouring tiles, and refine what is found."""
+    matrix, score = search_upright(batch.src, batch.dst, keep=SEARCHED_UPRIGHT)
+    pair = torch.arange(len(matrix), device=matrix.device).repeat_interleave(matrix.shape[1])
+    found = Hypotheses(pair, matrix.flatten(0, 1), score.flatten())
+    return refine(batch.src, batch.dst, found, batch.config, UPRIGHT_STAGES)
 
 
 def _refine_start(batch: Batch, start: Tensor) -> Hypotheses:

@@ -19,7 +19,9 @@ from homoalign.optimisation.solver import Slack, Solution, solve
 MOTION_PARAMETERS = {"translation": 2, "euclidean": 3, "similarity": 4, "affine": 6, "homography": 8}
 """How many of `homography.SL3_BASIS` each model of motion is made of, from the first on."""
 
-SIMILARITY, AFFINE, HOMOGRAPHY = (MOTION_PARAMETERS[name] for name in ("similarity", "affine", "homography"))
+TRANSLATION, SIMILARITY, AFFINE, HOMOGRAPHY = (
+    MOTION_PARAMETERS[name] for name in ("translation", "similarity", "affine", "homography")
+)
 
 SMALLEST_PROBLEM = 20
 """Twice the unknowns: with fewer residuals a robust fit says nothing."""

@@ -20,7 +20,7 @@ from homoalign.config import AlignConfig
 from homoalign.homography import image_size
 from homoalign.levels.pyramid import Level
 from homoalign.levels.zoom import match_levels, zoom_octave
-from homoalign.optimisation.schedule import AFFINE, HOMOGRAPHY, MOTION_PARAMETERS, SIMILARITY
+from homoalign.optimisation.schedule import AFFINE, HOMOGRAPHY, MOTION_PARAMETERS, SIMILARITY, TRANSLATION
 from homoalign.optimisation.structure_problem import LevelRefiner
 
 
@@ -49,6 +49,9 @@ STAGES = (
     Stage(128, 6, 8192, (HOMOGRAPHY, HOMOGRAPHY), (1,)),
     Stage(256, 2, 16384, (HOMOGRAPHY, HOMOGRAPHY), (1,)),
 )
+
+UPRIGHT_STAGES = (Stage(256, 4, 16384, (TRANSLATION, SIMILARITY), (1,)),)
+"""Of shifts that were told at that pitch: coarser levels may not show what a narrow overlap has in common."""
 
 SAME_CORNERS = 0.04
 """Hypotheses whose corners differ by less than this share of dst's side, on average, are one."""

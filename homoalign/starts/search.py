@@ -30,8 +30,16 @@ HALF_TURN_DEG = 180.0
 ROTATION_STEP_DEG = 10.0
 SCALE_STEP = 2**0.4
 
-LEAST_OVERLAP = 0.15
-"""Of the smaller canvas; a smaller overlap agrees too easily by chance."""
+LEAST_OVERLAP, LEAST_SIDE = 0.15, 1 / 6
+"""Of the smaller canvas, and of its sides; a smaller overlap agrees too easily by chance."""
+
+PEAKS_PER_ROTATION = 3
+
+UPRIGHT_SIDE_PX = 256
+"""Geometric mean of the sides of both canvases where nothing is turned or scaled..."""
+
+UPRIGHT_OVERLAP, UPRIGHT_SIDE = 0.02, 0.015
+"""... so that neighbouring tiles of a mosaic are found, whatever little they share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,20 +130,50 @@ def _search_scale(
     turned = _turn(
         from_src.structure, rotation[: len(rotation) // 2] if goes_round else rotation, goes_round=goes_round
     )
-    score, x, y = best_shifts(turned, onto_dst.structure, min_overlap=_min_overlap(from_src, onto_dst))
+    min_overlap = LEAST_OVERLAP * _smaller_area(from_src, onto_dst)
+    score, x, y = best_shifts(
+        turned, onto_dst.structure, min_overlap=min_overlap, least_side=LEAST_SIDE, count=PEAKS_PER_ROTATION
+    )
     turned_homo_src = _turns(rotation, image_size(from_src.structure.usable), image_size(turned.usable)[0])
+    return _shifted(turned_homo_src, x, y, from_src, onto_dst), score.flatten(1)
 
-    batch, _, peaks = score.shape
+
+def search_upright(src: list[Level], dst: list[Level], *, keep: int) -> tuple[Tensor, Tensor]:
+    """Find the shifts under which the structure of src agrees best with that of dst, neither turned nor scaled.
+
+    Args:
+        src: pyramid of the source images, full size first.
+        dst: pyramid of the destination images.
+        keep: how many to return a pair.
+
+    Returns:
+        dst_homo_src: (B, keep, 3, 3) float64, full-size pixels, best first.
+        score: (B, keep) float64, as of `search_similarities`.
+    """
+    sizes = [image_size(pyramid[0].image) for pyramid in (src, dst)]
+    area = math.sqrt(math.prod(sizes[0]) * math.prod(sizes[1]))
+    pitch = max(math.sqrt(area) / UPRIGHT_SIDE_PX, max(*sizes[0], *sizes[1]) / (4 * UPRIGHT_SIDE_PX), 1)
+    from_src, onto_dst = _make_canvas(src, pitch), _make_canvas(dst, pitch)
+    upright = Turned(as_complex(from_src.structure.channels)[:, None], from_src.structure.usable, with_half_turns=False)
+    min_overlap = UPRIGHT_OVERLAP * _smaller_area(from_src, onto_dst)
+    score, x, y = best_shifts(upright, onto_dst.structure, min_overlap=min_overlap, least_side=UPRIGHT_SIDE, count=keep)
+    same = torch.eye(3, dtype=torch.float64, device=score.device)[None]
+    return _shifted(same, x, y, from_src, onto_dst), score.flatten(1).double()
+
+
+def _shifted(turned_homo_src: Tensor, x: Tensor, y: Tensor, from_src: Canvas, onto_dst: Canvas) -> Tensor:
+    """Return (B, R * K, 3, 3) float64, full-size pixels, of shifts (B, R, K) of canvases turned by (R, 3, 3)."""
+    batch, _, peaks = x.shape
     canvas_homo_canvas = turned_homo_src[None, :, None].repeat(batch, 1, peaks, 1, 1)
     canvas_homo_canvas[..., 0, 2] += x
     canvas_homo_canvas[..., 1, 2] += y
     canvas_homo_full = torch.linalg.inv_ex(from_src.full_homo_canvas).inverse
-    matrix = onto_dst.full_homo_canvas @ canvas_homo_canvas @ canvas_homo_full
-    return matrix.flatten(1, 2), score.flatten(1)
+    matrix: Tensor = onto_dst.full_homo_canvas @ canvas_homo_canvas @ canvas_homo_full
+    return matrix.flatten(1, 2)
 
 
-def _min_overlap(a: Canvas, b: Canvas) -> float:
-    return LEAST_OVERLAP * min(math.prod(image_size(canvas.structure.channels)) for canvas in (a, b))
+def _smaller_area(a: Canvas, b: Canvas) -> int:
+    return min(math.prod(image_size(canvas.structure.channels)) for canvas in (a, b))
 
 
 def _make_canvas(pyramid: list[Level], pitch: float) -> Canvas:

@@ -23,7 +23,6 @@ from homoalign.levels.structure import Structure
 CANVAS_SIDE_PX = 64
 """Geometric mean of the sides of both canvases; where one image shows less of the scene, its canvas is smaller."""
 
-PEAKS_PER_ROTATION = 3
 PEAK_RADIUS_PX = 2
 
 
@@ -32,8 +31,8 @@ class Turned:
     """Structure of the source images, turned.
 
     Attributes:
-        channels: (B, R, M, side, side) complex64, one of each harmonic; their squares' mean is about 1.
-        usable: (B, R, side, side) float32 in [0, 1].
+        channels: (B, R, M, H, W) complex64, one of each harmonic; their squares' mean is about 1.
+        usable: (B, R, H, W) float32 in [0, 1].
         with_half_turns: whether each stands for itself turned by 180 degrees, too. Harmonics are even: that moves
             their pixels, and changes nothing else.
     """
@@ -43,22 +42,25 @@ class Turned:
     with_half_turns: bool
 
 
-def best_shifts(src: Turned, dst: Structure, *, min_overlap: float) -> tuple[Tensor, Tensor, Tensor]:
+def best_shifts(
+    src: Turned, dst: Structure, *, min_overlap: float, least_side: float, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Correlate at all shifts, and find the best few of each rotation.
 
     Args:
         src: turned.
         dst: not turned.
         min_overlap: canvas pixels.
+        least_side: share of a side; shifts that overlap by less along it may wrap around. `min_overlap` should rule
+            most of them out.
+        count: K, of each rotation.
 
     Returns:
-        score, x, y: (B, R, PEAKS_PER_ROTATION) each, with half turns (B, 2 R, PEAKS_PER_ROTATION), these last; x and y
-            are shifts of the turned src, canvas pixels.
+        score, x, y: (B, R, K) each, with half turns (B, 2 R, K), these last; x and y are shifts of the turned src,
+            canvas pixels.
     """
-    side = src.usable.shape[-1]
-    dst_size = image_size(dst.usable)
-    # Shifts that overlap by less than a sixth of a side may wrap around: `min_overlap` rules most of them out.
-    size = tuple(fast_length(side + extent - min(side, extent) // 6) for extent in dst_size)
+    src_size, dst_size = image_size(src.usable), image_size(dst.usable)
+    size = tuple(fast_length(a + b - int(least_side * min(a, b))) for a, b in zip(src_size, dst_size, strict=True))
     dst_channels = as_complex(dst.channels)
     of_src, of_dst = (torch.fft.fft2(channels, s=size) for channels in (src.channels, dst_channels))
     agreement = torch.fft.ifft2(cross_spectra(of_src, of_dst, with_half_turns=src.with_half_turns))
@@ -68,11 +70,11 @@ def best_shifts(src: Turned, dst: Structure, *, min_overlap: float) -> tuple[Ten
     )
     windows = window_spectra(src_windows, dst_windows, with_half_turns=src.with_half_turns)
     energies, overlap = (torch.fft.ifft2(spectra) for spectra in windows)
-    score, at = best_of_maps(agreement, overlap, energies, min_overlap=min_overlap)
+    score, at = best_of_maps(agreement, overlap, energies, min_overlap=min_overlap, count=count)
     y, x = torch.div(at, size[1], rounding_mode="floor"), at % size[1]
     if src.with_half_turns:  # a spectrum at opposite frequencies is that of an image turned about its first pixel
-        y[:, len(src.usable[0]) :] -= side - 1
-        x[:, len(src.usable[0]) :] -= side - 1
+        y[:, len(src.usable[0]) :] -= src_size[0] - 1
+        x[:, len(src.usable[0]) :] -= src_size[1] - 1
     x, y = (_unwrapped(shift, dst_size[k], size[k]) for shift, k in ((x, 1), (y, 0)))
     return score, x, y
 
@@ -153,7 +155,9 @@ def _of_real_part(spectrum: Tensor) -> Tensor:
     return (spectrum + _opposite(spectrum).conj()) / 2
 
 
-def best_of_maps(agreement: Tensor, overlap: Tensor, energies: Tensor, *, min_overlap: float) -> tuple[Tensor, Tensor]:
+def best_of_maps(
+    agreement: Tensor, overlap: Tensor, energies: Tensor, *, min_overlap: float, count: int
+) -> tuple[Tensor, Tensor]:
     """Find the highest peaks of correlation maps, which go on at their other end.
 
     Args:
@@ -162,13 +166,14 @@ def best_of_maps(agreement: Tensor, overlap: Tensor, energies: Tensor, *, min_ov
         energies: (B, R, H, W) complex64, of src and of dst where they overlap; or (B, 2 R, H, W), and the imaginary
             parts of the others belong to the second half.
         min_overlap: canvas pixels.
+        count: K, of each map.
 
     Returns:
-        score: (B, R or 2 R, PEAKS_PER_ROTATION), best first; -1 where there are not as many peaks.
+        score: (B, R or 2 R, K), best first; -1 where there are not as many peaks.
         at: likewise, int64 flat indices into the maps.
     """
     if kernels.serves(overlap, torch.complex64):
-        settings = {"unit": CANVAS_SIDE_PX, "radius": PEAK_RADIUS_PX, "count": PEAKS_PER_ROTATION}
+        settings = {"unit": CANVAS_SIDE_PX, "radius": PEAK_RADIUS_PX, "count": count}
         return kernels.best_shifts(agreement, overlap, energies, min_overlap=min_overlap, **settings)
     if energies.shape[1] > overlap.shape[1]:
         agreement, overlap = (torch.cat([maps.real, maps.imag], dim=1) for maps in (agreement, overlap))
@@ -176,5 +181,5 @@ def best_of_maps(agreement: Tensor, overlap: Tensor, energies: Tensor, *, min_ov
     score = agreement.real * (overlap.real.clamp_min(0) / energy).sqrt() / CANVAS_SIDE_PX
     score = torch.where(overlap.real > min_overlap, score, -1.0)
     around = max_pool2d(pad(score, (PEAK_RADIUS_PX,) * 4, mode="circular"), 2 * PEAK_RADIUS_PX + 1, stride=1)
-    best = torch.where(score >= around, score, -1.0).flatten(2).topk(PEAKS_PER_ROTATION, dim=-1)
+    best = torch.where(score >= around, score, -1.0).flatten(2).topk(count, dim=-1)
     return best.values, best.indices

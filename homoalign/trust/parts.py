@@ -12,6 +12,7 @@ B pairs, C channels, K blocks, H W rows and columns.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -68,6 +69,9 @@ AGAINST_MODEL = 2.0
 """Chi-squared, for each parameter that the model of motion does not have, from which the blocks speak against it: what
 any homography would do to the corners is asked then."""
 
+NOT_BY_CHANCE = 9.2
+"""Minus the logarithm of a bound on the chance that so many blocks lie best where they are: 1 in 10,000."""
+
 MOST_480 = 200.0
 FURTHEST = 6.0
 """Corners further from the centre than so many half sides are taken for so far."""
@@ -123,7 +127,28 @@ class Parts:
         )
 
 
-def measure_parts(src: Level, dst: Level, dst_homo_src: Tensor, free: int = HOMOGRAPHY) -> Parts:
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A part of an image, pixels: from `top`, `left` up to, and without, `bottom`, `right`."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.bottom - self.top, self.right - self.left
+
+    def cut(self, values: Tensor) -> Tensor:
+        """Return the part of (..., H, W)."""
+        return values[..., self.top : self.bottom, self.left : self.right].contiguous()
+
+
+def measure_parts(
+    src: Level, dst: Level, dst_homo_src: Tensor, free: int = HOMOGRAPHY, box: Box | None = None
+) -> Parts:
     """Seek every block of the warped source about its place.
 
     Args:
@@ -131,14 +156,20 @@ def measure_parts(src: Level, dst: Level, dst_homo_src: Tensor, free: int = HOMO
         dst: destination images of the same level.
         dst_homo_src: (B, 3, 3), of that level's pixels.
         free: how many parameters the model of motion has.
+        box: the part of dst to look at, narrow; None: all of it.
     """
     warped, covered = warp_level(src, dst, dst_homo_src)
     from_src = describe(Level(warped[:, None], covered[:, None].to(warped)))
-    return seek_blocks(from_src, describe(dst), dst_homo_src, image_size(src.image), free)
+    return seek_blocks(from_src, describe(dst), dst_homo_src, image_size(src.image), free, box)
 
 
 def seek_blocks(
-    from_src: Structure, in_dst: Structure, dst_homo_src: Tensor, src_size: tuple[int, int], free: int = HOMOGRAPHY
+    from_src: Structure,
+    in_dst: Structure,
+    dst_homo_src: Tensor,
+    src_size: tuple[int, int],
+    free: int = HOMOGRAPHY,
+    box: Box | None = None,
 ) -> Parts:
     """Seek every block of what is known of the warped source in what is known of dst.
 
@@ -148,19 +179,29 @@ def seek_blocks(
         dst_homo_src: (B, 3, 3), of that level's pixels.
         src_size: (height, width) of src, pixels.
         free: how many parameters the model of motion has.
+        box: the part of dst to look at, narrow; None: all of it.
     """
     size = image_size(in_dst.channels)
-    side = min(max(LEAST_BLOCK_PX, min(size) // BLOCKS), *size)
     reach = max(LEAST_REACH_PX, round(REACH * min(size)))
+    if box is None:
+        side = min(max(LEAST_BLOCK_PX, min(size) // BLOCKS), *size)
+    else:
+        side = min(max(LEAST_BLOCK_PX, round(math.sqrt(math.prod(box.size))) // BLOCKS), *box.size)
+        reach = min(reach, max(LEAST_REACH_PX, side // 2))
+        from_src, in_dst = (Structure(box.cut(each.channels), box.cut(each.usable)) for each in (from_src, in_dst))
     seek = _seek_compiled if kernels.serves(in_dst.channels) else _seek
     counts, place = seek(from_src, in_dst, side, reach)
     shift = place - reach
-    places = _centres(size, side, shift.device)
+    places = _centres(image_size(in_dst.channels), side, shift.device)
+    if box is not None:
+        places += places.new_tensor([box.left, box.top])
     motion, covariance = _fit_motion(places, shift, counts, size, HOMOGRAPHY)
     parts = _tell(motion, covariance, shift, counts, dst_homo_src, src_size, size)
     if free == HOMOGRAPHY:
         return parts
-    index = torch.nonzero(~_speaks_against(motion[:, free:], covariance[:, free:, free:]))[:, 0]
+    by_chance = math.pi * (HERE_480 * min(size) / 480) ** 2 / (2 * reach + 1) ** 2
+    is_told = ~_speaks_against(motion[:, free:], covariance[:, free:, free:]) & _is_agreed(parts, counts, by_chance)
+    index = torch.nonzero(is_told)[:, 0]
     motion, covariance = _fit_motion(places, shift, counts, size, free)
     return parts.put(index, _tell(motion, covariance, shift, counts, dst_homo_src, src_size, size).select(index))
 
@@ -300,6 +341,19 @@ def _fit_motion(
     else:
         motion, covariance = _common_motion(of_blocks, shift, counts, prior, variance, free)
     return motion, covariance.masked_fill(still | still[:, None], 0.0)
+
+
+def _is_agreed(parts: Parts, counts: Tensor, by_chance: float) -> Tensor:
+    """Return (B,) bool, whether more blocks lie best where they are than would by chance: few parameters fit any few.
+
+    By Chernoff's bound on a binomial tail ("A measure of asymptotic efficiency for tests of a hypothesis based on the
+    sum of observations", Annals of Mathematical Statistics 1952).
+    """
+    count = counts.sum(-1).double()
+    share = (parts.here * (count + ELSEWHERE) / count.clamp_min(1)).clamp(1e-9, 1 - 1e-9)
+    divergence = share * (share / by_chance).log() + (1 - share) * ((1 - share) / (1 - by_chance)).log()
+    agreed: Tensor = (share > by_chance) & (count * divergence > NOT_BY_CHANCE)
+    return agreed
 
 
 def _speaks_against(motion: Tensor, covariance: Tensor) -> Tensor:

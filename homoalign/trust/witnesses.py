@@ -32,7 +32,7 @@ from homoalign.levels.structure import Structure
 from homoalign.optimisation.schedule import HOMOGRAPHY
 from homoalign.trust.evidence import Evidence
 from homoalign.trust.footprint import measure_in_footprint
-from homoalign.trust.parts import Parts, measure_parts, seek_blocks
+from homoalign.trust.parts import Box, Parts, measure_parts, seek_blocks
 
 PLAIN_UNEXPLAINED = 1.1
 PLAIN_CORRELATION = 0.9
@@ -183,12 +183,14 @@ def error_480(parts: Parts) -> Tensor:
     return torch.hypot(parts.drift_480, parts.drift_std_480)
 
 
-def measure_parts_by_intensity(src: Level, dst: Level, dst_homo_src: Tensor, free: int = HOMOGRAPHY) -> Parts:
+def measure_parts_by_intensity(
+    src: Level, dst: Level, dst_homo_src: Tensor, free: int = HOMOGRAPHY, box: Box | None = None
+) -> Parts:
     """Do as `measure_parts`, by intensities without their neighbourhoods' means instead of structure."""
     warped, covered = warp_level(src, dst, dst_homo_src)
     known = torch.ones_like(dst.image) if dst.mask is None else (dst.mask > 0.5).to(dst.image)
     from_src = _detail(warped[:, None], covered[:, None].to(warped))
-    return seek_blocks(from_src, _detail(dst.image, known), dst_homo_src, image_size(src.image), free)
+    return seek_blocks(from_src, _detail(dst.image, known), dst_homo_src, image_size(src.image), free, box)
 
 
 def _has_coarser(src: Sequence[Level], dst: Sequence[Level]) -> bool:
