@@ -187,7 +187,6 @@ def seek_blocks(
         side = min(max(LEAST_BLOCK_PX, min(size) // BLOCKS), *size)
     else:
         side = min(max(LEAST_BLOCK_PX, round(math.sqrt(math.prod(box.size))) // BLOCKS), *box.size)
-        reach = min(reach, max(LEAST_REACH_PX, side // 2))
         from_src, in_dst = (Structure(box.cut(each.channels), box.cut(each.usable)) for each in (from_src, in_dst))
     seek = _seek_compiled if kernels.serves(in_dst.channels) else _seek
     counts, place = seek(from_src, in_dst, side, reach)

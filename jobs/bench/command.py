@@ -18,6 +18,7 @@ BENCHMARKS = {
     "stripes": "corner error of images that their sensor striped: rows, columns, detectors in turn",
     "surround": "corner error where an aperture, nodata or a letterbox frames the images",
     "template": "an object, or a tile, that is to be found somewhere in a larger image",
+    "tiles": "neighbouring tiles of a mosaic, which share a narrow strip",
     "real": "real pairs of a manifest with the truth: photographs and cross-modal ones",
     "trust": "whether confidence, precision and status tell the truth, on pairs in every trouble and unrelated ones",
     "speed": "the library's CPU time a pair by size and batch against its peers', with error and memory",

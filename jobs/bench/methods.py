@@ -78,7 +78,12 @@ class Answer:
 
 
 def run_methods(
-    pairs: Iterable[BenchPair], options: BenchOptions, *, batch_size: int = 16, with_identity: bool = False
+    pairs: Iterable[BenchPair],
+    options: BenchOptions,
+    *,
+    batch_size: int = 16,
+    with_identity: bool = False,
+    ask: Callable[[BenchPair], Iterable[tuple[str, Answer]]] | None = None,
 ) -> list[Outcome]:
     """Align every pair by homoalign, batched, and by each peer, one thread each.
 
@@ -87,6 +92,7 @@ def run_methods(
         options: config, and whether peers run.
         batch_size: of homoalign.
         with_identity: count what frame on frame would score as well.
+        ask: the peers of one pair; `ask_peers` where None.
     """
     outcomes = []
     with one_thread():
@@ -99,7 +105,7 @@ def run_methods(
                     frames = frame_homography(size_of(pair.dst), size_of(pair.src))
                     outcomes.append(judge(pair, IDENTITY, Answer(frames, {"cpu_s": 0.0})))
                 if options.peers:
-                    outcomes += [judge(pair, method, peer) for method, peer in ask_peers(pair)]
+                    outcomes += [judge(pair, method, peer) for method, peer in (ask or ask_peers)(pair)]
     return outcomes
 
 

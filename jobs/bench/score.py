@@ -57,6 +57,21 @@ def precision_figures(outcomes: list[Outcome]) -> Row:
     }
 
 
+def found_figures(outcomes: list[Outcome]) -> Row:
+    """Return how many are found how precisely, and whether the status tells which."""
+    right = [outcome for outcome in outcomes if is_right(outcome)]
+    wrong = [outcome for outcome in outcomes if not is_right(outcome)]
+    trusted = ok_share(wrong)
+    return {
+        "right %": percent(len(right), len(outcomes)),
+        "<1 px %": below(outcomes, 1.0),
+        "median px": median([outcome.error_px for outcome in outcomes]),
+        "ok | right %": ok_share(right),
+        "wrong but ok %": trusted if isinstance(trusted, str) else trusted * len(wrong) / len(outcomes),
+        "CPU ms": cpu_ms(outcomes),
+    }
+
+
 def ratio_to_case(outcomes: Sequence[Outcome], case: str) -> Callable[[Sequence[Outcome]], float | None]:
     """Return a function that divides each error by that of the same method and pair in `case`; their median.
 

@@ -12,21 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.bench.measure import show
-from jobs.bench.methods import Outcome, run_methods
+from jobs.bench.methods import run_methods
 from jobs.bench.options import BenchOptions, RenderOptions, bench_options, render_options
 from jobs.bench.pairs import CHANGE, MOTION, BenchPair, Drawn, stream_of
 from jobs.bench.photographs import gray_scene
-from jobs.bench.score import (
-    Row,
-    as_json,
-    below,
-    cpu_ms,
-    is_right,
-    median,
-    ok_share,
-    percent,
-    rows_by_case,
-)
+from jobs.bench.score import as_json, found_figures, rows_by_case
 from jobs.errors import UsageError
 from jobs.rendering.synthetic import (
     Image,
@@ -95,27 +85,12 @@ def template_command(*, size: int, sigma: float, render: RenderOptions, options:
     outcomes = run_methods(template_pairs(render, size, sigma), options)
     show(
         f"bench template: {render.pairs} pairs, src of {size} x {size}, sigma {sigma:g}",
-        rows_by_case(outcomes, "src in dst", template_figures),
+        rows_by_case(outcomes, "src in dst", found_figures),
         caption="right: mean corner error below 5 px at 480. ok | right: of the right ones, those whose status is ok; "
         "wrong but ok: of all. A pair that failed counts as infinite in the median.",
         json_path=options.json_path,
         more={"seed": render.seed, "outcomes": as_json(outcomes)},
     )
-
-
-def template_figures(outcomes: list[Outcome]) -> Row:
-    """Return how many are found how precisely, and whether the status tells which."""
-    right = [outcome for outcome in outcomes if is_right(outcome)]
-    wrong = [outcome for outcome in outcomes if not is_right(outcome)]
-    trusted = ok_share(wrong)
-    return {
-        "right %": percent(len(right), len(outcomes)),
-        "<1 px %": below(outcomes, 1.0),
-        "median px": median([outcome.error_px for outcome in outcomes]),
-        "ok | right %": ok_share(right),
-        "wrong but ok %": trusted if isinstance(trusted, str) else trusted * len(wrong) / len(outcomes),
-        "CPU ms": cpu_ms(outcomes),
-    }
 
 
 def template_pairs(render: RenderOptions, size: int, sigma_8bit: float) -> Iterator[BenchPair]:
