@@ -134,9 +134,19 @@ def test_template_says_what_is_found_and_what_is_trusted(tmp_path):
     assert (absent["right %"], absent["wrong but ok %"]) == (0, 0)
 
 
+def test_tiles_names_what_knows_the_stage(tmp_path):
+    found = bench(tmp_path, "tiles", "--pairs", "1", "--size", "128", *PHOTOGRAPHS)
+    rows = {(row["overlap"], row["method"]): row for row in found["rows"]}
+    assert [row["overlap"] for row in found["rows"][::4]] == ["20 %", "10 %", "7 %", "none"]
+    assert rows["20 %", "homoalign"]["right %"] == rows["20 %", "homoalign"]["ok | right %"] == 100
+    assert rows["20 %", "phase correlation of the strips"]["right %"] == 100
+    assert (rows["none", "homoalign"]["right %"], rows["none", "homoalign"]["wrong but ok %"]) == (0, 0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["tiles", "--photographs", "astronaut"], "at least two"),
         (["template", "--photographs", "astronaut"], "at least two"),
         (["precision", "--sigmas", "5,x"], "--sigmas 5,x"),
         (["precision", "--set", "stepp=1"], "did you mean"),

@@ -15,11 +15,12 @@ from homoalign.cascade.rivals import rival_correlation, rival_in_scene
 from homoalign.levels.patterns import local_patterns
 from homoalign.levels.pyramid import Level
 from homoalign.status import Status
-from homoalign.trust.footprint import LEAST_SIDE_PX, footprints, measure_in_footprint
-from homoalign.trust.parts import measure_parts
+from homoalign.trust.footprint import LEAST_SIDE_PX, footprints, measure_in_footprint, narrow_overlaps
+from homoalign.trust.parts import Box, measure_parts
 from homoalign.trust.witnesses import ask_witnesses, error_480, measure_parts_by_intensity
 from jobs.bench.options import RenderOptions
 from jobs.bench.template import template_pairs
+from jobs.bench.tiles import ABSENT, tile_pairs
 from jobs.rendering.synthetic import load_scene, render_pair
 
 SRC_SIZE, DST_SIZE = (60, 60), (150, 200)
@@ -201,3 +202,76 @@ def test_rivals_of_a_tile_are_sought_on_a_level_that_is_not_large(numpy_rng, mon
     found = homoalign.align(src, dst, init=at(11.0, 20.5))
     assert set(sizes) == ({75 * 100} if is_sought else set())
     assert (found.status[0] is Status.OK) != is_sought
+
+
+TILE = (160, 160)
+
+
+def neighbours(numpy_rng, x, y=0.0, photograph="astronaut"):
+    """Return two tiles, Levels, the second of which starts there in the first, and the truth."""
+    truth = torch.tensor([[[1.0, 0, -x], [0, 1, -y], [0, 0, 1]]], dtype=torch.float64)
+    pair = render_pair(load_scene(photograph, gray=True), truth[0].numpy(), TILE, rng=numpy_rng)
+    return level_of(pair.src.clip(0, 1)), level_of(pair.dst.clip(0, 1)), truth
+
+
+@pytest.mark.parametrize("measure", SIGNALS)
+def test_small_blocks_tell_a_strip_what_those_of_the_frame_do_not(numpy_rng, measure):
+    src, dst, truth = neighbours(numpy_rng, 148.0)
+    whole, parts = measure(src, dst, truth, 2), measure_in_footprint(measure, src, dst, truth, 2)
+    assert whole.drift_std_480.item() > 20
+    assert parts.drift_std_480.item() < 1
+    assert parts.drift_480.item() < 1
+    assert parts.here.item() > 0.7
+
+
+def test_a_strip_says_where_it_would_rather_lie(numpy_rng):
+    src, dst, truth = neighbours(numpy_rng, 130.0, 4.0)
+    beside = truth.clone()
+    beside[0, 0, 2] += 3
+    beside[0, 1, 2] -= 2
+    parts = measure_in_footprint(measure_parts, src, dst, beside, 2)
+    assert parts.here.item() < 0.1
+    assert parts.drift_480.item() == pytest.approx(np.hypot(3, 2) * 480 / TILE[0], rel=0.3)
+
+
+def test_strips_and_other_pairs_are_told_as_they_are_alone(numpy_rng):
+    made = [neighbours(numpy_rng, *at) for at in ((140.0, 0.0), (10.0, 5.0), (3.0, 130.0), (90.0, 0.0))]
+    src, dst = (Level(torch.cat([pair[side].image for pair in made]), None) for side in (0, 1))
+    together = measure_in_footprint(measure_parts, src, dst, torch.cat([truth for *_, truth in made]), 2)
+    for i, pair in enumerate(made):
+        alone = measure_in_footprint(measure_parts, *pair, 2)
+        for field in fields(alone):
+            assert torch.equal(getattr(together, field.name)[i], getattr(alone, field.name)[0])
+
+
+@pytest.mark.parametrize(
+    ("shift", "box"),
+    [
+        ((140, 0), Box(0, 0, 160, 20)),
+        ((0, -140), Box(140, 0, 160, 160)),
+        ((-120, 130), Box(0, 120, 30, 160)),
+        ((100, 100), None),  # not narrow
+        ((155, 0), None),  # no block is
+        ((200, 0), None),
+        ((np.nan, 0), None),
+    ],
+)
+def test_narrow_overlaps_are_those_of_a_third_of_a_side(shift, box):
+    matrix = torch.tensor([[[1.0, 0, -shift[0]], [0, 1, -shift[1]], [0, 0, 1]]], dtype=torch.float64)
+    assert narrow_overlaps(matrix, TILE, TILE) == [box]
+
+
+@pytest.mark.parametrize("overlap", ["20 %", "10 %", "7 %"])
+def test_tiles_are_found_and_trusted(overlap):
+    render = RenderOptions(pairs=2, seed=3, photographs=("astronaut", "camera"))
+    for pair in tile_pairs(render, 160, 2.0, 0.3):
+        if pair.case not in (overlap, ABSENT):
+            continue
+        images = (torch.from_numpy(image)[None, None] for image in (pair.src, pair.dst))
+        result = homoalign.align(*images, config=homoalign.AlignConfig(model="translation"))
+        if pair.case == ABSENT:
+            assert result.status[0] is not Status.OK
+        else:
+            truth = torch.from_numpy(pair.dst_homo_src)[None]
+            assert homography.corner_errors(result.dst_homo_src, truth, 160, 160).mean() < 0.2
+            assert result.status[0] is Status.OK

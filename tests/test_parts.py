@@ -8,6 +8,7 @@ import torch
 from levels import level_of
 
 from homoalign import homography
+from homoalign.optimisation.schedule import MOTION_PARAMETERS
 from homoalign.trust.parts import MOST_480, measure_parts
 from jobs.rendering.degrade import see_by_other_sensor
 from jobs.rendering.synthetic import load_scene, random_homography, render_pair
@@ -103,3 +104,64 @@ def test_the_motion_of_the_blocks_leads_back_to_the_truth(view, shift_px):
     parts = measure_parts(level_of(src), level_of(dst), wrong)
     right = homography.move(wrong, parts.motion, *SIZE)
     assert homography.corner_errors(right, torch.from_numpy(truth)[None], *SIZE).max() < 0.4
+
+
+MODELS = ["translation", "euclidean", "similarity", "affine", "homography"]
+
+
+def in_a_corner(image):
+    """Return the image with texture in one corner alone, as a cell lies on dark ground."""
+    faded = np.full_like(image, 0.2)
+    faded[:60, :60] = image[:60, :60]
+    return faded
+
+
+def told_within(model, src, dst, dst_homo_src):
+    free = MOTION_PARAMETERS[model]
+    return measure_parts(level_of(src), level_of(dst), torch.from_numpy(dst_homo_src)[None], free)
+
+
+def test_few_blocks_know_the_corners_of_a_motion_of_few_parameters(view):
+    scene = in_a_corner(view()[0])
+    std = [told_within(model, scene, scene, np.eye(3)).drift_std_480.item() for model in MODELS]
+    assert sorted(std) == std
+    assert std[0] < 1
+    assert std[-1] > 5 * std[0]
+
+
+@pytest.mark.parametrize("model", MODELS[:-1])
+def test_blocks_that_speak_against_the_model_are_heard(view, model):
+    src, dst, truth = view()
+    narrow, wide = (told_within(each, src, dst, turned(truth)) for each in (model, "homography"))
+    if model == "translation":  # a turn is none
+        assert narrow.drift_480.item() == wide.drift_480.item() > 5
+    assert narrow.drift_480.item() > 3
+
+
+def turned(dst_homo_src, angle_deg=3.0):
+    """Return a matrix that has dst turned about its centre."""
+    centre = shifted((SIZE[1] - 1) / 2, (SIZE[0] - 1) / 2)
+    c, s = math.cos(math.radians(angle_deg)), math.sin(math.radians(angle_deg))
+    turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+    return centre @ turn @ np.linalg.inv(centre) @ dst_homo_src
+
+
+@pytest.mark.parametrize("model", MODELS[:-1])
+def test_blocks_that_agree_by_chance_know_no_less_free_motion(numpy_rng, model):
+    src, dst = (numpy_rng.uniform(size=SIZE).astype(np.float32) for _ in range(2))
+    narrow, wide = (told_within(each, src, dst, np.eye(3)) for each in (model, "homography"))
+    assert narrow.drift_std_480.item() == wide.drift_std_480.item() > 10
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_what_stands_still_in_a_model_moves_no_corner(view, model, by_torch):
+    src, dst, truth = view()
+
+    def told():
+        parts = told_within(model, src, dst, shifted(0.5, 0) @ truth)
+        return torch.cat([parts.drift_480, parts.drift_std_480, parts.motion.flatten()])
+
+    torch.testing.assert_close(told(), by_torch(told), rtol=1e-3, atol=1e-3)
+    motion = told()[2:].view(3, 3)
+    if model == "translation":
+        assert torch.equal(motion[:2, :2], motion[2, 2] * torch.eye(2, dtype=torch.float64))

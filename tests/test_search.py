@@ -21,6 +21,7 @@ from homoalign.starts.search import (
     _scales,
     _search_scale,
     search_similarities,
+    search_upright,
 )
 from jobs.rendering.synthetic import load_scene, render_pair, similarity_homography
 
@@ -253,3 +254,25 @@ def test_strips_are_searched_on_canvases_of_bounded_length(monkeypatch, numpy_rn
     found, _ = search_similarities(*pyramids, AlignConfig(search_max_scale=1.0), keep=5)
     assert max(sides) <= 256  # 640, and squares of that at every angle, for a geometric mean of 64
     assert found.shape == (1, 5, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("shift", "dst_size"),
+    [((112.0, 1.0), SIZE), ((-2.0, -84.0), SIZE), ((100.0, 60.0), SIZE), ((60.0, 50.0), (80, 200)), ((-3.0, 2.0), SIZE)],
+)
+def test_the_best_shift_of_tiles_is_the_right_one(similar_pair, shift, dst_size):
+    scale = math.sqrt(math.prod(SIZE) / math.prod(dst_size))  # pixels of one size
+    src, dst, truth = similar_pair(shift=shift, dst_size=dst_size, scale=scale)
+    matrices, score = search_upright(pyramid_of(src), pyramid_of(dst), keep=4)
+    assert errors_px(matrices[0], truth)[0] < 1
+    assert score[0].tolist() == sorted(score[0].tolist(), reverse=True)
+    assert torch.equal(matrices[0, :, :2, :2], torch.eye(2, dtype=torch.float64).expand(4, 2, 2))
+
+
+def test_masked_pixels_hold_no_tile(similar_pair):
+    src, dst, truth = similar_pair(shift=(100.0, 0.0))
+    for hidden, is_found in ((np.s_[:, 64:], True), (np.s_[:, :32], False)):  # src shows the strip on its left
+        kept = np.ones(SIZE)
+        kept[hidden] = 0
+        matrices, _ = search_upright(pyramid_of(src, mask=kept), pyramid_of(dst), keep=1)
+        assert (errors_px(matrices[0], truth)[0] < 1) == is_found
