@@ -234,6 +234,17 @@ def test_a_strip_says_where_it_would_rather_lie(numpy_rng):
     assert parts.drift_480.item() == pytest.approx(np.hypot(3, 2) * 480 / TILE[0], rel=0.3)
 
 
+def test_a_strip_says_where_it_would_rather_lie_from_where_it_is(numpy_rng):
+    src, dst, truth = neighbours(numpy_rng, 130.0)
+    turn = torch.tensor([[1, -0.012, 0], [0.012, 1, 0], [0, 0, 1]], dtype=torch.float64)
+    centre = torch.tensor([[1, 0, 79.5], [0, 1, 79.5], [0, 0, 1]], dtype=torch.float64)
+    beside = (centre @ turn @ torch.linalg.inv(centre)) @ truth
+    parts = measure_in_footprint(measure_parts, src, dst, beside, 3)
+    moved = homography.move(beside, parts.motion, *TILE)
+    before, after = (homography.corner_errors(matrix, truth, *TILE).mean() for matrix in (beside, moved))
+    assert after < 0.4 * before
+
+
 def test_strips_and_other_pairs_are_told_as_they_are_alone(numpy_rng):
     made = [neighbours(numpy_rng, *at) for at in ((140.0, 0.0), (10.0, 5.0), (3.0, 130.0), (90.0, 0.0))]
     src, dst = (Level(torch.cat([pair[side].image for pair in made]), None) for side in (0, 1))

@@ -258,7 +258,13 @@ def test_strips_are_searched_on_canvases_of_bounded_length(monkeypatch, numpy_rn
 
 @pytest.mark.parametrize(
     ("shift", "dst_size"),
-    [((112.0, 1.0), SIZE), ((-2.0, -84.0), SIZE), ((100.0, 60.0), SIZE), ((60.0, 50.0), (80, 200)), ((-3.0, 2.0), SIZE)],
+    [
+        ((112.0, 1.0), SIZE),
+        ((-2.0, -84.0), SIZE),
+        ((100.0, 60.0), SIZE),
+        ((60.0, 50.0), (80, 200)),
+        ((-3.0, 2.0), SIZE),
+    ],
 )
 def test_the_best_shift_of_tiles_is_the_right_one(similar_pair, shift, dst_size):
     scale = math.sqrt(math.prod(SIZE) / math.prod(dst_size))  # pixels of one size
