@@ -235,7 +235,7 @@ def test_a_strip_says_where_it_would_rather_lie(numpy_rng):
 
 
 def test_a_strip_says_where_it_would_rather_lie_from_where_it_is(numpy_rng):
-    src, dst, truth = neighbours(numpy_rng, 130.0)
+    src, dst, truth = neighbours(numpy_rng, -130.0)  # on dst's right
     turn = torch.tensor([[1, -0.012, 0], [0.012, 1, 0], [0, 0, 1]], dtype=torch.float64)
     centre = torch.tensor([[1, 0, 79.5], [0, 1, 79.5], [0, 0, 1]], dtype=torch.float64)
     beside = (centre @ turn @ torch.linalg.inv(centre)) @ truth
