@@ -118,16 +118,24 @@ def test_rivals_are_those_of_torch(make_pair, by_torch, photograph):
     torch.testing.assert_close(rival, by_torch(lambda: rivals.rival_correlation(patterns)), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("size", [(96, 128), (40, 50), (17, 90)])
-def test_blocks_are_found_where_torch_finds_them(rng, size):
+@pytest.mark.parametrize(
+    ("size", "box"),
+    [
+        ((96, 128), (0, 0, 96, 128)),
+        ((40, 50), (0, 0, 40, 50)),
+        ((17, 90), (0, 0, 17, 90)),
+        ((96, 128), (9, 40, 90, 90)),
+    ],
+)
+def test_blocks_are_found_where_torch_finds_them(rng, size, box):
     channels, filled = torch.randn(3, 4, *size, generator=rng), (torch.rand(3, 1, *size, generator=rng) > 0.1).float()
     filled[0] = 1
     filled[1, :, :, : size[1] // 2] = 0
     src = Structure(channels * filled, filled)
     other = channels.roll((2, -1), (-2, -1)) + 0.3 * torch.randn(3, 4, *size, generator=rng)
-    side, reach = max(8, min(size) // 6), max(4, min(size) // 18)
+    grid, reach = parts.lay_grid(parts.Box(*box), min(max(8, min(size) // 6), 15)), max(4, min(size) // 18)
     dst = Structure(other, torch.ones_like(filled))
-    (counts, place), (ours, our_place) = parts._seek(src, dst, side, reach), parts._seek_compiled(src, dst, side, reach)
+    (counts, place), (ours, our_place) = parts._seek(src, dst, grid, reach), parts._seek_compiled(src, dst, grid, reach)
     assert torch.equal(ours, counts)
     assert counts[1].any()
     assert not counts[1].all()

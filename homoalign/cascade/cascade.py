@@ -10,6 +10,7 @@ B pairs, K hypotheses.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -20,13 +21,13 @@ from homoalign.cascade.attempt import Batch, Signal, attempt, structure_score
 from homoalign.cascade.settled import WRECK, goodness_of, is_settled, names_of
 from homoalign.cascade.weighing import weigh_rivals
 from homoalign.differences.explained import explained_share, explains_more
-from homoalign.homography import image_size
+from homoalign.homography import corner_errors, image_size
 from homoalign.levels.noise import UNEXPLAINED
 from homoalign.levels.zoom import zoom_octave
 from homoalign.optimisation.residual import Alignment
 from homoalign.result import AlignResult
 from homoalign.starts.features import match_features
-from homoalign.starts.hypotheses import UPRIGHT_STAGES, Hypotheses, refine
+from homoalign.starts.hypotheses import SAME_CORNERS, UPRIGHT_STAGES, Hypotheses, refine
 from homoalign.starts.search import search_similarities, search_upright
 from homoalign.status import Initialisation, StopReason
 from homoalign.trust.evidence import Evidence
@@ -93,7 +94,7 @@ def _try_more(
         result = _stay(batch, result)
     result = _follow_blocks(batch, result)
     tried: list[tuple[Initialisation, Hypotheses]] = []
-    steps: list[tuple[bool, Initialisation | None, Callable[[Batch, Tensor], Hypotheses]]] = [
+    steps: list[tuple[bool, Initialisation | None, Callable[[Batch, Tensor, AlignResult], Hypotheses]]] = [
         (config.use_search, Initialisation.SEARCH, _search),
         (config.use_search, None, _refine_start),
         (config.use_search, Initialisation.SEARCH, _search_upright),
@@ -104,7 +105,7 @@ def _try_more(
         if is_wanted and len(doubtful) > 0:
             part = batch.select(doubtful)
             before = result.select(doubtful)
-            proposed = propose(part, start[doubtful.to(start.device)])
+            proposed = propose(part, start[doubtful.to(start.device)], before)
             names = [name or initialisation[i] for i in doubtful.tolist()]
             if name is not None:
                 tried.append((name, replace(proposed, pair=doubtful.to(proposed.pair.device)[proposed.pair])))
@@ -246,34 +247,38 @@ def _score(batch: Batch, result: AlignResult) -> Tensor:
     return structure_score(batch, result.dst_homo_src.to(batch.src[0].image.device))
 
 
-def _search(batch: Batch, _: Tensor) -> Hypotheses:
+def _search(batch: Batch, _: Tensor, __: AlignResult) -> Hypotheses:
     """Search every pair, and refine what is found."""
-    found, scores = [], []
-    for i in range(len(batch.src[0].image)):
-        one = batch.select(torch.tensor([i]))
-        matrix, score = search_similarities(one.src, one.dst, batch.config, keep=SEARCHED)
-        found.append(matrix[0])
-        scores.append(score[0])
-    count = torch.tensor([len(matrix) for matrix in found], device=found[0].device)
-    pair = torch.arange(len(found), device=found[0].device).repeat_interleave(count)
-    return refine(batch.src, batch.dst, Hypotheses(pair, torch.cat(found), torch.cat(scores)), batch.config)
+    found = _of_each(batch, lambda one: search_similarities(one.src, one.dst, batch.config, keep=SEARCHED))
+    return refine(batch.src, batch.dst, found, batch.config)
 
 
-def _search_upright(batch: Batch, _: Tensor) -> Hypotheses:
-    """Search every pair for the shifts of neighbouring tiles, and refine what is found."""
-    matrix, score = search_upright(batch.src, batch.dst, keep=SEARCHED_UPRIGHT)
-    pair = torch.arange(len(matrix), device=matrix.device).repeat_interleave(matrix.shape[1])
-    found = Hypotheses(pair, matrix.flatten(0, 1), score.flatten())
-    return refine(batch.src, batch.dst, found, batch.config, UPRIGHT_STAGES)
+def _search_upright(batch: Batch, _: Tensor, result: AlignResult) -> Hypotheses:
+    """Search every pair for the shifts of neighbouring tiles, and refine what is found where no answer lies yet."""
+    found = _of_each(batch, lambda one: search_upright(one.src, one.dst, keep=SEARCHED_UPRIGHT))
+    found = refine(batch.src, batch.dst, found, batch.config, UPRIGHT_STAGES)
+    answer = result.dst_homo_src.to(found.pair.device)[found.pair]
+    src_size, dst_size = (image_size(pyramid[0].image) for pyramid in (batch.src, batch.dst))
+    apart_px = corner_errors(found.dst_homo_src, answer, *src_size).mean(-1)
+    return found.select(_indices(~(apart_px < SAME_CORNERS * math.sqrt(math.prod(dst_size)))))
 
 
-def _refine_start(batch: Batch, start: Tensor) -> Hypotheses:
+def _of_each(batch: Batch, search: Callable[[Batch], tuple[Tensor, Tensor]]) -> Hypotheses:
+    """Return what a search finds for each pair, one at a time: the maps of many would take gigabytes."""
+    found = [search(batch.select(torch.tensor([i]))) for i in range(len(batch.src[0].image))]
+    matrix, score = (torch.cat([of_pair[0] for of_pair in parts]) for parts in zip(*found, strict=True))
+    count = torch.tensor([score.shape[1] for _, score in found], device=matrix.device)
+    pair = torch.arange(len(found), device=matrix.device).repeat_interleave(count)
+    return Hypotheses(pair, matrix, score)
+
+
+def _refine_start(batch: Batch, start: Tensor, _: AlignResult) -> Hypotheses:
     """Refine the start itself on structure: light may have led intensities away from it."""
     pair = torch.arange(len(start), device=start.device)
     return refine(batch.src, batch.dst, Hypotheses(pair, start, torch.ones_like(start[:, 0, 0])), batch.config)
 
 
-def _match(batch: Batch, _: Tensor) -> Hypotheses:
+def _match(batch: Batch, _: Tensor, __: AlignResult) -> Hypotheses:
     """Match features, for the pairs where any do; coarse levels have nothing to add to what they say."""
     matrix = match_features(batch.src, batch.dst)
     pair = torch.nonzero(matrix.isfinite().flatten(1).all(-1))[:, 0]

@@ -21,9 +21,6 @@ from homoalign.optimisation.template import Template, jacobian_of
 PLAIN = 2
 """The first functions of light: a constant and the intensity."""
 
-CURVATURE_POINTS = 13_000
-"""Points, about, that the curvature of rich light is told from: all of them would be most of the work."""
-
 LEAST_STEEPNESS = 0.02
 """Where dst changes by less than this share of src, it tells nothing of src."""
 
@@ -137,10 +134,10 @@ class Behind:
         template = self.raw.template.with_slopes_of(clean, torch.arange(len(image), device=image.device))
         return replace(template, slope=template.slope * view.steepness[:, None])
 
-    def normal_equations(self, template: Template, view: View) -> tuple[Tensor, Tensor]:
+    def normal_equations(self, template: Template, view: View, stride: int = 1) -> tuple[Tensor, Tensor]:
         """Return (B, P, P) J W J^T and (B, P) J W r of all parameters, float64, zero for those that it has not.
 
-        The former is told from some of the points where light is rich.
+        The former is told from every `stride`-th point where light is rich.
         """
         if self.fields is None:
             product, scores = products(template, view.residual, view.weight)
@@ -151,7 +148,6 @@ class Behind:
             scores = (scores[:, :, None] * to_light).sum(1)
             rest = (0, joint.NUM_FUNCTIONS - PLAIN)
             return pad(to_light.mT @ product @ to_light, 2 * rest), pad(scores, rest)
-        stride = max(1, view.weight.shape[-1] // CURVATURE_POINTS) | 1  # odd: not in step with an image's rows
         part, weight = template.every(stride), view.weight[:, None, ::stride]
         jacobian = torch.cat([motion_of(part), joint.basis_of(part.brightness, self.fields[..., ::stride])], dim=1)
         curvature = stride * ((jacobian * weight) @ jacobian.mT).double()

@@ -187,13 +187,10 @@ def seek_blocks(
         side = min(max(LEAST_BLOCK_PX, min(size) // BLOCKS), *size)
     else:
         side = min(max(LEAST_BLOCK_PX, round(math.sqrt(math.prod(box.size))) // BLOCKS), *box.size)
-        from_src, in_dst = (Structure(box.cut(each.channels), box.cut(each.usable)) for each in (from_src, in_dst))
+    grid = lay_grid(box or Box(0, 0, *size), side)
     seek = _seek_compiled if kernels.serves(in_dst.channels) else _seek
-    counts, place = seek(from_src, in_dst, side, reach)
-    shift = place - reach
-    places = _centres(image_size(in_dst.channels), side, shift.device)
-    if box is not None:
-        places += places.new_tensor([box.left, box.top])
+    counts, place = seek(from_src, in_dst, grid, reach)
+    shift, places = place - reach, _centres(grid, place.device)
     motion, covariance = _fit_motion(places, shift, counts, size, HOMOGRAPHY)
     parts = _tell(motion, covariance, shift, counts, dst_homo_src, src_size, size)
     if free == HOMOGRAPHY:
@@ -205,27 +202,38 @@ def seek_blocks(
     return parts.put(index, _tell(motion, covariance, shift, counts, dst_homo_src, src_size, size).select(index))
 
 
-def _seek(from_src: Structure, in_dst: Structure, side: int, reach: int) -> tuple[Tensor, Tensor]:
-    """Seek blocks of this side up to `reach` pixels about their places.
+def lay_grid(box: Box, side: int) -> kernels.Grid:
+    """Return as many blocks of this side as a box holds, in its middle."""
+    height, width = box.size
+    return kernels.Grid(
+        top=box.top + height % side // 2,
+        left=box.left + width % side // 2,
+        rows=height // side,
+        columns=width // side,
+        side=side,
+    )
+
+
+def _seek(from_src: Structure, in_dst: Structure, grid: kernels.Grid, reach: int) -> tuple[Tensor, Tensor]:
+    """Seek the blocks of a grid up to `reach` pixels about their places.
 
     Returns:
         counts: (B, K) bool, whether a block says anything.
         place: (B, K, 2) float64, x and y of the best shift, from the one by -reach on.
     """
-    template = _blocks(torch.cat([from_src.channels, from_src.usable], dim=1), side, 0)
+    template = _blocks(torch.cat([from_src.channels, from_src.usable], dim=1), grid, 0)
     energy, filled = template[:, :-1].square().sum(1), template[:, -1]
     counts = (filled.mean((-2, -1)) > LEAST_FILLED) & (energy.mean((-2, -1)) > LEAST_STRUCTURE)
-    found = _correlate(template[:, :-1], filled, _blocks(in_dst.channels, side, reach), 2 * reach + 1)
+    found = _correlate(template[:, :-1], filled, _blocks(in_dst.channels, grid, reach), 2 * reach + 1)
     return counts, _peak(found)
 
 
-def _seek_compiled(from_src: Structure, in_dst: Structure, side: int, reach: int) -> tuple[Tensor, Tensor]:
+def _seek_compiled(from_src: Structure, in_dst: Structure, grid: kernels.Grid, reach: int) -> tuple[Tensor, Tensor]:
     """Do what `_seek` does, on the processor."""
-    (top, rows), (left, columns) = (_cuts(length, side) for length in image_size(in_dst.usable))
-    grid = kernels.Grid(top, left, rows, columns, side)
     own, known, under = kernels.block_energies(from_src.channels, from_src.usable[:, 0], in_dst.channels, grid, reach)
-    counts = (known > LEAST_FILLED * side**2) & (own > LEAST_STRUCTURE * side**2)
-    length = fast_length(side + 2 * reach)
+    area = grid.side**2
+    counts = (known > LEAST_FILLED * area) & (own > LEAST_STRUCTURE * area)
+    length = fast_length(grid.side + 2 * reach)
     of_template = torch.fft.fft2(kernels.cut(from_src.channels, grid, 0, length))
     of_search = torch.fft.fft2(kernels.cut(in_dst.channels, grid, reach, length))
     both = torch.fft.ifft2(kernels.cross_spectrum(of_template, of_search))
@@ -237,25 +245,20 @@ def _faint(own: Tensor) -> Tensor:
     return (FAINT * own.mean(-1, keepdim=True) + 1e-6).expand_as(own)
 
 
-def _blocks(values: Tensor, side: int, margin: int) -> Tensor:
+def _blocks(values: Tensor, grid: kernels.Grid, margin: int) -> Tensor:
     """Cut (B, C, H, W) into (B, C, K, side + 2 * margin, side + 2 * margin); beyond the border is zero."""
-    (top, rows), (left, columns) = (_cuts(length, side) for length in image_size(values))
+    top, left, rows, columns, side = grid
     around = pad(values, (margin,) * 4)
     cut = around[..., top : top + rows * side + 2 * margin, left : left + columns * side + 2 * margin]
     full = side + 2 * margin
     return cut.unfold(-2, full, side).unfold(-2, full, side).flatten(2, 3)
 
 
-def _cuts(length: int, side: int) -> tuple[int, int]:
-    """Return where the first block starts, and how many there are."""
-    return length % side // 2, length // side
-
-
-def _centres(size: tuple[int, int], side: int, device: torch.device) -> Tensor:
+def _centres(grid: kernels.Grid, device: torch.device) -> Tensor:
     """Return (K, 2) float64, x and y of the blocks' centres."""
     y, x = (
-        start + side * torch.arange(count, dtype=torch.float64, device=device) + (side - 1) / 2
-        for start, count in (_cuts(length, side) for length in size)
+        start + grid.side * torch.arange(count, dtype=torch.float64, device=device) + (grid.side - 1) / 2
+        for start, count in ((grid.top, grid.rows), (grid.left, grid.columns))
     )
     rows, columns = torch.meshgrid(y, x, indexing="ij")
     return torch.stack([columns, rows], dim=-1).flatten(0, 1)
