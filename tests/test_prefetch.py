@@ -130,8 +130,9 @@ def test_a_bug_in_a_thread_comes_out(tmp_path, monkeypatch):
 
 def test_a_consumer_that_stops_early_leaves_no_thread_behind(tmp_path):
     reader = Reader(store=STORE, rules=AccessRules(f"file://{tmp_path}"))
-    before = threading.active_count()
+    before = set(threading.enumerate())  # what other tests left may end in between
     fetching = fetch_in_order(enumerate(write_pairs(tmp_path, 12)), reader, Ahead(decoded_bytes=1))
     next(fetching)
+    assert set(threading.enumerate()) - before
     fetching.close()
-    assert threading.active_count() == before
+    assert not set(threading.enumerate()) - before
